@@ -1,0 +1,85 @@
+"""A judge's reply, split into reasoning and answers. Pure text: it does not know what an answer means.
+
+The reply is `<think>reasoning</think>` and then nothing but answer tags, `<answer>..</answer>`, with white space around
+them. It is read only if it is finished, only after the *last* closing think tag, and only if the whole tail matches:
+whatever a candidate made the judge quote in its reasoning cannot be read as the verdict. There is no fallback.
+
+Time is linear in the length of the reply.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flexjudge_reward.types import Failure, Generation
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+_ANSWER = re.compile(r"<answer>([^<>]{0,64})</answer>[ \t\r\n]{0,64}")
+_REFUSAL = re.compile(
+    r"(i['’]m|i am) (very |really )?(sorry|unable|not able)|i (can['’]t|cannot|won['’]t|must decline)|sorry,|as an ai\b",
+    re.IGNORECASE,
+)
+_SHOWN = 80  # characters of a reply that an error message quotes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a readable reply holds: its reasoning and the inner texts of its answer tags, at least one."""
+
+    reasoning: str
+    answers: tuple[str, ...]
+
+
+def read_reply(generation: Generation) -> Reply | Failure:
+    """The reasoning and answers of a reply, or why it cannot be read. Never raises."""
+    if generation.failure is not None:
+        return generation.failure
+    if generation.finish_reason == "filter":
+        return Failure("refused", "the server's content filter stopped the reply")
+    if generation.finish_reason != "stop":
+        return Failure("truncated", "the token limit cut the reply; raise max_tokens")
+    text = generation.text
+    if not text.strip():
+        return Failure("empty", "the reply is empty")
+    head, closed, tail = text.rpartition(THINK_CLOSE)
+    if not closed:
+        return _without_reasoning(text)
+    answers = _answers(tail)
+    if isinstance(answers, Failure):
+        return answers
+    return Reply(reasoning_of(text), answers)
+
+
+def reasoning_of(text: str) -> str:
+    """The part of a reply before its last closing think tag, without the opening tag; all of it if never closed."""
+    head, closed, _ = text.rpartition(THINK_CLOSE)
+    return (head if closed else text).strip().removeprefix(THINK_OPEN).strip()
+
+
+def _without_reasoning(text: str) -> Failure:
+    if THINK_OPEN in text:
+        return Failure("truncated", "the reply ended inside the reasoning: no closing think tag")
+    if _REFUSAL.match(text.lstrip()[:_SHOWN]):
+        return Failure("refused", f"the judge declined: {_shown(text)}")
+    return Failure("malformed", f"no closing think tag in the reply: {_shown(text)}")
+
+
+def _answers(tail: str) -> tuple[str, ...] | Failure:
+    tail = tail.strip(" \t\r\n")
+    if not tail:
+        return Failure("empty", "nothing follows the reasoning")
+    found, end = [], 0
+    while match := _ANSWER.match(tail, end):
+        found.append(match.group(1).strip(" \t\r\n"))
+        end = match.end()
+    if end == len(tail):
+        return tuple(found)
+    if not found and _REFUSAL.match(tail):
+        return Failure("refused", f"the judge declined: {_shown(tail)}")
+    return Failure("malformed", f"expected only <answer> tags after the reasoning, found {_shown(tail[end:])}")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN]) + ("..." if len(text) > _SHOWN else "")
