@@ -18,7 +18,8 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 _ANSWER = re.compile(r"<answer>([^<>]{0,64})</answer>[ \t\r\n]{0,64}")
 _REFUSAL = re.compile(
-    r"(i['’]m|i am) (very |really )?(sorry|unable|not able)|i (can['’]t|cannot|won['’]t|must decline)|sorry,|as an ai\b",
+    r"(i['’]m|i am) (very |really )?(sorry|unable|not able)|i (can['’]t|cannot|won['’]t|must decline)"
+    r"|sorry,|as an ai\b",
     re.IGNORECASE,
 )
 _SHOWN = 80  # characters of a reply that an error message quotes
@@ -43,7 +44,7 @@ def read_reply(generation: Generation) -> Reply | Failure:
     text = generation.text
     if not text.strip():
         return Failure("empty", "the reply is empty")
-    head, closed, tail = text.rpartition(THINK_CLOSE)
+    _, closed, tail = text.rpartition(THINK_CLOSE)
     if not closed:
         return _without_reasoning(text)
     answers = _answers(tail)

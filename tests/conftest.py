@@ -1,0 +1,36 @@
+"""Every test: no network but loopback, no settings or cache of the person who runs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+_connect = socket.socket.connect
+
+
+def _loopback_only(self: socket.socket, address: Any) -> None:
+    inet = self.family in (socket.AF_INET, socket.AF_INET6)
+    if inet and not str(address[0]).startswith(("127.", "::1", "localhost")):
+        raise OSError(f"tests reach loopback only, not {address!r}")
+    _connect(self, address)
+
+
+socket.socket.connect = _loopback_only  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No FLEXJUDGE_* setting from outside, and a cache of the test's own."""
+    for name in [name for name in os.environ if name.startswith("FLEXJUDGE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
