@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -71,20 +72,26 @@ class Rubric:
             entries = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{where}: not valid TOML: {error}") from None
+        return cls.of(entries, where)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, object], where: str = "rubric") -> Rubric:
+        """A rubric from its entries, such as a row of a dataset holds; `where` names them in errors."""
         unknown = sorted(set(entries) - {"criteria", "low", "high", "decimals"})
         if unknown:
             raise ConfigError(f"{where}: unknown entry {unknown[0]!r}; known are criteria, low, high, decimals")
-        if "criteria" not in entries:
-            raise ConfigError(f"{where}: the entry 'criteria' is missing")
-        bounds = {name: entries[name] for name in ("low", "high") if name in entries}
-        for name, value in bounds.items():
+        if not isinstance(criteria := entries.get("criteria"), str):
+            raise ConfigError(f"{where}: the entry 'criteria' is missing or not a text")
+        bounds = {}
+        for name, default in (("low", 1.0), ("high", 10.0)):
+            value = entries.get(name, default)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{where}: {name!r} must be a number, found {value!r}")
+            bounds[name] = float(value)
         decimals = entries.get("decimals", False)
         if not isinstance(decimals, bool):
             raise ConfigError(f"{where}: 'decimals' must be true or false, found {decimals!r}")
-        floats = {name: float(value) for name, value in bounds.items()}
-        return cls(entries["criteria"], Scale(**floats, decimals=decimals))
+        return cls(criteria, Scale(**bounds, decimals=decimals))
 
 
 def rubric_names() -> tuple[str, ...]:

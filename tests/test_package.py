@@ -30,6 +30,7 @@ ORDER = {  # DESIGN: imports run one way; a module may import only modules of a 
     "cache": 5,
     "judge": 6,
     "rewards": 7,
+    "scoring": 7,
     "config": 8,
     "trainers": 9,
     "cli": 10,

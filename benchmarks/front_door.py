@@ -1,0 +1,81 @@
+"""What a newcomer waits for: the import, the demo from a clean clone, the test suite.
+
+    python benchmarks/front_door.py import    package.import_seconds   fresh processes, median of 11
+    python benchmarks/front_door.py demo      demo.minutes_cold        git clone + make demo, installation included
+    python benchmarks/front_door.py suite     suite.minutes            make test in a clean clone, without installation
+
+The clone goes to a temporary folder and is removed afterwards. Needs `git`, `make` and Python 3.11 only.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from figures import record
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Runs the measurement named on the command line."""
+    measurements = {"import": measure_import, "demo": measure_demo, "suite": measure_suite}
+    if len(sys.argv) != 2 or sys.argv[1] not in measurements:
+        sys.exit(f"usage: python benchmarks/front_door.py {'|'.join(measurements)}")
+    measurements[sys.argv[1]]()
+
+
+def measure_import() -> None:
+    """Seconds that `import flexjudge_reward` adds to an empty Python process."""
+    empty, full = ([seconds(code) for _ in range(11)] for code in ("pass", "import flexjudge_reward"))
+    value = statistics.median(full) - statistics.median(empty)
+    record("package.import_seconds", value, unit="s", target="<= 0.3", note="median of 11, empty process subtracted")
+
+
+def seconds(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def measure_demo() -> None:
+    """Minutes from `git clone` to the end of `make demo`, with an empty judge cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        clone = cloned(folder)
+        run(["make", "demo"], clone, XDG_CACHE_HOME=f"{folder}/cache")
+        minutes = (time.perf_counter() - start) / 60
+    record("demo.minutes_cold", minutes, unit="min", target="<= 12", note="installation included")
+
+
+def measure_suite() -> None:
+    """Minutes of `make test` once its environment is installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = cloned(folder)
+        run(["make", ".venv/test.ok"], clone)
+        start = time.perf_counter()
+        run(["make", "test"], clone)
+        minutes = (time.perf_counter() - start) / 60
+    record("suite.minutes", minutes, unit="min", target="<= 15", note="real vLLM and trainers included")
+
+
+def cloned(folder: str) -> Path:
+    clone = Path(folder) / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    return clone
+
+
+def run(command: list[str], where: Path, **environment: str) -> None:
+    # The caller's own environment must not leak in: a fresh machine has no active venv and no settings of ours.
+    hidden = ("FLEXJUDGE_", "VIRTUAL_ENV", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    subprocess.run(command, cwd=where, check=True, env={**clean, **environment})
+
+
+if __name__ == "__main__":
+    main()

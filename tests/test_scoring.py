@@ -1,0 +1,133 @@
+"""`flexjudge score`: rows in, verdict rows out; wrong rows are named before anything is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flexjudge_reward import ConfigError, Judge, Listwise, Prompt, Score
+from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.scoring import read_rows, score_file
+
+QA = {"question": "q", "answer": "a"}
+
+
+def length(prompt: Prompt) -> str:
+    """Scores the answer by its length."""
+    quoted = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")]
+    return f"<think>{len(prompt.media)} pictures</think><answer>{len(quoted[-1])}</answer>"
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_come_back_in_order_with_their_ids(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{**QA, "id": f"r{n}", "answer": "x" * n} for n in range(1, 9)])
+    summary = score_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl")
+    rows = read(tmp_path / "out.jsonl")
+    assert [(row["id"], row["line"], row["scores"]) for row in rows] == [(f"r{n}", n, [n]) for n in range(1, 9)]
+    assert str(summary) == "8 judged (0 from the cache), 0 failed"
+
+
+def test_verdicts_go_to_standard_output_without_an_output_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_file(write(tmp_path / "in.jsonl", [QA]), Judge(Score(), ScriptedEngine(length)))
+    assert json.loads(capsys.readouterr().out)["scores"] == [1]
+
+
+def test_a_second_run_judges_nothing_anew(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{**QA, "answer": "x" * n} for n in range(1, 4)])
+    for engine in (ScriptedEngine(length), ScriptedEngine([])):  # the second one has no reply to give
+        judge = Judge(Score(), CachedEngine(engine, tmp_path / "replies.sqlite"))
+        summary = score_file(source, judge, tmp_path / "out.jsonl")
+        judge.close()
+    assert (summary.judged, summary.cached) == (3, 3)
+
+
+def test_pictures_are_read_below_the_root_and_a_bad_one_fails_its_row_only(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    Image.new("RGB", (8, 8), "red").save(root / "red.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "secret.png")
+    (root / "broken.png").write_bytes(b"no picture")
+    shown = [["red.png", "red.png"], ["broken.png"], ["gone.png"], ["../secret.png"], []]
+    source = write(tmp_path / "in.jsonl", [{**QA, "images": images} for images in shown])
+    summary = score_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl", root)
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["reasoning"] for row in rows] == ["2 pictures", "", "", "", "0 pictures"]
+    assert [(row["failure"] or {}).get("kind") for row in rows] == [None, "media", "media", "media", None]
+    assert summary.failures == {"media": 3}
+
+
+def test_parts_may_stand_anywhere(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    content = ["see ", {"type": "image", "image": "p.png"}, {"type": "text", "text": " here"}]
+    source = write(tmp_path / "in.jsonl", [{"question": content, "candidates": ["a", content], "reference": "r"}])
+    (row,) = read_rows(source, tmp_path)
+    assert [len(part) for part in (row.example.question, *row.example.candidates)] == [3, 1, 3]
+    assert len(row.example.media) == 2 and row.example.reference == ("r",)
+
+
+def test_a_row_brings_its_own_rubric(tmp_path: Path) -> None:
+    rubrics = ["helpfulness-5", {"criteria": "blue?", "low": 0, "high": 3}]
+    source = write(tmp_path / "in.jsonl", [{**QA, "rubric": rubric} for rubric in rubrics])
+    found = [row.example.rubric for row in read_rows(source, None)]
+    assert [(rubric.scale.low, rubric.scale.high) for rubric in found if rubric] == [(1, 5), (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param([], "expected a JSON object, found list", id="not_an_object"),
+        pytest.param({"answer": "a"}, "'question' is missing", id="no_question"),
+        pytest.param({"question": "q"}, "either 'answer' or 'candidates'", id="no_answer"),
+        pytest.param({**QA, "candidates": []}, "either 'answer' or 'candidates'", id="both"),
+        pytest.param({"question": "q", "candidates": "a"}, "'candidates' must be a list", id="candidates_text"),
+        pytest.param({"question": 4, "answer": "a"}, "a part is a text", id="question_number"),
+        pytest.param({**QA, "images": "p.png"}, "'images' must be a list", id="images_text"),
+        pytest.param({**QA, "images": ["p.png"]}, "--media-root", id="no_root"),
+        pytest.param({**QA, "images": [3]}, "given by its path", id="path_number"),
+        pytest.param({**QA, "rubric": "/etc/passwd"}, "'rubric' is an object", id="rubric_is_no_path"),
+        pytest.param({**QA, "rubric": {"low": 1}}, "'criteria' is missing", id="rubric_without_criteria"),
+        pytest.param({**QA, "rubric": {"criteria": "x", "low": 9, "high": 1}}, "low < high", id="rubric_scale"),
+        pytest.param({"question": "q", "candidates": ["a", "b"]}, "this example has 2", id="wrong_format"),
+    ],
+)
+def test_a_wrong_row_stops_the_run_before_it_starts(tmp_path: Path, row: object, message: str) -> None:
+    source = write(tmp_path / "in.jsonl", [QA, row])
+    with pytest.raises(ConfigError, match=f"line 2: .*{message}"):
+        score_file(source, Judge(Score(), ScriptedEngine([])), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{", "line 1", id="cut_json"),
+        pytest.param("[" * 100_000, "line 1", id="nested_bomb"),
+        pytest.param("\n\n", "has no rows", id="empty"),
+        pytest.param(b"\xff\xfe{}", "line 1", id="not_utf8"),
+    ],
+)
+def test_a_file_that_is_no_jsonl(tmp_path: Path, text: str | bytes, message: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message):
+        score_file(source, Judge(Score(), ScriptedEngine([])))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file"):
+        score_file(tmp_path / "none.jsonl", Judge(Listwise(), ScriptedEngine([])))
