@@ -1,0 +1,170 @@
+"""Verdicts into the numbers a trainer gets. Pure, and the one gate every number leaves through.
+
+    Verdict --outcome--> float in [0, 1] | Failure --rewards--> float in [0, 1] | None
+
+A score is moved linearly from the verdict's declared scale to [0, 1], never normalised by its batch, so that a reward
+means the same in every step. A number that is not finite or not on its scale is a failure like any other. What a
+failure becomes is the policy `on_failure`, and none of the policies invents a score:
+
+    group_mean  the mean of the judged siblings of its group, which gives it no advantage whatever other rewards there
+                are; a group in which nobody was judged gets None
+    abstain     None, which TRL counts as "no reward from this function"
+    raise       JudgementFailed
+
+`FailureWatch` stops a run whose judge has stopped working. This module knows no trainer.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Sequence
+from typing import Literal, get_args
+
+from flexjudge_reward.errors import ConfigError, JudgementFailed
+from flexjudge_reward.types import Failure, Verdict
+
+OnFailure = Literal["group_mean", "abstain", "raise"]
+Outcome = float | Failure
+"""One judged candidate: its score in [0, 1], or why it has none."""
+
+_ADVICE = {
+    "truncated": "raise max_tokens, or judge with a model that thinks shorter",
+    "malformed": "this model does not answer in the form it was asked for: is it a judge, in this format and wording?",
+    "out_of_range": "the judge answers off the rubric's scale: use the scale it was trained on",
+    "wrong_count": "the judge does not give one score per candidate: is it trained for this format?",
+    "refused": "the judge or its server's filter declines: look at the examples",
+    "empty": "the judge says nothing: is its chat template the right one?",
+    "media": "look at the pictures or clips of the data set",
+    "transport": "look at the judge server's log and its network",
+    "timeout": "the judge server is too slow: give it more replicas, or raise the deadline",
+    "engine": "look at the judge engine's log",
+}
+
+
+def outcome(verdict: Verdict, candidate: int = 0) -> Outcome:
+    """The score of one candidate in [0, 1], or the failure of its verdict. This is the gate."""
+    if verdict.failure is not None:
+        return verdict.failure
+    scores = verdict.scores or ()
+    if candidate >= len(scores):
+        return Failure("wrong_count", f"the verdict has {len(scores)} scores, asked for number {candidate + 1}")
+    score = scores[candidate]
+    if isinstance(score, bool) or not isinstance(score, numbers.Real):
+        return Failure("out_of_range", f"a score must be a number, found {score!r}")
+    unit = verdict.scale.unit(float(score))
+    if not (math.isfinite(unit) and 0.0 <= unit <= 1.0):
+        scale = verdict.scale
+        return Failure("out_of_range", f"expected a finite score of {scale.low:g} to {scale.high:g}, found {score!r}")
+    return unit
+
+
+def groups(keys: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Which group each row belongs to: rows of one key, in order, cut to the group size that all keys share.
+
+    A trainer draws the same number of completions for every prompt, so when a prompt happens to stand twice in a batch
+    its count is a multiple of the others' and it is two groups, not one.
+
+    Args:
+        keys: what identifies the prompt of each row, over all ranks and in their order.
+    """
+    size = math.gcd(*Counter(keys).values())
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for key in keys:
+        found.append((key, seen[key] // size if size > 1 else 0))
+        seen[key] += 1
+    return found
+
+
+def rewards(
+    outcomes: Sequence[Outcome], group_of: Sequence[Hashable], on_failure: OnFailure = "group_mean"
+) -> list[float | None]:
+    """One finite number in [0, 1] or None per outcome.
+
+    Args:
+        outcomes: whole groups; of a group split over ranks, the outcomes of all ranks.
+        group_of: the group of each outcome, see `groups`.
+
+    Raises:
+        ConfigError: unequal lengths, or no such policy.
+        JudgementFailed: a failure, under the policy "raise".
+    """
+    if on_failure not in get_args(OnFailure):
+        raise ConfigError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, found {on_failure!r}")
+    if len(outcomes) != len(group_of):
+        raise ConfigError(f"{len(outcomes)} outcomes but {len(group_of)} groups; give the group of every outcome")
+    if on_failure == "raise":
+        _raise_first(outcomes)
+    judged: dict[Hashable, list[float]] = defaultdict(list)
+    for group, found in zip(group_of, outcomes, strict=True):
+        if not isinstance(found, Failure):
+            judged[group].append(found)
+    instead = {group: _mean(scores) for group, scores in judged.items()} if on_failure == "group_mean" else {}
+    return [
+        instead.get(group) if isinstance(found, Failure) else found
+        for group, found in zip(group_of, outcomes, strict=True)
+    ]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    # Clamped, because rounding may put the mean of equal scores one step outside them.
+    return min(max(math.fsum(scores) / len(scores), min(scores)), max(scores))
+
+
+def _raise_first(outcomes: Sequence[Outcome]) -> None:
+    failed = [(row, found) for row, found in enumerate(outcomes) if isinstance(found, Failure)]
+    if failed:
+        row, first = failed[0]
+        raise JudgementFailed(
+            f"{len(failed)} of {len(outcomes)} judgements failed and on_failure is 'raise'. Row {row}: {first.kind}:"
+            f" {first.detail}. To go on without them use on_failure='group_mean'."
+        )
+
+
+class FailureWatch:
+    """Stops a run once more than `limit` of a window of judgements failed.
+
+    It trips as soon as the failures alone exceed the share of a whole window, so a dead judge is noticed after
+    `limit * window` failures (25 by default), and a handful of bad replies at the start of a run stops nothing.
+    """
+
+    def __init__(self, limit: float = 0.05, window: int = 500) -> None:
+        """
+        Args:
+            limit: the highest failure rate that is accepted, 0 to 1. 0 stops at the first failure, 1 never stops.
+            window: over how many of the latest judgements the rate is taken.
+
+        Raises:
+            ConfigError: a value is outside its range.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0.0 <= limit <= 1.0:
+            raise ConfigError(f"max_failure_rate must be a share from 0 to 1, found {limit!r}")
+        if window < 1:
+            raise ConfigError(f"the window must hold at least one judgement, found {window!r}")
+        self.limit, self.window = float(limit), window
+        self._recent: deque[Failure | None] = deque(maxlen=window)
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Counts outcomes, in order.
+
+        Raises:
+            JudgementFailed: the limit is passed. The message has the failures by kind, one example and what to do.
+        """
+        for found in outcomes:
+            self._recent.append(found if isinstance(found, Failure) else None)
+            failed = [failure for failure in self._recent if failure] if isinstance(found, Failure) else []
+            if len(failed) > self.limit * self.window:
+                raise JudgementFailed(self._message(failed))
+
+    def _message(self, failed: Sequence[Failure]) -> str:
+        kinds = Counter(failure.kind for failure in failed)
+        most = kinds.most_common(1)[0][0]
+        example = next(failure for failure in reversed(failed) if failure.kind == most)
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        return (
+            f"{len(failed)} of the last {len(self._recent)} judgements failed ({counts}); the limit is"
+            f" {self.limit:.1%} of {self.window} (max_failure_rate={self.limit:g}). Latest {most}: {example.detail}."
+            f" What to do: {_ADVICE[most]}; if this many failures are expected, raise max_failure_rate."
+        )
