@@ -40,9 +40,9 @@ clean: ## removes the virtual environment
 	$(PIP) -e '.[trl]'
 	touch $@
 
-# vLLM's CPU build asks for torchaudio and torchvision builds that do not load beside CPU torch: the first is not
-# needed and is removed, for the second see tests/support.
+# vLLM's CPU build asks for builds of torchaudio, torchcodec and torchvision that do not load beside CPU torch. The first two are not
+# needed and are removed, for the third see tests/support.
 .venv/test.ok: .venv/venv.ok pyproject.toml
 	$(PIP) -e '.[trl,cpu,video,dev]'
-	$(PY) -m pip uninstall --quiet --yes torchaudio
+	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
