@@ -6,6 +6,7 @@
 The names below are the public ones. Importing this package loads neither torch, transformers nor vllm.
 """
 
+from flexjudge_reward.config import JudgeConfig
 from flexjudge_reward.errors import (
     ConfigError,
     EngineError,
@@ -18,6 +19,7 @@ from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.media import Media
 from flexjudge_reward.rubric import Rubric, Scale
+from flexjudge_reward.trainers.trl import FlexJudgeReward
 from flexjudge_reward.types import (
     Engine,
     Example,
@@ -41,9 +43,11 @@ __all__ = [
     "Example",
     "Failure",
     "FlexJudgeError",
+    "FlexJudgeReward",
     "Format",
     "Generation",
     "Judge",
+    "JudgeConfig",
     "JudgementFailed",
     "Listwise",
     "Media",

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from flexjudge_reward.errors import ConfigError, MissingExtra
+from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.rubric import Rubric
@@ -36,9 +36,10 @@ NANO = "nano"
 LARGE = "jongwooko/Flex-VL-7B"
 OFF = "off"
 
-_FORMATS: dict[str, type[Score | Pair | Listwise | Choice | Relation]] = {
+FORMATS: dict[str, type[Score | Pair | Listwise | Choice | Relation]] = {
     form.name: form for form in (Score, Pair, Listwise, Choice, Relation)
 }
+"""The formats by the names that settings use."""
 _PREFIX = "FLEXJUDGE_"
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "temperature": float,
@@ -92,23 +93,23 @@ class JudgeConfig:
     cache: str | None = None
     """The file of judge replies; None is one file per user, "off" is none."""
     device: str | None = None
-    """For the transformers engine: "cpu", "cuda", ...; None takes the CPU for the embedded judge, else what there is."""
-    gpu_memory_utilization: float | None = None
-    """For in-process vLLM: its share of the device's memory, 0 to 1; None is a modest share."""
+    """For the transformers engine: "cpu", "cuda", ...; None is the CPU for the embedded judge, else what there is."""
+    gpu_memory_utilization: float = 0.3
+    """For in-process vLLM: its share of the device's memory, 0 to 1; modest, because a trainer lives beside it."""
     why: str = dataclasses.field(default="", compare=False)
     """How the model and engine were chosen, for the log."""
 
     @classmethod
     def resolve(
         cls,
-        given: JudgeOptions | None = None,
+        given: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         gpu: Callable[[], bool] | None = None,
     ) -> JudgeConfig:
         """The judge to use here. Loads nothing.
 
         Args:
-            given: explicit arguments.
+            given: explicit arguments, named as in `JudgeOptions`.
             environ: by default the process's environment.
             gpu: whether in-process vLLM can run on a CUDA device; by default it looks, which imports torch.
 
@@ -116,8 +117,8 @@ class JudgeConfig:
             ConfigError: an unknown name, a wrong type or a contradiction; the message says where it came from.
         """
         environ = os.environ if environ is None else environ
-        settings = {**_from_file(environ), **_from_environment(environ), **checked(given or {})}
-        settings = {**settings, **_chosen(settings, gpu or has_gpu_engine)}
+        settings = _layered(_from_file(environ), _from_environment(environ), checked(given or {}))
+        settings |= _chosen(settings, gpu or has_gpu_engine)
         embedded = settings["model"] == NANO
         settings.setdefault("prompts", "nano" if embedded else "flex")
         settings.setdefault("max_tokens", 256 if embedded else 4096)
@@ -137,7 +138,7 @@ class JudgeConfig:
         count = training_processes() if processes is None else processes
         if count > 1 and self.engine != "server" and not _is_small(self.model):
             raise ConfigError(self._one_per_rank(count))
-        judge_format: Format = _FORMATS[self.format](self.rubric, self.prompts)
+        judge_format: Format = FORMATS[self.format](self.rubric, self.prompts)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed)
         engine = self._engine()
         if self.cache != OFF:
@@ -164,10 +165,8 @@ class JudgeConfig:
         if self.engine == "vllm":
             from flexjudge_reward.engines.vllm import VLLMEngine
 
-            share = (
-                {} if self.gpu_memory_utilization is None else {"gpu_memory_utilization": self.gpu_memory_utilization}
-            )
-            return VLLMEngine(str(self.model), revision=self.revision, **share)
+            share = self.gpu_memory_utilization
+            return VLLMEngine(str(self.model), revision=self.revision, gpu_memory_utilization=share)
         from flexjudge_reward.engines.transformers import TransformersEngine
 
         device = self.device or ("cpu" if self.model == NANO else None)
@@ -186,8 +185,8 @@ class JudgeConfig:
         return (
             f"there are {count} training processes and no judge server, so each would load its own copy of"
             f" {self.model}. Start one server instead, on a device of its own:\n\n"
-            f"    vllm serve {self.model}{revision} --port 8000\n\n"
-            f"and give every process its address: base_url='http://HOST:8000/v1' or {_PREFIX}BASE_URL"
+            f"    vllm serve {self.model}{revision} --port 8001\n\n"
+            f"and give every process its address: base_url='http://HOST:8001/v1' or {_PREFIX}BASE_URL"
         )
 
 
@@ -197,7 +196,7 @@ _FALLBACK = (
 )
 
 
-def checked(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def checked(given: Mapping[str, object], where: str = "") -> dict[str, Any]:
     """The settings that are not None, with their names, types and closed lists checked.
 
     Raises:
@@ -233,13 +232,25 @@ def training_processes() -> int:
     return count
 
 
+def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers merged, later ones winning; naming an in-process engine also drops a server address from below."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        if layer.get("engine", "server") != "server" and "base_url" not in layer:
+            settings.pop("base_url", None)
+        if "base_url" in layer and "engine" not in layer:
+            settings.pop("engine", None)
+        settings |= layer
+    return settings
+
+
 def _chosen(settings: Mapping[str, Any], gpu: Callable[[], bool]) -> dict[str, Any]:
     """The model and the engine, and why."""
     model, engine, url = settings.get("model"), settings.get("engine"), settings.get("base_url")
     if url and engine not in (None, "server"):
         raise ConfigError(f"base_url={url!r} asks for a server but engine={engine!r}; give one of the two")
     if engine == "server" and not url:
-        raise ConfigError(f"engine='server' needs its address: base_url='http://HOST:8000/v1' or {_PREFIX}BASE_URL")
+        raise ConfigError(f"engine='server' needs its address: base_url='http://HOST:8001/v1' or {_PREFIX}BASE_URL")
     if url:
         return {"model": model, "engine": "server", "why": "a server address was given"}
     if model is None and engine is None:
@@ -293,7 +304,7 @@ def _typed(name: str, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, str | Path) or not str(value):
         raise ConfigError(f"{where}{name!r} must be a text, found {value!r}")
-    allowed = {"engine": get_args(EngineName), "format": tuple(_FORMATS)}.get(name)
+    allowed = {"engine": get_args(EngineName), "format": tuple(FORMATS)}.get(name)
     if allowed and value not in allowed:
         raise ConfigError(f"{where}{name!r} must be one of {', '.join(allowed)}, found {value!r}")
     return str(value)
