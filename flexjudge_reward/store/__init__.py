@@ -1,0 +1,339 @@
+"""The cache file: one SQLite database of judge replies, shared by the processes of one machine.
+
+It answers: which bytes were stored under this key? It does not know what they mean.
+
+Promised:
+* what `put` returned for is there after a SIGKILL of any process;
+* a row whose checksum over key and value fails is never served: it is a miss, and is removed;
+* a damaged file is renamed to `<name>.damaged-<time>` and a new one started; nothing is deleted unseen. A healthy
+  database of another application is left alone;
+* a file that cannot be used (not writable, disk full, remote file system, locked) costs one warning, not the run;
+* the file, with its log, stays below its size limit: the replies that were not used for longest go first.
+
+Not promised: keeping the last commits through a power loss (the file stays consistent), network file systems, Windows,
+or a side file (`-wal`, `-shm`) that someone shortens while it is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.store import tables
+from flexjudge_reward.store.tables import CHUNK, MAX_VALUE, MAX_WAL, Found, Row, Summary
+
+__all__ = ["Row", "Store", "Summary", "remote_filesystem"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PAUSE = 60.0  # seconds without the file after it could not be used
+
+_REMOTE = frozenset(
+    "nfs nfs4 cifs smb3 smbfs ncpfs afs lustre gpfs beegfs ceph glusterfs 9p pvfs2 orangefs wekafs fuse.sshfs "
+    "fuse.ceph-fuse fuse.glusterfs fuse.s3fs fuse.gcsfuse fuse.rclone fuse.juicefs fuse.goofys".split()
+)
+
+# SQLite's primary result codes that speak of the moment (rights, locks, space, use), not of the file's content.
+_PASSING = frozenset({3, 5, 6, 7, 8, 9, 10, 13, 14, 15, 21, 22, 23, 25})
+
+
+class Store:
+    """Rows by key in one file. Thread-safe; opens at first use; works after a fork."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """
+        Args:
+            path: the file; missing folders are made, the last for its user only (0700).
+            max_bytes: size limit of the file with its log, at least 1 MiB.
+        """
+        if max_bytes < 1 << 20:
+            raise ConfigError(f"the size limit of a cache must be at least {1 << 20} bytes, found {max_bytes!r}")
+        self.path = path.expanduser().absolute()
+        self.max_bytes = max_bytes
+        self.set_aside: list[Path] = []
+        """Damaged files that this object moved away, by their new names."""
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        self._paused: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._counted = {"hits": 0, "misses": 0}
+        self._flushed = time.monotonic()
+        _STORES.add(self)
+
+    # ---- while judging: never raises, whatever the state of the file
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that are stored and sound."""
+        found = self._unless_paused("read", partial(self._lookup, list(dict.fromkeys(keys))))
+        if found is None:
+            return {}
+        if found.bad:
+            self._warn("rows", f"{self.path} holds damaged rows; they were not served (see `flexjudge cache verify`)")
+        if found.bad or found.stale or time.monotonic() - self._flushed > PAUSE:
+            self._unless_paused("write", partial(self._touch, found.stale, found.bad))
+        return found.values
+
+    def put(self, rows: Sequence[Row]) -> int:
+        """Stores the rows whose keys are new; how many were taken. They survive a crash once this returns."""
+        taken = 0
+        for part in self._parts(rows):
+            if not self._unless_paused("write", partial(self._insert, part)):
+                break
+            taken += len(part)
+        return taken
+
+    def close(self) -> None:
+        """Closes the file; the next use opens it again."""
+        if self._connection is not None and any(self._counted.values()):
+            self._unless_paused("write", partial(self._touch, [], []))
+        with self._lock:
+            self._disconnect()
+
+    # ---- for the person who owns the file: raises ConfigError when it cannot be used
+
+    def summary(self) -> Summary:
+        """Counts; reads the whole file."""
+        return self._do(tables.summary)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size on disk of the file and its log."""
+        return sum(_size(self._beside(suffix)) for suffix in ("", "-wal"))
+
+    def newest(self, limit: int) -> list[Row]:
+        """The last stored rows, newest first, without their values."""
+        return self._do(lambda db: tables.newest(db, limit))
+
+    def beginning(self, prefix: bytes) -> list[Row]:
+        """A few rows whose key begins with `prefix`, without their values."""
+        return self._do(lambda db: tables.beginning(db, prefix))
+
+    def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> int:
+        """Removes rows, the longest unused first, until both limits hold, and shrinks the file. How many went."""
+        return self._do(lambda db: tables.prune(db, max_bytes, unused_seconds))
+
+    def verify(self, sound: Callable[[Row], bool]) -> tuple[int, int]:
+        """Checks every row's checksum and `sound`, removes the bad ones: (rows checked, rows removed).
+
+        If the structure of the file is damaged, it is set aside (see `set_aside`); the result is that of the new file.
+        """
+        return self._do(lambda db: tables.verify(db, sound))
+
+    # ---- what happens when the file cannot be used
+
+    def _unless_paused(self, kind: str, operation: Callable[[sqlite3.Connection], T]) -> T | None:
+        if time.monotonic() < self._paused.get(kind, 0.0):
+            return None
+        try:
+            return self._do(operation)
+        except ConfigError as error:
+            self._paused[kind] = time.monotonic() + PAUSE
+            self._warn("unusable", f"{error}. Judging goes on without the cache")
+            return None
+
+    def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `operation` on the open file; a damaged file is set aside, and a new one tried once."""
+        with self._lock:
+            try:
+                try:
+                    return operation(self._connect())
+                except sqlite3.Error as error:
+                    if not _is_damage(error):
+                        raise
+                    self._move_away(error)
+                    return operation(self._connect())
+            except (sqlite3.Error, OSError, MemoryError) as error:
+                self._disconnect()
+                raise ConfigError(f"cannot use the cache {self.path}: {error or type(error).__name__}") from error
+            except BaseException:
+                self._disconnect()  # an interrupted transaction must not stay open
+                raise
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("%s", text)
+
+    def _move_away(self, error: Exception) -> None:
+        damaged = self._opened
+        self._disconnect()
+        with self._file_lock():
+            if damaged != _inode(self.path):
+                return  # another process was faster
+            target = self._rename(("", "-wal", "-shm"))
+        self.set_aside.append(target)
+        log.warning(
+            "the cache %s was damaged (%s) and set aside as %s; a new one was started", self.path, error, target
+        )
+
+    def _rename(self, suffixes: Sequence[str]) -> Path:
+        now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}"
+        target = self._beside(f".damaged-{now}")
+        for suffix in suffixes:
+            with contextlib.suppress(FileNotFoundError):
+                self._beside(suffix).rename(target.with_name(target.name + suffix))
+        return target
+
+    # ---- opening
+
+    def _connect(self) -> sqlite3.Connection:
+        inode = _inode(self.path)
+        if self._connection is not None and self._opened == inode:
+            return self._connection
+        self._disconnect()  # never opened, or another process put a new file in this place
+        if kind := remote_filesystem(self.path):
+            raise ConfigError(
+                f"cannot use the cache {self.path}: it is on a {kind} file system, where file locks may not hold;"
+                " give a path on a local disk, for example in FLEXJUDGE_CACHE"
+            )
+        if not _size(self.path):
+            self._create()
+            inode = _inode(self.path)
+        self._connection, self._opened = tables.connect(self.path), inode
+        tables.prepare(self._connection, self.path)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._opened = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _create(self) -> None:
+        """A complete file appears under its name at once, so nobody ever opens half of one."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._file_lock():
+            if _size(self.path):
+                return  # another process was faster
+            self._rename(("-wal", "-shm"))  # without their file; a crash while it was set aside leaves them
+            fresh = self._beside(".new")
+            fresh.unlink(missing_ok=True)
+            os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            tables.create(fresh)
+            fresh.replace(self.path)
+
+    @contextlib.contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        import fcntl  # not on Windows, where importing the package still works
+
+        handle = os.open(self._beside(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+    # ---- the operations of judging, each on an open file and under the lock
+
+    def _lookup(self, keys: Sequence[bytes], db: sqlite3.Connection) -> Found:
+        found = tables.lookup(db, keys)
+        self._counted["hits"] += len(found.values)
+        self._counted["misses"] += len(keys) - len(found.values)
+        return found
+
+    def _insert(self, rows: Sequence[Row], db: sqlite3.Connection) -> bool:
+        with tables.transaction(db):
+            tables.insert(db, rows, self.max_bytes - min(MAX_WAL, self.max_bytes // 8))
+            self._count(db)
+        if _size(self._beside("-wal")) > min(MAX_WAL, self.max_bytes // 16):
+            tables.empty_log(db)  # readers kept SQLite from starting it over
+        return True
+
+    def _touch(self, stale: Sequence[bytes], bad: Sequence[bytes], db: sqlite3.Connection) -> None:
+        with tables.transaction(db):
+            tables.touch(db, stale, bad)
+            self._count(db)
+
+    def _count(self, db: sqlite3.Connection) -> None:
+        counted, self._counted = self._counted, {"hits": 0, "misses": 0}
+        self._flushed = time.monotonic()
+        tables.count(db, counted)
+
+    def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """`rows`, without the huge ones, in transactions that leave the log small."""
+        part: list[Row] = []
+        size, limit = 0, self.max_bytes // 32
+        for row in rows:
+            if row.size > min(MAX_VALUE // 4, limit):
+                continue
+            part.append(row)
+            size += row.size
+            if len(part) == CHUNK or size > limit:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
+
+
+def remote_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of network file system that `path` is on; None if it is local or the system does not tell."""
+    try:
+        lines = mounts.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    target, best, kind = os.path.realpath(path), "", ""
+    for line in lines:
+        point, found = line.split(" ")[1:3]
+        point = point.replace("\\040", " ").rstrip("/")
+        if (target == point or target.startswith(f"{point}/")) and len(point) >= len(best):
+            best, kind = point, found
+    return kind if kind in _REMOTE else None
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error speaks of the file's content. The statements are fixed, so "no such table" does too."""
+    if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
+        return False
+    return (getattr(error, "sqlite_errorcode", 1) & 0xFF) not in _PASSING
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+# SQLite's locks belong to a process, its notes about them to memory that a fork copies: a child that inherited an open
+# file would believe in locks it does not hold. So every file is closed before a fork and opens again at its next use.
+
+_STORES: weakref.WeakSet[Store] = weakref.WeakSet()
+_FORKING = threading.Lock()
+_HELD: list[Store] = []
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    for store in list(_STORES):
+        store._lock.acquire()
+        store._disconnect()
+        _HELD.append(store)
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop()._lock.release()
+    _FORKING.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
