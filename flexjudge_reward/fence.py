@@ -1,19 +1,29 @@
 """What text from outside may not do: become a control token, an answer tag, a delimiter or a role.
 
-Two guarantees, both structural and independent of any model:
+Three guarantees, all structural and independent of any model:
 
-* `neutralise`: after it, none of the given tokens occurs in the text, nor in its compatibility-normalised form without
-  invisible characters. Text in which none occurred comes back byte for byte.
+* `neutralise`: none of the given tokens is in the result, nor in anything that a normaliser makes of it by composing or
+  decomposing characters (NFC, NFD, NFKC, NFKD), stripping accents, dropping invisible characters, or writing spaces as
+  `▁`, in any order. Text in which none occurred comes back byte for byte.
 * `fence`: the closing line cannot occur inside, because it is a run of backticks longer than any run in the text.
+* Both results can be written as UTF-8, so that one broken character cannot stop a batch.
 
-What is not promised: that a model follows the fence. That is a rate, to be measured per model.
+The first holds because detection works on a folded copy (`_fold`) that forgets all that those normalisers change, and
+folding goes character by character: a token in any form of the text is a folded token in the folded text.
+
+What is not promised: that a model follows the fence (a rate, to be measured per model), tokenizers that ignore case,
+look-alike letters of other scripts (no tokenizer takes them for the token), and folded forms of added tokens that are
+plain text with accents or compatibility characters ("é").
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from os.path import commonprefix
 
 from flexjudge_reward.media import Media
 from flexjudge_reward.types import Content, Message, Part, Quoted
@@ -22,69 +32,47 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """The tags of a judge's reply; outside text may not hold them in any case or spelling."""
 
 KNOWN_CONTROL_TOKENS = frozenset(
-    "<|im_start|> <|im_end|> <|endoftext|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
-    "<|audio_start|> <|audio_end|> <|audio_pad|> <|AUDIO|> <|IMAGE|> <|VIDEO|> <|audio_bos|> <|audio_eos|> "
-    "<|vision_bos|> <|vision_eos|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> "
-    "<|quad_end|> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> <tool_call> "
-    "</tool_call> <tool_response> </tool_response> <|begin_of_text|> <|end_of_text|> <|start_header_id|> "
-    "<|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|> <|image|> <|header_start|> <|header_end|> <|eot|> "
+    "<|im_start|> <|im_end|> <|endoftext|> <tool_call> </tool_call> <tool_response> </tool_response> "
     "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <image_soft_token> <bos> <eos> <pad> <unk> <mask> "
-    "<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [IMG] [IMG_BREAK] [IMG_END] [AVAILABLE_TOOLS] "
-    "[/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] <<SYS>> <</SYS>> <|system|> <|user|> <|assistant|> "
-    "<|end|> <|placeholder|> <|start|> <|message|> <|channel|> <|return|> <|call|> <image> <video> <audio> <img> </img> "
-    "<IMG_CONTEXT> <|eos|> <|bos|> <|pad|> <|unk|> <|sep|> <|turn_start|> <|turn_end|>".split()
+    "<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [IMG] [IMG_BREAK] [IMG_END] [THINK] [/THINK] "
+    "[AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CONTENT] [ARGS] [CALL_ID] "
+    "[PREFIX] [MIDDLE] [SUFFIX] [gMASK] [MASK] [CLS] [SEP] [PAD] [UNK] <sop> <eop> <<SYS>> <</SYS>> "
+    "<image> </image> <video> </video> <audio> </audio> <img> </img> <IMG_CONTEXT> <box> </box> <ref> </ref> <quad> "
+    "</quad> <slice> </slice> <image_id> </image_id> <unit> </unit> <image_pad> <video_pad> "
+    "<｜User｜> <｜Assistant｜> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>".split()
 )
-"""For servers, whose tokenizer is not at hand: the control tokens of the model families that people judge with."""
+"""For servers, whose tokenizer is not at hand: the control tokens of the model families that people judge with.
+All of the form `<|...|>` are broken anyway."""
 
 _BACKTICKS = re.compile("`+")
+_ASCII_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+# How most families spell control tokens; broken whether or not the tokenizer at hand is known to have that one.
+_SHAPE = r"<\|[^<>|\n]{1,64}\|>"
+_INVISIBLE_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")  # Hangul fillers: letters to Unicode, blank to the eye
 
 
 def neutralise(text: str, tokens: Collection[str] = ()) -> str:
-    """`text` with every occurrence of `tokens` and of the judge's answer tags broken by a space.
+    """`text` with every occurrence of `tokens`, of `<|...|>` and of the judge's answer tags broken by a space.
 
-    Breaking is repeated until none is left, so nested spellings (`<|im_<|im_end|>end|>`) cannot reassemble. Tokens of
-    white space alone are left: they are how some tokenizers store indentation, and control nothing.
+    A token of one character becomes a space. Tokens of white space alone are left: they are how some tokenizers store
+    indentation, and control nothing. Takes time linear in the length of the text.
 
     Args:
         tokens: the contents of the added tokens of the judge's tokenizer, special or not.
     """
-    exact = {token for token in tokens if token.strip()}
-    pattern = re.compile(
-        "|".join(
-            ["(?i:" + "|".join(map(re.escape, TAGS)) + ")"]
-            + [re.escape(token) for token in sorted(exact, key=lambda t: (-len(t), t))]
-        )
-    )
-    folded = _folded(text)
-    if not (pattern.search(text) or pattern.search(folded)):
-        return text
-    # Break on the folded copy if only it holds a token: a server may fold the text after us.
-    broken = text if not pattern.search(folded) else folded
-    while pattern.search(broken) or pattern.search(_folded(broken)):
-        if not pattern.search(broken):
-            broken = _folded(broken)
-        broken = pattern.sub(_break, broken)
-    return broken
-
-
-def _folded(text: str) -> str:
-    """What an eager normaliser could make of `text`: NFKC, no format or private characters, no stray controls."""
-    plain = unicodedata.normalize("NFKC", text)
-    kept = (c for c in plain if c in "\n\t" or unicodedata.category(c) not in {"Cf", "Cc", "Co", "Cs", "Cn"})
-    return unicodedata.normalize("NFKC", "".join(kept))
-
-
-def _break(match: re.Match[str]) -> str:
-    token = match.group()
-    return f"{token[0]} {token[1:]}" if len(token) > 1 else " "
+    text = _encodable(text)
+    for pattern, fold in _searches(tokens if isinstance(tokens, frozenset) else frozenset(tokens)):
+        # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
+        while pattern.search(fold(text)):
+            text = _broken(text, pattern, fold)
+    return text
 
 
 def fence(parts: Content) -> tuple[Part, ...]:
     """`parts` as quoted text between two lines of backticks, longer than any run of backticks inside."""
-    text = "".join(part for part in parts if isinstance(part, str))
-    runs = [len(run) for form in (text, _folded(text)) for run in _BACKTICKS.findall(form)]
-    ticks = "`" * max([3, *(length + 1 for length in runs)])
-    inner = tuple(Quoted(part) if isinstance(part, str) else part for part in parts)
+    inner = tuple(Quoted(_encodable(part)) if isinstance(part, str) else part for part in parts)
+    text = "".join(part.text for part in inner if isinstance(part, Quoted))
+    ticks = "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(_fold(text)))])
     return (f"{ticks}\n", *inner, f"\n{ticks}")
 
 
@@ -108,6 +96,86 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
     for part in parts:
         if isinstance(part, Quoted) and joined and isinstance(joined[-1], Quoted):
             joined[-1] = Quoted(joined[-1].text + part.text)
-        else:
+        elif part != "":
             joined.append(part)
     return joined
+
+
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can hold and UTF-8 cannot; pairs of them become their character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+class _Folded(dict[int, str]):
+    """For `str.translate`: what is left of a character when all that normalisers may change is forgotten."""
+
+    def __missing__(self, code: int) -> str:
+        if len(self) > 50_000:  # text of a million different characters must not stay in memory
+            self.clear()
+        kept = (c for c in unicodedata.normalize("NFKD", chr(code)) if not _forgotten(c))
+        self[code] = "".join(kept).replace("▁", " ")
+        return self[code]
+
+
+def _forgotten(char: str) -> bool:
+    hidden = unicodedata.category(char) in {"Cf", "Cc", "Co", "Cs", "Cn", "Mn", "Me"} and char not in "\n\t"
+    return hidden or char in _INVISIBLE_LETTERS
+
+
+_FOLDED = _Folded()
+
+
+def _fold(text: str) -> str:
+    """`text` decomposed and without accents and invisible characters; `_fold(a + b) == _fold(a) + _fold(b)`."""
+    return _ASCII_HIDDEN.sub("", text) if text.isascii() else text.translate(_FOLDED)
+
+
+@lru_cache(maxsize=64)
+def _searches(tokens: frozenset[str]) -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
+    """What to look for, and in which copy of the text."""
+    visible = {token for token in tokens if token.strip()}
+    # Plain text that some tokenizers add as tokens, "é" or "...", is looked for as it stands: its folds, "e" and "...",
+    # are everybody's.
+    plain = {token for token in visible if _fold(token) != token and not set(_fold(token)) & set("<[|")}
+    folded = {_fold(token) for token in visible - plain}
+    tags = "(?i:" + "|".join(map(re.escape, TAGS)) + ")"
+    control = re.compile("|".join([tags, _SHAPE, *_branches(sorted(folded))]))
+    literal = [(re.compile("|".join(_branches(sorted(plain)))), str)] if plain else []
+    return [*literal, (control, _fold)]
+
+
+def _branches(tokens: Sequence[str]) -> Iterator[str]:
+    """Patterns for sorted `tokens`, equal beginnings written once: some tokenizers have thousands of one kind.
+
+    Where one token begins another, only the shorter is looked for: breaking it breaks both.
+    """
+    for _, group in groupby(tokens, key=lambda token: token[:1]):
+        same = list(group)
+        start = commonprefix([same[0], same[-1]])  # noqa: RUF071: character by character is what is meant
+        if start == same[0]:
+            yield re.escape(start)
+        else:
+            yield re.escape(start) + "(?:" + "|".join(_branches([token[len(start) :] for token in same])) + ")"
+
+
+def _broken(text: str, pattern: re.Pattern[str], fold: Callable[[str], str]) -> str:
+    """`text` with a space after the first visible character of every match in its folded copy."""
+    chars = list(text)
+    folds = [fold(char) for char in chars]
+    origin = [index for index, folded in enumerate(folds) for _ in folded]
+    folded, cut = "".join(folds), 0
+    while match := pattern.search(folded, cut):
+        visible = match.group().lstrip()
+        cut = match.end() - len(visible) + 1
+        left = origin[cut - 1]
+        if len(visible.rstrip()) == 1:
+            chars[left] = " "
+        elif origin[cut] == left:  # one character that folds to several, such as an ellipsis
+            chars[left] = " ".join(folds[left])
+        else:
+            chars[origin[cut]] = " " + chars[origin[cut]]
+    return "".join(chars)
