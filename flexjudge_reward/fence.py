@@ -23,7 +23,6 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from os.path import commonprefix
 
 from flexjudge_reward.media import Media
 from flexjudge_reward.types import Content, Message, Part, Quoted
@@ -155,7 +154,9 @@ def _branches(tokens: Sequence[str]) -> Iterator[str]:
     """
     for _, group in groupby(tokens, key=lambda token: token[:1]):
         same = list(group)
-        start = commonprefix([same[0], same[-1]])  # noqa: RUF071: character by character is what is meant
+        start = same[0]
+        while not same[-1].startswith(start):
+            start = start[:-1]
         if start == same[0]:
             yield re.escape(start)
         else:
