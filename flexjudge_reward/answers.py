@@ -16,7 +16,7 @@ from flexjudge_reward.types import Failure, Generation
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
-_ANSWER = re.compile(r"<answer>([^<>]{0,64})</answer>[ \t\r\n]{0,64}")
+_ANSWER = re.compile(r"<answer>([^<]{0,64})</answer>[ \t\r\n]{0,64}")  # ">" is part of [[A>B]]
 _REFUSAL = re.compile(
     r"(i['’]m|i am) (very |really )?(sorry|unable|not able)|i (can['’]t|cannot|won['’]t|must decline)"
     r"|sorry,|as an ai\b",
@@ -39,6 +39,8 @@ def read_reply(generation: Generation) -> Reply | Failure:
         return generation.failure
     if generation.finish_reason == "filter":
         return Failure("refused", "the server's content filter stopped the reply")
+    if generation.finish_reason == "error":
+        return Failure("engine", "the engine reported an error without saying which")
     if generation.finish_reason != "stop":
         return Failure("truncated", "the token limit cut the reply; raise max_tokens")
     text = generation.text

@@ -134,21 +134,16 @@ class _OneOption(_OneCall):
         """Always 0 to 1: an option says which, not how good."""
         return Scale(0.0, 1.0)
 
-    def _scores(self, example: Example, reply: Reply) -> tuple[float, ...] | Failure:
-        if len(reply.answers) != 1:
-            return Failure("wrong_count", f"expected one answer, found {len(reply.answers)}")
-        return self._option(reply.answers[0], len(example.candidates))
-
-    def _option(self, answer: str, count: int) -> tuple[float, ...] | Failure:
-        raise NotImplementedError
-
 
 class Choice(_OneOption):
     """The best of two to eight, by its letter (MR. Judge)."""
 
     name, fewest, most = "choice", 2, len(LETTERS)
 
-    def _option(self, answer: str, count: int) -> tuple[float, ...] | Failure:
+    def _scores(self, example: Example, reply: Reply) -> tuple[float, ...] | Failure:
+        answer, count = _only(reply), len(example.candidates)
+        if isinstance(answer, Failure):
+            return answer
         if len(answer) != 1 or not ("A" <= answer <= "Z"):
             return Failure("malformed", f"expected one of {', '.join(LETTERS[:count])}, found {answer!r}")
         if answer not in LETTERS[:count]:
@@ -161,9 +156,18 @@ class Relation(_OneOption):
 
     name, fewest, most = "relation", 2, 2
 
-    def _option(self, answer: str, count: int) -> tuple[float, ...] | Failure:
+    def _scores(self, example: Example, reply: Reply) -> tuple[float, ...] | Failure:
+        answer = _only(reply)
+        if isinstance(answer, Failure):
+            return answer
         known = ", ".join(_RELATIONS)
         return _RELATIONS.get(answer) or Failure("malformed", f"expected one of {known}, found {answer!r}")
+
+
+def _only(reply: Reply) -> str | Failure:
+    if len(reply.answers) != 1:
+        return Failure("wrong_count", f"expected one answer, found {len(reply.answers)}")
+    return reply.answers[0]
 
 
 def _number(answer: str, scale: Scale) -> float | Failure:

@@ -56,9 +56,11 @@ class Template:
         Raises:
             ConfigError: no such wording, or an entry is missing, unknown or has a wrong placeholder.
         """
-        folder = resources.files("flexjudge_reward") / "prompts" / f"{wording}"
+        built_in = resources.files("flexjudge_reward") / "prompts" / f"{wording}" / f"{name}.toml"
         if str(wording) in wordings():
-            return cls.parse((folder / f"{name}.toml").read_text("utf-8"), f"{wording}/{name}.toml")
+            if not built_in.is_file():
+                raise ConfigError(f"the wording {str(wording)!r} has no text for the format {name!r}")
+            return cls.parse(built_in.read_text("utf-8"), f"{wording}/{name}.toml")
         path = Path(wording)
         path = path / f"{name}.toml" if path.is_dir() else path
         if not path.is_file():
@@ -73,7 +75,7 @@ class Template:
             entries = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{where}: not valid TOML: {error}") from None
-        for key in {*entries, *KEYS}:
+        for key in sorted({*entries, *KEYS}):
             if key not in KEYS:
                 raise ConfigError(f"{where}: unknown entry {key!r}; known are {', '.join(KEYS)}")
             if not isinstance(entries.get(key), str):
