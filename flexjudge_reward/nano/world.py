@@ -46,6 +46,7 @@ _RGB = {
     "purple": (150, 60, 190),
     "white": (240, 240, 240),
 }
+_FRAME = (150, 150, 150)
 _STAR = ((0, -10), (3, -3), (10, -3), (4, 2), (6, 9), (0, 5), (-6, 9), (-4, 2), (-10, -3), (-3, -3))
 _DESCRIBED = (1, 3, 5, 8, 10)
 
@@ -126,6 +127,8 @@ def _frame(of: Scene, looks: Sequence[_Look], ground: tuple[int, ...]) -> Image:
 
     image = Image.new("RGB", (2 * CELL, 2 * CELL), ground)
     pen = ImageDraw.Draw(image)
+    # The frame tells every cell on which side of the picture it lies; the vision tower itself sees only distances.
+    pen.rectangle((0, 0, 2 * CELL - 1, 2 * CELL - 1), outline=_FRAME, width=2)
     for index, (cell, look) in enumerate(zip(of.cells, looks, strict=True)):
         if cell != NOTHING:
             middle = (index % 2 * CELL + CELL / 2 + look.x, index // 2 * CELL + CELL / 2 + look.y)

@@ -1,0 +1,182 @@
+"""How well the embedded judge judges: held-out scenes of its world, in words and as pictures, greedy.
+
+    python benchmarks/nano.py                              # about ten minutes on one core, all figures recorded
+    python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
+    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation beside it
+
+Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
+verdict; a failed verdict counts as wrong. True scores come from `flexjudge_reward/nano/world.py`. The judge was trained
+on judgements of scenes in words only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from figures import record
+
+from flexjudge_reward import Choice, Example, Judge, Listwise, Media, Pair, Rubric, Sampling, Scale, Score, Verdict
+from flexjudge_reward.engines.transformers import TransformersEngine
+from flexjudge_reward.nano import path, world
+
+FORMATS = {"score": Score, "pair": Pair, "listwise": Listwise, "choice": Choice}
+SAMPLING = Sampling(temperature=0.0, max_tokens=160)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example with everything that is known about it."""
+
+    asked: world.Question
+    replies: list[str]
+    example: Example
+    high: int
+
+    @property
+    def truth(self) -> tuple[int, ...]:
+        """The score each reply deserves."""
+        return tuple(world.score(self.asked, reply, self.high) for reply in self.replies)
+
+
+def cases(form: world.Form, medium: str, count: int, candidates: int, seed: int) -> list[Case]:
+    """`count` held-out examples; `medium` is words, picture or clip. Of lists and choices one reply alone is best."""
+    rng = random.Random(f"benchmark {form} {medium} {seed}")
+    made = []
+    for index in range(count):
+        asked = world.question(rng, world.scene(rng, held_out=True))
+        replies = world.candidates(rng, asked, candidates, single_best=form in ("listwise", "choice"))
+        high = 5 if form != "choice" and index % 3 == 0 else 10
+        rubric = Rubric("Is the answer right?", Scale(1, high))
+        made.append(Case(asked, replies, Example(shown(asked, medium, rng), replies, rubric=rubric), high))
+    return made
+
+
+def shown(asked: world.Question, medium: str, rng: random.Random) -> tuple[str | Media, ...]:
+    """The scene and the question."""
+    if medium == "words":
+        return (asked.scene.told(rng) + "\n", asked.text)
+    if medium == "clip":
+        return (Media.video(world.clip(asked.scene, rng)), asked.text)
+    return (Media.image(world.draw(asked.scene, rng)), asked.text)
+
+
+def exact(case: Case, verdict: Verdict) -> bool:
+    """Every score as it should be."""
+    return verdict.scores == tuple(float(score) for score in case.truth)
+
+
+def top(case: Case, verdict: Verdict) -> bool:
+    """The best reply alone has the highest score."""
+    best = case.truth.index(max(case.truth))
+    return verdict.scores is not None and all(
+        verdict.scores[best] > score for index, score in enumerate(verdict.scores) if index != best
+    )
+
+
+def share(right: Callable[[Case, Verdict], bool], cases: Sequence[Case], verdicts: Sequence[Verdict]) -> float:
+    """The share of cases for which `right` holds."""
+    return sum(right(case, verdict) for case, verdict in zip(cases, verdicts, strict=True)) / len(cases)
+
+
+class Bench:
+    """Judges groups of cases and keeps count of replies that could not be read."""
+
+    def __init__(self, model: Path, batch: int) -> None:
+        self.engine = TransformersEngine(str(model), dtype="float32", batch_size=batch)
+        self.read = self.failed = 0
+
+    def __call__(self, form: world.Form, medium: str, count: int, candidates: int) -> tuple[list[Case], list[Verdict]]:
+        """Cases and their verdicts."""
+        group = cases(form, medium, count, candidates, seed=1)
+        verdicts = Judge(FORMATS[form](prompts="nano"), self.engine, SAMPLING)([case.example for case in group])
+        self.read += len(verdicts)
+        self.failed += sum(verdict.failure is not None for verdict in verdicts)
+        print(f"{form:9s} {medium:8s} exact {share(exact, group, verdicts):.3f}" if form != "choice" else form, flush=True)
+        return group, verdicts
+
+
+def uneven(group: Sequence[Case], verdicts: Sequence[Verdict]) -> tuple[list[Case], list[Verdict]]:
+    """The pairs of which one answer is better."""
+    kept = [(c, v) for c, v in zip(group, verdicts, strict=True) if c.truth[0] != c.truth[1]]
+    return [c for c, _ in kept], [v for _, v in kept]
+
+
+def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
+    """(name, value, target, note) of every figure of the judge."""
+    words, pictures = bench("pair", "words", count, 2), bench("pair", "picture", count, 2)
+    single = [bench("score", medium, count // 2, 1) for medium in ("words", "picture")]
+    listed, chosen = bench("listwise", "picture", count // 2, 4), bench("choice", "picture", count // 2, 4)
+    clips = bench("pair", "clip", count // 4, 2)
+    held = f"held-out scenes, greedy, {count} examples"
+    singles = (share(exact, *single[0]) + share(exact, *single[1])) / 2
+    return [
+        ("nano.text_pair_exact", share(exact, *words), ">= 0.95", f"both scores; {held}"),
+        ("nano.image_pair_better", share(top, *uneven(*pictures)), ">= 0.9", f"pairs with a better answer; {held}"),
+        ("nano.image_pair_exact", share(exact, *pictures), ">= 0.8", f"both scores; {held}"),
+        ("nano.single_exact", singles, ">= 0.9", f"half in words, half as pictures; {held}"),
+        ("nano.image_listwise_top1", share(top, *listed), ">= 0.85", "four answers, one best; held-out scenes, greedy"),
+        ("nano.image_choice_top1", share(top, *chosen), ">= 0.85", "four answers, one best; held-out scenes, greedy"),
+        ("nano.clip_pair_exact", share(exact, *clips), "", "clips of four frames, never judged on in training"),
+        ("nano.well_formed", 1 - bench.failed / bench.read, ">= 0.99", f"of {bench.read} replies"),
+    ]
+
+
+def size(model: Path) -> tuple[int, float]:
+    """Parameters, and megabytes of the whole folder."""
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", "np") as weights:
+        parameters = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
+    return parameters, sum(file.stat().st_size for file in model.iterdir()) / 1e6
+
+
+def answer_first(model: Path, count: int, batch: int) -> float:
+    """Share of uneven picture pairs in which the ablation finds the better answer; read loosely, in its favour."""
+    group = cases("pair", "picture", count, 2, seed=1)
+    engine, form = TransformersEngine(str(model), dtype="float32", batch_size=batch), Pair(prompts="nano")
+    replies = engine.generate([form.render(case.example)[0] for case in group], SAMPLING)
+    engine.close()
+    right = total = 0
+    for case, reply in zip(group, replies, strict=True):
+        scores = [int(number) for number in re.findall(r"<answer>([0-9]+)</answer>", reply.text)[:2]]
+        if case.truth[0] != case.truth[1]:
+            total += 1
+            right += len(scores) == 2 and (scores[0] > scores[1]) == (case.truth[0] > case.truth[1]) and scores[0] != scores[1]
+    return right / total
+
+
+def main() -> None:
+    """Measure, print, record."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--count", type=int, default=500)
+    args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--model", type=Path, default=path("judge"))
+    args.add_argument("--answer-first", type=Path, help="folder of the ablation, from recipes/train_nano.py")
+    args.add_argument("--dry", action="store_true", help="print, record nothing")
+    options = args.parse_args()
+    began = time.monotonic()
+    bench = Bench(options.model, options.batch)
+    lines = [(*line[:2], "fraction", *line[2:]) for line in measure(bench, options.count)]
+    bench.engine.close()
+    parameters, megabytes = size(options.model)
+    lines += [("nano.parameters", parameters, "count", "<= 8000000", ""), ("nano.checkpoint_mb", megabytes, "MB", "<= 16", "")]
+    if options.answer_first:
+        value = answer_first(options.answer_first, options.count, options.batch)
+        note = "ablation: the same data and budget, answer before reasoning"
+        lines.append(("nano.answer_first_image_pair_better", value, "fraction", "", note))
+    for name, value, unit, target, note in lines:
+        if options.dry:
+            print(f"{name} = {value:.4f} {unit} (target {target or 'none'})")
+        else:
+            record(name, value, unit=unit, target=target, note=note)
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
