@@ -233,10 +233,11 @@ def training_processes() -> int:
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers merged, later ones winning; naming an in-process engine also drops a server address from below."""
+    """The layers merged, later ones winning; naming an in-process judge also drops a server address from below."""
     settings: dict[str, Any] = {}
     for layer in layers:
-        if layer.get("engine", "server") != "server" and "base_url" not in layer:
+        in_process = layer.get("engine", "server") != "server" or layer.get("model") == NANO
+        if in_process and "base_url" not in layer:
             settings.pop("base_url", None)
         if "base_url" in layer and "engine" not in layer:
             settings.pop("engine", None)

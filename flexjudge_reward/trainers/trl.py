@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack, get_args
@@ -210,7 +211,8 @@ class FlexJudgeReward:
         """This process's rows: the verdicts, and what the other ranks need of them."""
         rows = examples(prompts, completions, columns, self._columns, self._scale)
         judge, start = self._ready(), time.perf_counter()
-        verdicts = judge(rows)
+        with _same_random_numbers():
+            verdicts = judge(rows)
         seconds = time.perf_counter() - start
         found = tuple(outcome(verdict) for verdict in verdicts)
         with self._lock:
@@ -301,6 +303,18 @@ def _refuse_groups(judge_format: Format | type[Format]) -> None:
             f"the format {name!r} judges at least {fewest} candidates together, but a trainer hands its reward one"
             " completion per row; judging whole groups is not part of this version, use format='score'"
         )
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Keeps torch's random numbers where they were, so that a run is the same whether its replies are cached or not."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def _next_name() -> str:
