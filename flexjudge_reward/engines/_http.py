@@ -1,0 +1,341 @@
+"""Many HTTP requests to one server, with retries and a deadline: the transport of `ServerEngine`.
+
+Promised: every request ends as the server's JSON or as one named failure; a request that ends never waits for another;
+`post_all` returns at its deadline. Retried are what may pass by itself (connection errors, cut or broken bodies, a 200
+that holds an error, and the statuses of `_RETRIED`), with growing, jittered pauses, or the pause the server asks for up
+to `_LONGEST_PAUSE_S`. Keys and passwords appear in no message. Not known here: what a prompt or a reply is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from flexjudge_reward.errors import EngineError
+from flexjudge_reward.types import Generation
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Answer = dict[str, Any] | Generation
+_T = TypeVar("_T")
+
+_RETRIED = {408, 409, 425, 429} | set(range(500, 600))
+_REFUSED_KEY = {401, 403}
+_LONGEST_PAUSE_S = 30.0
+_PROBE_S = 5.0
+_CLOSE_S = 5.0
+_SHOWN = 300  # characters of a server's message that a failure quotes
+_LARGE = 2**20  # bytes; aiohttp wants larger bodies as a file
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to come: `build` makes its JSON body, or says why there is none."""
+
+    build: Callable[[], bytes | Generation]
+    slow: bool
+    """Whether building takes long (pictures to encode), so that it must not hold up the other requests."""
+
+
+@dataclass
+class _Retry:
+    """A try that failed in a way that may pass."""
+
+    problem: str
+    pause: float | None = None
+    """Seconds the server asked for."""
+    connection: bool = False
+
+
+@dataclass
+class _Batch:
+    """What the requests of one `post_all` share."""
+
+    answers: list[Answer | None]
+    problems: dict[int, str] = field(default_factory=dict)
+    """The last problem of each request that is being retried."""
+    fatal: str = ""
+    """Set when the server refused what every request has in common."""
+    gone: bool = False
+    """Set when one request found no server through all of its tries."""
+
+
+class Client:
+    """One server, one event-loop thread, one pool of connections."""
+
+    def __init__(
+        self,
+        url: str,
+        login: tuple[str, str] | None,
+        key: str | None,
+        concurrency: int,
+        timeout: float,
+        tries: int,
+        start_command: str,
+    ) -> None:
+        self.pid = os.getpid()
+        self._parts, self._start_command = urlsplit(url), start_command
+        self._concurrency, self._tries = concurrency, tries
+        self._where = self._parts._replace(query="").geturl()
+        self._secrets = [secret for secret in (key, *(login or ()), self._parts.query) if secret]
+        self._listed: list[dict[str, Any]] | None = None
+        self._unreachable = 0  # connection errors since the last answer
+        self._closed = False
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
+        self._thread.start()
+        self._session, self._slots = self._wait(self._open(login, key, concurrency, timeout))
+
+    def models(self) -> list[dict[str, Any]]:
+        """The server's list of models; empty if it keeps none. Asks only at first, and after connection errors.
+
+        Raises:
+            EngineError: no server answers, or it refuses the key.
+        """
+        with self._lock:
+            if self._listed is None or self._unreachable:
+                self._listed = self._wait(self._list(tries=3 if self._listed is None else 1))
+                self._unreachable = 0
+            return self._listed
+
+    def post_all(self, requests: Sequence[Request], deadline: float) -> list[Answer]:
+        """The answer to each request, in order, within `deadline` seconds.
+
+        Raises:
+            EngineError: the server refused the key or the model before it answered anything.
+        """
+        batch = self._wait(self._post_all(requests, deadline))
+        if batch.fatal and not any(isinstance(answer, dict) for answer in batch.answers):
+            raise EngineError(batch.fatal)
+        return [answer or self._unanswered(batch, index, deadline) for index, answer in enumerate(batch.answers)]
+
+    def close(self) -> None:
+        """Ends what is running, the connections and the thread; may be called twice, and in a forked child."""
+        if self._closed or self.pid != os.getpid():
+            return
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(_CLOSE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_S)
+        self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs `work` on the loop's thread and waits for it here."""
+        if self._closed:
+            work.close()
+            raise EngineError(f"the connection to {self._where} was closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise EngineError(f"the connection to {self._where} was closed while requests were running") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _open(
+        self, login: tuple[str, str] | None, key: str | None, concurrency: int, timeout: float
+    ) -> tuple[aiohttp.ClientSession, asyncio.Semaphore]:
+        import aiohttp
+
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=concurrency + 1),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0)),
+            headers=headers,
+            auth=aiohttp.BasicAuth(*login) if login and not key else None,
+        )
+        return session, asyncio.Semaphore(concurrency)
+
+    async def _shut(self) -> None:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._session.close()
+        await self._loop.shutdown_default_executor()
+
+    def _address(self, path: str) -> str:
+        return self._parts._replace(path=f"{self._parts.path}/{path}").geturl()
+
+    async def _list(self, tries: int) -> list[dict[str, Any]]:
+        import aiohttp
+
+        problem = ""
+        for attempt in range(tries):
+            await asyncio.sleep(0.5 * attempt)
+            try:
+                limit = aiohttp.ClientTimeout(total=_PROBE_S)
+                async with self._session.get(self._address("models"), timeout=limit, allow_redirects=False) as response:
+                    if response.status in _REFUSED_KEY:
+                        raise EngineError(self._key_refused(response.status))
+                    return _entries(await response.read()) if response.status == 200 else []
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                problem = self._clean(error)
+        raise EngineError(
+            f"no server answers at {self._where} ({problem}). Start one with `{self._start_command}`,"
+            " or correct the address"
+        )
+
+    async def _post_all(self, requests: Sequence[Request], deadline: float) -> _Batch:
+        batch = _Batch([None] * len(requests))
+        waiting = iter(enumerate(requests))
+
+        async def work() -> None:
+            for index, request in waiting:  # shared: each takes the next one
+                async with self._slots:
+                    batch.answers[index] = await self._answer(batch, index, request)
+
+        tasks = [asyncio.create_task(work()) for _ in range(min(len(requests), self._concurrency))]
+        try:
+            await asyncio.wait(tasks, timeout=deadline)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+        return batch
+
+    async def _answer(self, batch: _Batch, index: int, request: Request) -> Answer:
+        if batch.fatal or batch.gone:
+            return self._left_out(batch)
+        body = await self._loop.run_in_executor(None, request.build) if request.slow else request.build()
+        if isinstance(body, Generation):
+            return body
+        only_connection = True
+        for attempt in range(self._tries):
+            outcome = await self._try(body)
+            if not isinstance(outcome, _Retry):
+                self._unreachable = 0
+                if isinstance(outcome, str):
+                    batch.fatal = outcome
+                    return Generation.failed("engine", outcome)
+                return outcome
+            batch.problems[index] = outcome.problem
+            only_connection &= outcome.connection
+            self._unreachable = self._unreachable + 1 if outcome.connection else 0
+            if batch.gone or attempt == self._tries - 1:
+                break
+            await asyncio.sleep(_pause(attempt, outcome.pause))
+        batch.gone |= only_connection and self._unreachable > 0
+        return Generation.failed("transport", f"{batch.problems[index]}, after {attempt + 1} tries")
+
+    async def _try(self, body: bytes) -> dict[str, Any] | Generation | str | _Retry:
+        """The server's reply, a failure of this request alone, what is wrong with every request, or try again."""
+        import aiohttp
+
+        data = io.BytesIO(body) if len(body) > _LARGE else body
+        try:
+            async with self._session.post(
+                self._address("chat/completions"), data=data, allow_redirects=False
+            ) as response:
+                raw = await response.read()
+        except TimeoutError:
+            return _Retry("the server did not answer within the timeout of one try")
+        except aiohttp.ClientPayloadError:
+            return _Retry("the server broke off in the middle of its answer")
+        except (aiohttp.ClientError, OSError) as error:
+            return _Retry(f"connection failed: {self._clean(error)}", connection=True)
+        return self._judged(response.status, response.headers.get("Retry-After"), raw)
+
+    def _judged(self, status: int, retry_after: str | None, raw: bytes) -> dict[str, Any] | Generation | str | _Retry:
+        answer = _json(raw)
+        if status == 200 and _is_reply(answer):
+            reply: dict[str, Any] = answer
+            return reply
+        said = self._said(answer, raw)
+        if status == 200:
+            return _Retry(f"the server sent no reply but {said}")
+        if status in _RETRIED:
+            return _Retry(f"the server answered {status}: {said}", _seconds(retry_after))
+        if status in _REFUSED_KEY:
+            return self._key_refused(status)
+        if status == 404:
+            known = ", ".join(str(entry["id"]) for entry in self._listed or ())
+            return f"the server at {self._where} answered 404: {said}. It lists the models: {known or 'none'}"
+        return Generation.failed("engine", f"the server answered {status}: {said}")
+
+    def _left_out(self, batch: _Batch) -> Generation:
+        if batch.fatal:
+            return Generation.failed("engine", batch.fatal)
+        return Generation.failed("transport", f"not sent: the server at {self._where} went away")
+
+    def _unanswered(self, batch: _Batch, index: int, deadline: float) -> Generation:
+        last = f"; last: {batch.problems[index]}" if index in batch.problems else ""
+        return Generation.failed("timeout", f"no reply within the deadline of {deadline:g} s{last}")
+
+    def _key_refused(self, status: int) -> str:
+        return (
+            f"the server at {self._where} refused the API key ({status}): pass api_key= or set the environment"
+            " variable FLEXJUDGE_API_KEY"
+        )
+
+    def _said(self, answer: Any, raw: bytes) -> str:
+        """The server's own message, short and without secrets."""
+        error = answer.get("error", answer) if isinstance(answer, dict) else None
+        message = error.get("message", error) if isinstance(error, dict) else error
+        return self._clean(message if message else raw[:_SHOWN].decode("utf-8", "replace") or "an empty body")
+
+    def _clean(self, message: object) -> str:
+        text = str(message) or type(message).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:_SHOWN]
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_reply(answer: Any) -> bool:
+    """Whether a body is a chat completion: one choice with a message whose texts are texts."""
+    try:
+        message = answer["choices"][0]["message"]
+        texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return False
+    return "error" not in answer and all(text is None or isinstance(text, str) for text in texts)
+
+
+def _entries(raw: bytes) -> list[dict[str, Any]]:
+    answer = _json(raw)
+    listed = answer.get("data") if isinstance(answer, dict) else None
+    return [entry for entry in listed or () if isinstance(entry, dict) and "id" in entry]
+
+
+def _pause(attempt: int, asked: float | None) -> float:
+    """Seconds before the next try: 0.5, 1, 2, 4, 8, 8.. with half of it random, or what the server asked for."""
+    pause = min(8.0, 0.5 * 2.0**attempt) if asked is None else max(0.0, min(asked, _LONGEST_PAUSE_S))
+    spread = random.uniform(0.5, 1.0) if asked is None else random.uniform(1.0, 1.1)
+    return pause * spread
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After header, which is a number or a date."""
+    if not retry_after:
+        return None
+    try:
+        return float(retry_after)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - time()
+    except ValueError:
+        return None

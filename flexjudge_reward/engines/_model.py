@@ -1,0 +1,211 @@
+"""Which model exactly, and what its prompts look like as text: shared by the engines that load a model themselves.
+
+`Source` names the weights so that two different sets never share a name: a Hub model by its commit, a folder by a hash
+of its content. `Chat` turns a `Prompt` into the model's own chat text. Nothing here loads weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
+from flexjudge_reward.fence import flatten
+from flexjudge_reward.media import Media
+from flexjudge_reward.types import Prompt
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what can change a reply: weights, settings, vocabulary
+_PROBE = "probe-of-the-template"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights are, and exactly which."""
+
+    model: str
+    """A folder, or a Hub id."""
+    revision: str | None
+    """The Hub commit; None for a folder."""
+    trust_remote_code: bool
+
+    @classmethod
+    def find(cls, model: str, revision: str | None, trust_remote_code: bool) -> Source:
+        """The source of `model`: "nano" for the embedded judge, a folder, or a Hub id.
+
+        Raises:
+            EngineError: there is no such model.
+        """
+        if model == "nano":
+            from flexjudge_reward import nano
+
+            model = str(nano.path("judge"))
+        if Path(model).is_dir():
+            return cls(model, None, trust_remote_code)
+        return cls(model, _commit(model, revision), trust_remote_code)
+
+    def file(self, name: str) -> Path | None:
+        """One file of the model, fetched if need be; None if the model has no such file."""
+        if self.revision is None:
+            path = Path(self.model) / name
+            return path if path.is_file() else None
+        return _hub_file(self.model, name, self.revision)
+
+    def require_weights(self) -> None:
+        """Raises EngineError if a folder has no safetensors weights: no other kind is loaded, because it runs code."""
+        if self.revision is None and not any(Path(self.model).glob("*.safetensors")):
+            raise EngineError(f"no weights in {self.model}: it has no .safetensors file, and no other kind is loaded")
+
+    def identity(self) -> dict[str, object]:
+        """Name and exact version, and the hash of the chat template."""
+        if self.revision is None:
+            version = {"model": Path(self.model).name, "weights": fingerprint(Path(self.model))}
+        else:
+            version = {"model": self.model, "revision": self.revision}
+        return {**version, "chat_template": hashlib.sha256(self.template().encode()).hexdigest()}
+
+    def template(self) -> str:
+        """The chat template: the processor's own, else the tokenizer's.
+
+        Raises:
+            EngineError: the model has none, so it is not a chat model.
+        """
+        if jinja := self.file("chat_template.jinja"):
+            return jinja.read_text("utf-8")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            path = self.file(name)
+            found = json.loads(path.read_text("utf-8")).get("chat_template") if path else None
+            if isinstance(found, list):  # several named templates
+                found = {entry["name"]: entry["template"] for entry in found}.get("default")
+            if found:
+                return str(found)
+        raise EngineError(f"{self.model} has no chat template: a judge must be a chat model")
+
+
+def check_trust(model: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Raises ConfigError if code of a Hub repository would run that was not pinned to one commit."""
+    if trust_remote_code and not Path(model).is_dir() and not _COMMIT.fullmatch(revision or ""):
+        raise ConfigError(
+            f"trust_remote_code runs code of {model!r}: pin it with revision= the 40 hex digits of the commit you"
+            f" have read, found {revision!r}"
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash over names, sizes and content of the files of `folder` that can change a reply, in hex."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _PARTS and path.is_file())
+    return _hashed(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=16)
+def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for path, size, _ in files:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{Path(path).name}\n{size}\n{content}\n".encode())
+    return whole.hexdigest()
+
+
+def _commit(model: str, revision: str | None) -> str:
+    path = _hub_file(model, "config.json", revision)
+    if path is None:
+        raise EngineError(f"no model {model!r}: the repository has no config.json")
+    return path.parent.name  # .../snapshots/<commit>/config.json
+
+
+def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError:
+        raise MissingExtra("transformers", "cpu") from None
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except LocalEntryNotFoundError:
+        # Offline, the Hub's client cannot tell a missing file from one that was not downloaded.
+        if name != "config.json":
+            return None
+        problem = "it is not in the local cache, and the Hub cannot be reached"
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError) as error:
+        problem = str(error).strip().splitlines()[0]
+    at = f" at revision {revision!r}" if revision else ""
+    raise EngineError(
+        f"no model {model!r}{at}: it is not a folder here, and {problem}. Give 'nano', a folder or a Hub id"
+    ) from None
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer, of `transformers`. Raises MissingExtra or EngineError."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingExtra("transformers", "cpu") from None
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise EngineError(f"the tokenizer of {source.model} cannot be loaded: {error}") from error
+
+
+def added_tokens(tokenizer: Any) -> frozenset[str]:
+    """Every added token, special or not: what text from outside must not hold."""
+    return frozenset(tokenizer.get_added_vocab()) | frozenset(tokenizer.all_special_tokens)
+
+
+class Chat:
+    """Prompts as the model's own chat text, with the model's own media markers."""
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.tokens = added_tokens(tokenizer)
+        # Templates take the content of a turn as one text, as a list of parts, or both; only the list carries media.
+        self.takes_parts = self._takes_parts()
+
+    def render(self, prompt: Prompt) -> str:
+        """The whole prompt up to where the judge begins to write.
+
+        Raises:
+            ValueError: the prompt has media and the template takes text only, or the template refuses the prompt.
+        """
+        messages = []
+        for message in prompt.messages:
+            parts = flatten(message, self.tokens)
+            messages.append({"role": message.role, "content": self._content(parts)})
+        return self._apply(messages)
+
+    def _takes_parts(self) -> bool:
+        from jinja2 import TemplateError
+
+        try:
+            shown = self._apply([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
+        except (TemplateError, TypeError):
+            return False
+        return _PROBE in shown and "'text'" not in shown
+
+    def _content(self, parts: Sequence[str | Media]) -> str | list[dict[str, str]]:
+        if self.takes_parts:
+            return [{"type": "text", "text": p} if isinstance(p, str) else {"type": p.kind} for p in parts]
+        if any(isinstance(part, Media) for part in parts):
+            raise ValueError("the chat template of this model takes text only, and the prompt has media")
+        return "".join(str(part) for part in parts)
+
+    def _apply(self, messages: list[dict[str, Any]]) -> str:
+        rendered = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+        )
+        return str(rendered)
