@@ -97,7 +97,9 @@ class Bench:
         verdicts = Judge(FORMATS[form](prompts="nano"), self.engine, SAMPLING)([case.example for case in group])
         self.read += len(verdicts)
         self.failed += sum(verdict.failure is not None for verdict in verdicts)
-        print(f"{form:9s} {medium:8s} exact {share(exact, group, verdicts):.3f}" if form != "choice" else form, flush=True)
+        print(
+            f"{form:9s} {medium:8s} exact {share(exact, group, verdicts):.3f}" if form != "choice" else form, flush=True
+        )
         return group, verdicts
 
 
@@ -147,7 +149,11 @@ def answer_first(model: Path, count: int, batch: int) -> float:
         scores = [int(number) for number in re.findall(r"<answer>([0-9]+)</answer>", reply.text)[:2]]
         if case.truth[0] != case.truth[1]:
             total += 1
-            right += len(scores) == 2 and (scores[0] > scores[1]) == (case.truth[0] > case.truth[1]) and scores[0] != scores[1]
+            right += (
+                len(scores) == 2
+                and (scores[0] > scores[1]) == (case.truth[0] > case.truth[1])
+                and scores[0] != scores[1]
+            )
     return right / total
 
 
@@ -165,7 +171,10 @@ def main() -> None:
     lines = [(*line[:2], "fraction", *line[2:]) for line in measure(bench, options.count)]
     bench.engine.close()
     parameters, megabytes = size(options.model)
-    lines += [("nano.parameters", parameters, "count", "<= 8000000", ""), ("nano.checkpoint_mb", megabytes, "MB", "<= 16", "")]
+    lines += [
+        ("nano.parameters", parameters, "count", "<= 8000000", ""),
+        ("nano.checkpoint_mb", megabytes, "MB", "<= 16", ""),
+    ]
     if options.answer_first:
         value = answer_first(options.answer_first, options.count, options.batch)
         note = "ablation: the same data and budget, answer before reasoning"

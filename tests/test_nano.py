@@ -117,7 +117,9 @@ def test_training_and_held_out_scenes_are_apart() -> None:
 
 def test_pictures_of_different_cells_differ_and_keep_their_colours() -> None:
     rng = random.Random(7)
-    one, other = (world.draw(world.Scene((cell, "nothing", "nothing", "nothing")), rng) for cell in ("red star", "blue star"))
+    one, other = (
+        world.draw(world.Scene((cell, "nothing", "nothing", "nothing")), rng) for cell in ("red star", "blue star")
+    )
     assert one.size == (56, 56) and one.mode == "RGB"
     assert one.getpixel((14, 14))[0] > one.getpixel((14, 14))[2]
     assert other.getpixel((14, 14))[2] > other.getpixel((14, 14))[0]
@@ -166,7 +168,14 @@ def test_unknown_checkpoints_are_named() -> None:
 def test_any_text_survives_the_tokenizer() -> None:
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(path("judge") / "tokenizer.json"))
-    for text in ("top-left red circle", "```\nA\n```\n", "Grüße, 世界! \U0001f600", "C1=CC=CC=C1  x\t\n\n y", "a" * 300, "1234567890"):
+    for text in (
+        "top-left red circle",
+        "```\nA\n```\n",
+        "Grüße, 世界! \U0001f600",
+        "C1=CC=CC=C1  x\t\n\n y",
+        "a" * 300,
+        "1234567890",
+    ):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert len(tokenizer.encode(" purple triangle bottom-right unclear score 10").ids) == 6
 
@@ -175,17 +184,19 @@ def test_the_recipe_sees_pictures_as_the_plain_model_does() -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
-    import train_nano
+    import nano_model
 
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(path("base"), dtype=torch.float32)
-    patches = torch.from_numpy(train_nano.to_patches([world.draw(SCENE, random.Random(3))]))
+    patches = torch.from_numpy(nano_model.to_patches([world.draw(SCENE, random.Random(3))]))
     with torch.no_grad():
-        fast = train_nano.see(model.model.visual, patches)[0]
+        fast = nano_model.see(model.model.visual, patches)[0]
         plain = model.model.visual(patches[0], grid_thw=torch.tensor([[1, 4, 4]])).pooler_output
     assert torch.allclose(fast, plain, atol=1e-4)
 
 
-def sanity(form: world.Form, medium: str, candidates: int, count: int = 32) -> tuple[list[Example], list[tuple[int, ...]]]:
+def sanity(
+    form: world.Form, medium: str, candidates: int, count: int = 32
+) -> tuple[list[Example], list[tuple[int, ...]]]:
     rng = random.Random(f"{form} {medium}")
     examples, truths = [], []
     for _ in range(count):

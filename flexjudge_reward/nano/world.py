@@ -163,7 +163,11 @@ class Question:
         if self.kind == "what":
             return f"What is {self.subject}?"
         if self.kind == "count":
-            return f"How many {self.subject}s?" if self.subject in (*SHAPES, "shape") else f"How many {self.subject} shapes?"
+            return (
+                f"How many {self.subject}s?"
+                if self.subject in (*SHAPES, "shape")
+                else f"How many {self.subject} shapes?"
+            )
         return f"Is there a {self.subject}?" if self.kind == "exists" else "Describe the picture."
 
     @property
@@ -189,7 +193,9 @@ def question(rng: random.Random, about: Scene, kinds: Sequence[Kind] = KINDS) ->
         there = [cell for cell in about.cells if cell != NOTHING]
         if there and rng.random() < 0.5:
             return Question(about, kind, rng.choice(there))
-        colour, shape = rng.choice(there).split() if there and rng.random() < 0.6 else (rng.choice(COLOURS), rng.choice(SHAPES))
+        colour, shape = (
+            rng.choice(there).split() if there and rng.random() < 0.6 else (rng.choice(COLOURS), rng.choice(SHAPES))
+        )
         other = rng.choice(((colour, rng.choice(SHAPES)), (rng.choice(COLOURS), shape)))
         return Question(about, kind, " ".join(other))
     return Question(about, kind)
@@ -354,9 +360,28 @@ def _other_content(rng: random.Random, asked: Question, content: str) -> str:
 
 def _junk(rng: random.Random, asked: Question) -> str:
     """What a policy in training also says: nothing, half an answer, too much, another question's answer, noise."""
-    words = (*COLOURS, *SHAPES, *PLACES, NOTHING, "yes", "no", "is", "the", "a", "score", "best", "10", "5", "3", "1", "A")
+    words = (
+        *COLOURS,
+        *SHAPES,
+        *PLACES,
+        NOTHING,
+        "yes",
+        "no",
+        "is",
+        "the",
+        "a",
+        "score",
+        "best",
+        "10",
+        "5",
+        "3",
+        "1",
+        "A",
+    )
     other = candidate(rng, question(rng, asked.scene), junk=0.0)
-    letters = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz0123456789 .,!?:;()<>/=+") for _ in range(rng.randint(1, 14)))
+    letters = "".join(
+        rng.choice("abcdefghijklmnopqrstuvwxyz0123456789 .,!?:;()<>/=+") for _ in range(rng.randint(1, 14))
+    )
     kind = rng.randrange(8)
     parts = asked.truth.split()
     made = (
@@ -375,7 +400,9 @@ def _junk(rng: random.Random, asked: Question) -> str:
 # Rows for trainers.
 
 
-def rows(seed: int, count: int, held_out: bool = False, kinds: Sequence[Kind] = ("what", "count", "exists")) -> Iterator[dict[str, object]]:
+def rows(
+    seed: int, count: int, held_out: bool = False, kinds: Sequence[Kind] = ("what", "count", "exists")
+) -> Iterator[dict[str, object]]:
     """`count` picture questions: {"image", "question", "truth", "asked"}, where `asked` goes to `is_correct`."""
     rng = random.Random(seed)
     for _ in range(count):
