@@ -58,7 +58,7 @@ def content(value: ContentLike, what: str) -> Content:
     Raises:
         ConfigError: a part is neither text nor `Media`.
     """
-    parts = (value,) if isinstance(value, str | Media) else tuple(value)
+    parts = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     for part in parts:
         if not isinstance(part, str | Media):
             raise ConfigError(f"{what} must be text, Media or a list of these, found {type(part).__name__}")

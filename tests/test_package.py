@@ -17,6 +17,10 @@ HEAVY = {"torch", "transformers", "vllm", "trl", "datasets", "aiohttp", "PIL", "
 
 ORDER = {  # DESIGN: imports run one way; a module may import only modules of a lower number, or of its own folder
     "errors": 0,
+    "files": 0.2,
+    "video_child": 0.2,
+    "image": 0.4,
+    "video": 0.6,
     "media": 1,
     "rubric": 1,
     "types": 2,
@@ -87,9 +91,10 @@ def test_imports_run_one_way(path: Path) -> None:
     for name, top in imports(path):
         root = name.split(".")[0]
         if root == "flexjudge_reward" and name != "flexjudge_reward":
-            other = name.split(".")[1]
+            other = name.split(".")[1].lstrip("_")
             assert other == part(path) or ORDER[other] < own, f"{path.name} imports {name}"
-        assert not (top and root in HEAVY), f"{path.name} imports {root} at its top level"
+        # A private module may: it is imported inside functions, see test_importing_loads_nothing_heavy.
+        assert path.stem.strip("_") != path.stem != "__init__" or not (top and root in HEAVY), f"{path.name} imports {root} at its top"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
