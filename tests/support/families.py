@@ -46,8 +46,9 @@ class Family:
 
     @cached_property
     def controls(self) -> dict[int, str]:
-        """The added tokens that control something, by id."""
-        return {index: token for token, index in self.chat.tokenizer.get_added_vocab().items() if token.strip()}
+        """The added tokens that control something, by id: all but indentation."""
+        added = self.chat.tokenizer.get_added_vocab()
+        return {index: token for token, index in added.items() if token.replace("▁", " ").strip()}
 
     def sequences(self, texts: list[str]) -> list[tuple[int, ...]]:
         """The ids of the added tokens in each rendered prompt, in order."""
@@ -104,3 +105,11 @@ def _wrapped(tokenizer: Any, **special: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def nano() -> Family:
+    """The tokenizer and template of the embedded judge."""
+    from flexjudge_reward.engines._model import Source, load_tokenizer
+
+    source = Source.find("nano", None, False)
+    return Family("nano", Chat(load_tokenizer(source), source.template()))
