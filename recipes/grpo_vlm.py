@@ -1,0 +1,251 @@
+"""GRPO on a vision-language model, with a judge that thinks before it scores as the reward.
+
+    python recipes/grpo_vlm.py --config recipes/configs/grpo_nano.yaml
+
+Two CPU cores, nothing to download, a few minutes: the embedded base model answers questions about pictures of coloured
+shapes with bad habits, and learns better ones from the embedded judge. The judge never sees a right answer; accuracy on
+held-out pictures is measured against the truth all the same. Expect it to rise by EXPECTED.
+
+    vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
+    accelerate launch recipes/grpo_vlm.py --config recipes/configs/grpo_qwen2.5_vl_7b.yaml
+
+Real GPUs: Qwen2.5-VL judged by Flex-VL-7B (see that file). Every flag of TRL's GRPOConfig and ModelConfig works, in the
+file or on the command line, such as --use_peft --lora_r 16, --report_to wandb and --resume_from_checkpoint true.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from datasets import Dataset, load_dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from flexjudge_reward import FlexJudgeReward
+from flexjudge_reward.nano import path, world
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on, and who judges. The judge's other settings can come from FLEXJUDGE_* (see the README)."""
+
+    dataset_name: str = field(
+        default="nano", metadata={"help": "A data set's name or folder, or 'nano' for the embedded world."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    dataset_train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    question_column: str = field(
+        default="problem", metadata={"help": "Holds the question, in a data set without a 'prompt' column."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "Stands before each question."})
+    reference_column: str | None = field(
+        default=None, metadata={"help": "Holds a reference answer that the judge is to see."}
+    )
+    judge_model: str | None = field(default=None, metadata={"help": "A model name or folder, or 'nano'."})
+    judge_base_url: str | None = field(default=None, metadata={"help": "The judge server, http://host:8001/v1."})
+    judge_rubric: str | None = field(default=None, metadata={"help": "A built-in rubric's name, or a TOML file."})
+    judge_cache: str | None = field(default=None, metadata={"help": "The file of judge replies, or 'off'."})
+    questions: int = field(default=800, metadata={"help": "How many training questions are drawn (nano only)."})
+    held_out: int = field(default=400, metadata={"help": "How many held-out questions measure it (nano only)."})
+    measure_every: int = field(default=20, metadata={"help": "Steps between two measurements (nano only)."})
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def chat(question: str, system: str | None = None) -> list[dict[str, str]]:
+    """A conversational prompt; TRL puts the row's pictures in."""
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": question}]
+
+
+def training_data(options: RecipeArguments, seed: int) -> Dataset:
+    """Rows with a `prompt` and pictures. No column of the nano rows holds the truth."""
+    if options.dataset_name == "nano":
+        rng = random.Random(f"grpo {seed}")
+        asked = [world.question(rng, world.scene(rng), KINDS) for _ in range(options.questions)]
+        return Dataset.from_list([{"prompt": chat(one.text), "image": world.draw(one.scene, rng)} for one in asked])
+    rows = load_dataset(options.dataset_name, options.dataset_config, split=options.dataset_train_split)
+    if "prompt" in rows.column_names:
+        return rows
+    return rows.map(lambda row: {"prompt": chat(row[options.question_column], options.system_prompt)})
+
+
+KINDS: tuple[world.Kind, ...] = ("what", "count", "exists")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions about pictures that no training ever saw, with known answers."""
+
+    asked: list[world.Question]
+    pictures: list[Any]
+
+    @classmethod
+    def draw(cls, count: int) -> HeldOut:
+        """Always the same ones."""
+        rng = random.Random("held out")
+        asked = [world.question(rng, world.scene(rng, held_out=True), KINDS) for _ in range(count)]
+        return cls(asked, [world.draw(one.scene, rng) for one in asked])
+
+    def accuracy(self, model: Any, processor: Any, batch: int = 100) -> float:
+        """The share that greedy decoding answers right."""
+        right = 0
+        for start in range(0, len(self.asked), batch):
+            part = slice(start, start + batch)
+            replies = answer(model, processor, self.asked[part], self.pictures[part])
+            right += sum(world.is_correct(one, reply) for one, reply in zip(self.asked[part], replies, strict=True))
+        return right / len(self.asked)
+
+
+def answer(model: Any, processor: Any, asked: Sequence[world.Question], pictures: Sequence[Any]) -> list[str]:
+    """Greedy answers to questions about pictures."""
+    import torch
+
+    messages = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": one.text}]}]
+        for one, picture in zip(asked, pictures, strict=True)
+    ]
+    inputs = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(model.device)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        written = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    model.train(training)
+    return list(processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def pictures_only(folder: str) -> Any:
+    """The nano policy's processor. Its part for clips needs torchvision, which two CPU cores have no use for."""
+
+    class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    return Qwen2_5_VLProcessor.from_pretrained(folder)
+
+
+# --------------------------------------------------------------------------------------------------------- measure
+
+
+class Measure(TrainerCallback):  # type: ignore[misc]
+    """Accuracy on held-out pictures: before, every so many steps, and after."""
+
+    def __init__(self, held_out: HeldOut, every: int) -> None:
+        self.held_out, self.every = held_out, every
+        self.curve: dict[int, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._measure(state, kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(state, kwargs)
+
+    def _measure(self, state: Any, kwargs: dict[str, Any]) -> None:
+        if state.is_world_process_zero:
+            self.curve[state.global_step] = self.held_out.accuracy(kwargs["model"], kwargs["processing_class"])
+            print(f"step {state.global_step}: right on {self.curve[state.global_step]:.1%} of held-out pictures")
+
+
+def report(trainer: GRPOTrainer, reward: FlexJudgeReward, measure: Measure | None, folder: Path) -> None:
+    """Prints what the judge did and what the policy learned; writes report.json and curve.png."""
+    name = f"rewards/{reward.__name__}/mean"
+    rewards = {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
+    found: dict[str, Any] = {"judge_reward": rewards, "judge": asdict(reward.summary) | {"new": reward.summary.new}}
+    print(f"\njudge          {reward.summary}")
+    if rewards:
+        first, last = list(rewards.values())[0], list(rewards.values())[-1]
+        print(f"judge reward   {first:.3f} -> {last:.3f}")
+    if measure is not None:
+        before, after = list(measure.curve.values())[0], list(measure.curve.values())[-1]
+        found |= {"accuracy": measure.curve, "accuracy_before": before, "accuracy_after": after}
+        print(f"ground truth   {before:.1%} -> {after:.1%} of {len(measure.held_out.asked)} held-out pictures right")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw_curve(rewards, measure.curve if measure else {}, folder / "curve.png")
+    print(f"curve          {folder / 'curve.png'}")
+
+
+def draw_curve(rewards: dict[int, float], accuracy: dict[int, float], file: Path) -> None:
+    """Judge reward and ground truth over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    axes.plot(list(rewards), list(rewards.values()), label="judge reward (0 to 1)")
+    if accuracy:
+        axes.plot(list(accuracy), list(accuracy.values()), "o-", label="accuracy on held-out pictures (truth)")
+    axes.set(xlabel="step", ylim=(0, 1.02))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(file, bbox_inches="tight")
+    plt.close(figure)
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+
+def main() -> None:
+    """Reads the arguments, trains, reports."""
+    parser = TrlParser((RecipeArguments, GRPOConfig, ModelConfig))
+    options, training_args, model_args = parser.parse_args_and_config()
+    nano = options.dataset_name == "nano"
+
+    reward = FlexJudgeReward(
+        model=options.judge_model,
+        base_url=options.judge_base_url,
+        rubric=options.judge_rubric,
+        cache=options.judge_cache,
+        reference_column=options.reference_column,
+    )
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    policy, processor = model_args.model_name_or_path, None
+    if policy == "nano":
+        policy = str(path("base"))
+        processor = pictures_only(policy)
+    trainer = GRPOTrainer(
+        model=policy,
+        processing_class=processor,
+        reward_funcs=[reward],
+        args=training_args,
+        train_dataset=training_data(options, training_args.seed),
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    measure = Measure(HeldOut.draw(options.held_out), options.measure_every) if nano else None
+    if measure is not None:
+        trainer.add_callback(measure)
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    if trainer.accelerator.is_main_process:
+        report(trainer, reward, measure, Path(training_args.output_dir))
+    reward.close()
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=options.dataset_name)
+
+
+if __name__ == "__main__":
+    main()
