@@ -60,10 +60,10 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
         tokens: the contents of the added tokens of the judge's tokenizer, special or not.
     """
     text = _encodable(text)
-    for pattern, fold in _searches(tokens if isinstance(tokens, frozenset) else frozenset(tokens)):
-        # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
-        while pattern.search(fold(text)):
-            text = _broken(text, pattern, fold)
+    searches = _searches(tokens if isinstance(tokens, frozenset) else frozenset(tokens))
+    # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
+    while found := next((search for search in searches if search[0].search(search[1](text))), None):
+        text = _broken(text, *found)
     return text
 
 
@@ -136,7 +136,7 @@ def _fold(text: str) -> str:
 @lru_cache(maxsize=64)
 def _searches(tokens: frozenset[str]) -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
     """What to look for, and in which copy of the text."""
-    visible = {token for token in tokens if token.strip()}
+    visible = {token for token in tokens if token.replace("▁", " ").strip()}
     # Plain text that some tokenizers add as tokens, "é" or "...", is looked for as it stands: its folds, "e" and "...",
     # are everybody's.
     plain = {token for token in visible if _fold(token) != token and not set(_fold(token)) & set("<[|")}
