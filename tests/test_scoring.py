@@ -49,11 +49,14 @@ def test_verdicts_go_to_standard_output_without_an_output_file(
 
 def test_a_second_run_judges_nothing_anew(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{**QA, "answer": "x" * n} for n in range(1, 4)])
-    for engine in (ScriptedEngine(length), ScriptedEngine([])):  # the second one has no reply to give
+    asked = []
+    for _ in range(2):
+        engine = ScriptedEngine(length)
         judge = Judge(Score(), CachedEngine(engine, tmp_path / "replies.sqlite"))
         summary = score_file(source, judge, tmp_path / "out.jsonl")
         judge.close()
-    assert (summary.judged, summary.cached) == (3, 3)
+        asked.append(len(engine.prompts))
+    assert asked == [3, 0] and (summary.judged, summary.cached) == (3, 3)
 
 
 def test_pictures_are_read_below_the_root_and_a_bad_one_fails_its_row_only(tmp_path: Path) -> None:
