@@ -31,7 +31,7 @@ def record(name: str, value: float, *, unit: str, target: str, note: str = "", c
     """
     line = {
         "name": name,
-        "value": round(float(value), 6),
+        "value": float(f"{value:.6g}"),
         "unit": unit,
         "target": target,
         "command": command or running_command(),

@@ -169,10 +169,11 @@ def report(trainer: GRPOTrainer, reward: FlexJudgeReward, measure: Measure | Non
     found: dict[str, Any] = {"judge_reward": rewards, "judge": asdict(reward.summary) | {"new": reward.summary.new}}
     print(f"\njudge          {reward.summary}")
     if rewards:
-        first, last = list(rewards.values())[0], list(rewards.values())[-1]
-        print(f"judge reward   {first:.3f} -> {last:.3f}")
+        values = list(rewards.values())
+        print(f"judge reward   {values[0]:.3f} -> {values[-1]:.3f}")
     if measure is not None:
-        before, after = list(measure.curve.values())[0], list(measure.curve.values())[-1]
+        shares = list(measure.curve.values())
+        before, after = shares[0], shares[-1]
         found |= {"accuracy": measure.curve, "accuracy_before": before, "accuracy_after": after}
         print(f"ground truth   {before:.1%} -> {after:.1%} of {len(measure.held_out.asked)} held-out pictures right")
     folder.mkdir(parents=True, exist_ok=True)

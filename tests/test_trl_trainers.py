@@ -25,7 +25,7 @@ pytestmark = [
     # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
-BASE = Path(os.environ.get("TEST_BASE") or nano.path("base"))
+BASE = nano.path("base")
 CUT = "<think>never done"
 
 

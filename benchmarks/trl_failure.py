@@ -1,0 +1,112 @@
+"""Which advantage a row with a failed judgement gets in TRL's GRPOTrainer, beside a second reward.
+
+    python benchmarks/trl_failure.py
+
+A tiny text policy, two aggregation modes, 20 steps of four groups of eight each; one judgement in five fails in one of
+six ways (never finished, malformed, inf, nan, 1e39, out of range); the other reward is constant. The trainer's own
+advantages are read. Records `trl.failed_row_advantage_max`.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from typing import Any
+
+import torch
+from datasets import Dataset
+from figures import record
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from flexjudge_reward import FlexJudgeReward, Judge, Score, nano
+from flexjudge_reward.engines import ScriptedEngine
+from flexjudge_reward.types import Prompt
+
+STEPS, GROUPS, SIZE = 20, 4, 8
+FAILED = ["<think>never done", "<think>x</think>seven"]
+FAILED += [f"<think>x</think><answer>{number}</answer>" for number in ("inf", "nan", "1e39", "11")]
+MODES = ("sum_then_normalize", "normalize_then_sum")
+
+
+class Replies:
+    """A script that fails one time in five, and remembers when."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.failed: list[bool] = []
+
+    def __call__(self, prompt: Prompt) -> str:
+        self.failed.append(self.rng.random() < 0.2)
+        return (
+            self.rng.choice(FAILED)
+            if self.failed[-1]
+            else f"<think>x</think><answer>{self.rng.randint(1, 10)}</answer>"
+        )
+
+
+def constant(completions: list[Any], **columns: Any) -> list[float]:
+    """The second reward."""
+    return [0.25] * len(completions)
+
+
+def policy() -> tuple[Any, Any]:
+    """A tiny text model, and the embedded model's tokenizer."""
+    words = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(nano.path("base") / "tokenizer.json"), **words)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **size, **ids)
+    return Qwen2ForCausalLM(config), tokenizer
+
+
+class Advantages(GRPOTrainer):  # type: ignore[misc]
+    """Keeps the advantages of every step; the trainer's own log holds the last ones only."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        found = super()._generate_and_score_completions(inputs)
+        self.seen = [*getattr(self, "seen", []), *found["advantages"].tolist()]
+        return found
+
+
+def measure(mode: str, seed: int) -> tuple[list[float], int]:
+    """The advantages of the failed rows, and how many rows there were."""
+    replies = Replies(seed)
+    reward = FlexJudgeReward(Judge(Score(), ScriptedEngine(replies)), max_failure_rate=1)
+    model, tokenizer = policy()
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            multi_objective_aggregation=mode,
+            max_steps=STEPS,
+            per_device_train_batch_size=GROUPS * SIZE,
+            num_generations=SIZE,
+            max_completion_length=4,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=STEPS,
+        )
+        rows = Dataset.from_list([{"prompt": f"Question {n}?"} for n in range(64)])
+        trainer = Advantages(model, [reward, constant], args=config, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+    return [value for value, failed in zip(trainer.seen, replies.failed, strict=True) if failed], len(trainer.seen)
+
+
+def main() -> None:
+    """Measures both modes and records the largest advantage."""
+    worst, failed, rows = 0.0, 0, 0
+    for seed, mode in enumerate(MODES):
+        advantages, count = measure(mode, seed)
+        print(f"{mode}: {len(advantages)} failed rows of {count}, largest advantage {max(map(abs, advantages)):.2e}")
+        worst, failed, rows = max(worst, *map(abs, advantages)), failed + len(advantages), rows + count
+    note = f"{failed} failed of {rows} rows, both aggregation modes, six kinds of failure, a constant second reward"
+    record("trl.failed_row_advantage_max", worst, unit="advantage", target="<= 1e-06", note=note)
+
+
+if __name__ == "__main__":
+    main()
