@@ -28,6 +28,10 @@ def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
     name = os.fspath(path)
     if "\0" in name:
         raise MediaError("the path has a NUL character in it")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise MediaError("the path has a character in it that no file name has") from None
     if not roots:
         raise MediaError("reading files is off: name the folder it lies in, roots=[folder]")
     real_roots = [os.path.realpath(root) for root in roots]
@@ -46,18 +50,22 @@ def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
 def _open_and_read(root: str, names: tuple[str, ...], most_bytes: int) -> bytes:
     try:
         handle = _walk(root, names)
-    except OSError as error:
-        raise MediaError(f"the file cannot be opened: {error.strerror or error}") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise MediaError("not a regular file")
-        if status.st_size > most_bytes:
-            raise MediaError(f"the file has {status.st_size:,} bytes; {most_bytes:,} are allowed")
         try:
-            data = file.read(most_bytes + 1)
-        except OSError as error:
-            raise MediaError(f"the file cannot be read: {error.strerror or error}") from None
+            return _content(handle, most_bytes)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise MediaError(f"the file cannot be read: {error.strerror or error}") from None
+
+
+def _content(handle: int, most_bytes: int) -> bytes:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("not a regular file")
+    if status.st_size > most_bytes:
+        raise MediaError(f"the file has {status.st_size:,} bytes; {most_bytes:,} are allowed")
+    with os.fdopen(handle, "rb", closefd=False) as file:
+        data = file.read(most_bytes + 1)
     if len(data) > most_bytes:  # it grew, or lies about its size as files in /proc do
         raise MediaError(f"the file has more than the {most_bytes:,} bytes allowed")
     return data

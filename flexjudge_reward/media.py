@@ -290,7 +290,7 @@ def _from_data_uri(uri: str, limits: Limits) -> bytes:
     match = _DATA_URI.match(uri)
     if match is None:
         raise MediaError("only data URIs of the form data:image/png;base64,... are read")
-    _check_bytes((len(uri) - match.end()) * 3 // 4 - 2, limits)
+    _check_bytes(max(1, (len(uri) - match.end()) * 3 // 4 - 2), limits)
     try:
         data = base64.b64decode(uri[match.end() :].translate(_NO_SPACE), validate=True)
     except (binascii.Error, ValueError):
