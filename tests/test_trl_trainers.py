@@ -6,6 +6,7 @@ The policies are tiny and real, the judges scripted except where a command line 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import math
 import os
@@ -191,6 +192,45 @@ def test_async_grpo_scores_a_group_with_it(text_policy: str) -> None:
 
     assert not worker.is_async_callable(one) and worker.get_callable_name(one) == one.__name__
     assert asyncio.run(call()) == [[0.0, 0.5, 1.0]]
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """recipes/grpo_vlm.py as a module."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    return importlib.import_module("grpo_vlm")
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (RECIPES / "configs").glob("grpo_*.yaml")))
+def test_every_setting_of_the_recipe_configs_exists(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl import GRPOConfig, ModelConfig, TrlParser
+
+    parser = TrlParser((recipe(monkeypatch).RecipeArguments, GRPOConfig, ModelConfig))
+    words = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
+    options, *_ = parser.parse_args_and_config(words, fail_with_unknown_args=True)
+    assert options.judge_model
+
+
+def test_the_recipe_runs_and_a_second_run_judges_nothing_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"output_dir": tmp_path, "judge_cache": tmp_path / "judge.sqlite", "max_steps": 4, "measure_every": 4}
+    flags |= {"held_out": 20, "questions": 32}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["grpo_vlm.py", "--config", str(RECIPES / "configs" / "grpo_nano.yaml"), *words])
+    reports = []
+    for _ in range(2):
+        recipe(monkeypatch).main()
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    first, second = reports
+    assert first["judge"]["judgements"] == second["judge"]["judgements"] == 128
+    assert first["judge"]["new"] > 0 and second["judge"]["new"] == 0
+    assert first["judge_reward"] == second["judge_reward"] and first["accuracy"] == second["accuracy"]
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    output = capsys.readouterr().out
+    assert "ground truth" in output and "judge reward" in output and "from the cache" in output
 
 
 RANKS = """
