@@ -1,0 +1,202 @@
+"""How much an adversary, a broken judge and a broken file achieve: counts, each meant to be nothing.
+
+    python benchmarks/hardening.py                all measures, figures recorded; about five minutes on two cores
+    python benchmarks/hardening.py --fuzz 1000    a quick look at smaller sizes, nothing recorded
+
+The cases come from `tests/support`, from a seed; the tests run the same measures smaller. What is measured is
+structure: scripted judges that fall for all they can, real tokenizers, real chat templates, real decoders. How often a
+real judge model follows an instruction in a candidate is a rate of that model and not measured here. Times are
+processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from figures import record
+from support import attacks, families, measures, pictures
+
+from flexjudge_reward import Generation, Media, MediaError, Verdict
+from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, neutralise
+from flexjudge_reward.media import as_media
+
+FUZZ = 50_000
+SEED = 20_261_122
+
+Recorder = Callable[..., None]
+
+
+def bad_media(put: Recorder, seed: int) -> None:
+    """Damaged files, bombs and cut clips (R2, S11): each decoded or a MediaError, soon, in little memory."""
+    files = [*pictures.damaged(), *pictures.bombs(), *_clips()]
+    good = Media.image(pictures.saved(pictures.noise()))
+    mate = Media.image(pictures.noise())
+    good.load()
+    before, slowest, wrong, kinds = _peak_mb(), 0.0, [], Counter[str]()
+    for name, data in files:
+        start = _seconds()
+        try:
+            as_media(data).load()
+            kinds["decoded"] += 1
+        except MediaError:
+            kinds["refused"] += 1
+        except Exception as error:  # the finding
+            wrong.append(f"{name}: {error!r}")
+        taken = _seconds() - start
+        slowest = max(slowest, taken)
+        if taken > 2:
+            wrong.append(f"{name}: {taken:.1f} s")
+    grown = _peak_mb() - before
+    if mate != good:
+        wrong.append("a good picture changed")
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    note = f"{len(files)} damaged, hostile or cut files: {dict(kinds)}; slowest {slowest:.2f} s of processor time"
+    put("hardening.bad_media_harm", len(wrong), unit="files", target="<= 0", note=note)
+    put("hardening.bad_media_memory_mb", grown, unit="MB", target="<= 96", note="growth of the peak over all of them")
+
+
+def malformed(put: Recorder, seed: int) -> None:
+    """Replies that are no verdict (R1): each a typed failure."""
+    typed, count, classes = 0, 0, set()
+    for name in measures.FORMATS:
+        for kind, reply, verdict in measures.malformed_verdicts(name, seed):
+            failed = isinstance(verdict, Verdict) and verdict.scores is None and verdict.failure is not None
+            typed, count = typed + failed, count + 1
+            classes.add(kind)
+            if not failed:
+                print(attacks.worst([(f"{name}: {kind}", reply, verdict)]))
+    note = f"{count} replies in {len(classes)} classes over {len(measures.FORMATS)} formats"
+    put("hardening.malformed_typed", typed / count, unit="fraction", target=">= 1", note=note)
+
+
+def parser_cost(put: Recorder, seed: int) -> None:
+    """A megabyte that is hard on parsers that backtrack (R18)."""
+    format, judged = measures.FORMATS["score"](), measures.example("score")
+
+    def taken(text: str) -> float:
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            format.read(judged, [Generation(text)])
+            times.append(time.process_time() - start)
+        return min(times)
+
+    one, four = attacks.megabytes(1_000_000), attacks.megabytes(4_000_000)
+    costs = {name: taken(text) for name, text in one.items()}
+    growth = {name: taken(four[name]) / cost for name, cost in costs.items() if cost > 0.0005}
+    worst = max(costs, key=costs.__getitem__)
+    note = (
+        f"slowest of {len(costs)} shapes ({worst}); four times the text takes {max(growth.values(), default=0):.1f} x"
+    )
+    put("hardening.parser_ms_per_mb", 1000 * costs[worst], unit="ms", target="<= 50", note=note)
+
+
+def forged(put: Recorder, seed: int) -> None:
+    """Forged answers in candidates, questions and references (S2)."""
+    family, wins, count, naive = families.chatml(), 0, 0, Counter[str]()
+    tried: Counter[str] = Counter()
+    for name in measures.FORMATS:
+        for judge, case, won in measures.forged(name, family):
+            wins, count = wins + won, count + 1
+            if won:
+                print(f"{name} {judge} {case.form} {case.place}")
+        for judge, _, won in measures.forged(name, family, read=measures.naive_read):
+            naive[judge], tried[judge] = naive[judge] + won, tried[judge] + 1
+    rates = ", ".join(f"{judge} {naive[judge] / tried[judge]:.0%}" for judge in tried)
+    note = f"{count} attempts: 30 forms x 20 cases x 6 scripted judges x 5 formats; first-tag reader, no fence: {rates}"
+    put("hardening.forged_success", wins, unit="count", target="<= 0", note=note)
+
+
+def control_tokens(put: Recorder, seed: int, fuzz: int) -> None:
+    """Fuzz texts against the added tokens of three tokenizers (S1)."""
+    changed, rates = 0, []
+    for build in (families.chatml, families.metaspace, families.nano):
+        family = build()
+        found = measures.control_changes(family, fuzz, seed)
+        print(*map(ascii, found[:5]), sep="\n", end="\n" if found else "")
+        few = min(fuzz, 2_000)
+        rates.append(f"{family.name} {len(_unprotected(family, few, seed)) / few:.0%}")
+        changed += len(found)
+    note = f"{fuzz:,} texts on each of 3 tokenizers; without neutralising: {', '.join(rates)}"
+    put("hardening.control_token_changes", changed, unit="count", target="<= 0", note=note)
+
+
+def benign(put: Recorder, seed: int, lines: int) -> None:
+    """Text that tries nothing stays byte for byte, and what that costs."""
+    tokens = KNOWN_CONTROL_TOKENS | families.chatml().chat.tokens | families.metaspace().chat.tokens
+    corpus = list(attacks.benign(random.Random(seed), lines))
+    changed = [line for _, line in corpus if neutralise(line, tokens) != line]
+    print(*changed[:5], sep="\n", end="\n" if changed else "")
+    note = f"{len(corpus):,} lines of code, SMILES, LaTeX, CJK, maths and emoji; {len(changed)} changed"
+    put("hardening.benign_unchanged", 1 - len(changed) / len(corpus), unit="fraction", target=">= 0.999", note=note)
+    text = "\n".join(line for _, line in corpus)
+    start = time.process_time()
+    neutralise(text, tokens)
+    cost = 1000 * (time.process_time() - start) / (len(text) / 1e6)
+    put("hardening.neutralise_ms_per_mb", cost, unit="ms", target="", note=f"{len(tokens)} tokens, the lines above")
+
+
+def _clips() -> Iterator[tuple[str, bytes]]:
+    for container, codec in (("mp4", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4")):
+        whole = pictures.clip(container, codec)
+        for index in range(1, 20):
+            yield f"{container} cut at {index} of 20", whole[: len(whole) * index // 20]
+    at = whole.index(b"strh") + 40
+    yield "AVI that claims 100,000 frames", whole[:at] + (100_000).to_bytes(4, "little") + whole[at + 4 :]
+
+
+def _unprotected(family: families.Family, count: int, seed: int) -> list[str]:
+    from flexjudge_reward import fence
+
+    real = fence.neutralise
+    fence.neutralise = lambda text, tokens=(): text  # type: ignore[assignment]
+    try:
+        return measures.control_changes(family, count, seed)
+    finally:
+        fence.neutralise = real
+
+
+def _seconds() -> float:
+    """Processor time of this process and its finished children: the machine may be busy with other things."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fuzz", type=int, default=FUZZ, help=f"texts per tokenizer (default {FUZZ})")
+    parser.add_argument("--seed", type=int, default=SEED)
+    options = parser.parse_args()
+    whole = options.fuzz >= FUZZ
+
+    def put(name: str, value: float, **about: str) -> None:
+        if whole:
+            record(name, value, **about)  # type: ignore[arg-type]
+        else:
+            print(f"{name} = {value:g} {about}")
+
+    warnings.simplefilter("ignore")  # Pillow's, on damaged files
+    bad_media(put, options.seed)  # first: it measures the peak of memory
+    malformed(put, options.seed)
+    parser_cost(put, options.seed)
+    forged(put, options.seed)
+    benign(put, options.seed, 2 * options.fuzz)
+    control_tokens(put, options.seed, options.fuzz)
+
+
+if __name__ == "__main__":
+    main()
