@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def decode(data: bytes, most_pixels: int, most_frames: int, seconds: int) -> tup
         clip.seek(0)
         # -P: without it the folder of the child comes first on its path, and our types.py hides Python's
         command = [sys.executable, "-P", str(_CHILD), f"{most_pixels}", f"{most_frames}", f"{seconds}"]
-        child = subprocess.Popen(command, stdin=clip, stdout=answer, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=clip, stdout=answer, stderr=subprocess.DEVNULL, env=_environment())
         try:
             code = child.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -53,6 +54,12 @@ def decode(data: bytes, most_pixels: int, most_frames: int, seconds: int) -> tup
             raise MediaError(f"the clip crashed its decoder (exit code {code})")
         answer.seek(0)
         return _read(answer, most_pixels, most_frames)
+
+
+def _environment() -> dict[str, str]:
+    """What Python needs to start, and nothing else: keys and tokens are not for a decoder of strangers' files."""
+    names = ("PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _read(answer: IO[bytes], most_pixels: int, most_frames: int) -> tuple[float, tuple[Image, ...]]:

@@ -592,6 +592,17 @@ def test_a_taken_over_decoder_harms_nobody(
     refused(Media.video(b"clip", limits=Limits(seconds=1 if "sleep" in program else 20)), said)
 
 
+def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "child.py").write_text("import json, os; print(json.dumps({'error': ' '.join(sorted(os.environ))}))")
+    monkeypatch.setattr("flexjudge_reward._video._CHILD", tmp_path / "child.py")
+    monkeypatch.setenv("FLEXJUDGE_API_KEY", "canary")
+    with pytest.raises(MediaError) as caught:
+        Media.video(b"clip").load()
+    assert "PATH" in str(caught.value)
+    assert "KEY" not in str(caught.value)
+
+
 def test_without_pyav_the_message_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(Media.video(b"clip"), r"pip install 'flexjudge-reward\[video\]'")
