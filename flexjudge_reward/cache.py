@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -71,7 +70,6 @@ class CachedEngine:
         """
         self.engine = engine
         self.store = Store(default_path() if path is None else Path(path), max_bytes)
-        self._lock = threading.Lock()
         self._stats = CacheStats()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
@@ -137,7 +135,7 @@ class CachedEngine:
         self._count(stored=self.store.put(rows))
 
     def _count(self, hits: int = 0, misses: int = 0, stored: int = 0) -> None:
-        with self._lock:
+        with self.store.lock:  # a lock of its own could stay locked in a forked child
             s = self._stats
             self._stats = CacheStats(s.hits + hits, s.misses + misses, s.stored + stored)
 

@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 verify found damage, 2 an error, in one line on stderr.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -152,7 +153,7 @@ def _existing(path: Path | None) -> Store:
     from flexjudge_reward.store import Store
 
     store = Store(path or default_path(), MAX_BYTES)
-    if not store.path.is_file():
+    if not os.path.isfile(store.path):  # false too where the folder may not be read
         raise ConfigError(f"no cache at {store.path}; it is made by the first judgement, or give --path")
     return store
 

@@ -51,6 +51,8 @@ _PASSING = frozenset({3, 5, 6, 7, 8, 9, 10, 13, 14, 15, 21, 22, 23, 25})
 class Store:
     """Rows by key in one file. Thread-safe; opens at first use; works after a fork."""
 
+    _connection: sqlite3.Connection | None = None
+
     def __init__(self, path: Path, max_bytes: int) -> None:
         """
         Args:
@@ -63,8 +65,8 @@ class Store:
         self.max_bytes = max_bytes
         self.set_aside: list[Path] = []
         """Damaged files that this object moved away, by their new names."""
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self.lock = threading.Lock()
+        """Held during each use of the file, and never by another thread while this process forks."""
         self._opened: tuple[int, int] | None = None
         self._paused: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -76,7 +78,7 @@ class Store:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are stored and sound."""
-        found = self._unless_paused("read", partial(self._lookup, list(dict.fromkeys(keys))))
+        found = self._unless_paused("read", partial(self._lookup, list(dict.fromkeys(keys)))) if keys else None
         if found is None:
             return {}
         if found.bad:
@@ -98,7 +100,11 @@ class Store:
         """Closes the file; the next use opens it again."""
         if self._connection is not None and any(self._counted.values()):
             self._unless_paused("write", partial(self._touch, [], []))
-        with self._lock:
+        with self.lock:
+            self._disconnect()
+
+    def __del__(self) -> None:
+        if self._connection is not None:
             self._disconnect()
 
     # ---- for the person who owns the file: raises ConfigError when it cannot be used
@@ -145,16 +151,16 @@ class Store:
 
     def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `operation` on the open file; a damaged file is set aside, and a new one tried once."""
-        with self._lock:
+        with self.lock:
             try:
                 try:
                     return operation(self._connect())
-                except sqlite3.Error as error:
+                except (sqlite3.Error, UnicodeDecodeError) as error:
                     if not _is_damage(error):
                         raise
                     self._move_away(error)
                     return operation(self._connect())
-            except (sqlite3.Error, OSError, MemoryError) as error:
+            except (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError) as error:
                 self._disconnect()
                 raise ConfigError(f"cannot use the cache {self.path}: {error or type(error).__name__}") from error
             except BaseException:
@@ -295,8 +301,10 @@ def remote_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> s
     return kind if kind in _REMOTE else None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
     """Whether an error speaks of the file's content. The statements are fixed, so "no such table" does too."""
+    if isinstance(error, UnicodeDecodeError):
+        return True  # SQLite quotes a damaged schema in its message, which Python then cannot read
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
         return False
     return (getattr(error, "sqlite_errorcode", 1) & 0xFF) not in _PASSING
@@ -325,14 +333,14 @@ _HELD: list[Store] = []
 def _before_fork() -> None:
     _FORKING.acquire()
     for store in list(_STORES):
-        store._lock.acquire()
+        store.lock.acquire()
         store._disconnect()
         _HELD.append(store)
 
 
 def _after_fork() -> None:
     while _HELD:
-        _HELD.pop()._lock.release()
+        _HELD.pop().lock.release()
     _FORKING.release()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,7 @@ def create(path: Path) -> None:
     """Fills the empty file `path`."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {VERSION}")
         db.executescript(_TABLES)
@@ -115,15 +117,27 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
         return
     if application == APPLICATION_ID:
         raise ConfigError(f"the cache {path} was written by another version of flexjudge_reward; give another path")
-    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'replies_by_use'").fetchone():
-        raise sqlite3.DatabaseError("its header is not ours, but its tables are")
+    names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+    if not names or b"replies_by_use" in names:
+        raise sqlite3.DatabaseError("its header is not ours, but its tables are" if names else "it holds no tables")
     raise ConfigError(f"{path} is a database of another application, not a cache; give another path")
 
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Takes the write lock at its start: a later upgrade from reading could fail without waiting."""
-    db.execute("BEGIN IMMEDIATE")
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    # SQLite itself sleeps up to 100 ms between two tries, in which eight writers stand idle.
+    db.execute("PRAGMA busy_timeout = 0")
+    while True:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.0005, 0.003))
+    db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT * 1000:.0f}")
     yield  # on an exception the store closes the connection, which rolls back
     db.execute("COMMIT")
 

@@ -1,0 +1,301 @@
+"""The cache under fire: processes killed while writing, bits flipped in the file, eight processes at once.
+
+    python benchmarks/cache.py            everything, about four minutes; appends the figures
+    python benchmarks/cache.py kills      one part: kills, damage, contention, openings or cap; prints only
+
+* kills: rounds of 4 writers and 1 reader on one file, all killed with SIGKILL. A writer notes each key after `put`
+  returned. cache.lost_acknowledged counts noted keys that are not served afterwards.
+* damage: single bits flipped, files cut, side files deleted, files of other kinds put in the place of the cache.
+  cache.wrong_served counts replies that differ from what was stored, here and in every other part.
+* contention: 8 processes with 5,000 operations each, half of them reading, half of them asking for something new (a
+  look-up that misses, then a write). cache.ops_per_s_8_processes counts `generate` calls with one prompt.
+* openings: 200 processes open and use one new file at the same moment.
+* cap: a file limited to 100 MB is fed ten times that; the largest size ever seen is printed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from figures import record
+
+from flexjudge_reward import Generation, Message, Prompt, Quoted, Sampling
+from flexjudge_reward.cache import CachedEngine
+
+SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")  # where fresh interpreters would never meet, or take all the time
+SAMPLING = Sampling()
+
+
+class Echo:
+    """A judge whose only right reply to a question can be told from the question."""
+
+    def identity(self) -> dict[str, object]:
+        return {"engine": "echo", "model": "echo"}
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
+        return [Generation(reply_to(prompt)) for prompt in prompts]
+
+    def close(self) -> None:
+        pass
+
+
+def ask(name: str) -> Prompt:
+    return Prompt((Message("user", ("Judge this.", Quoted(name))),))
+
+
+def reply_to(prompt: Prompt) -> str:
+    """About the length of a judge's reply."""
+    name = prompt.messages[0].parts[1]
+    assert isinstance(name, Quoted)
+    return f"<think>{name.text} {'because ' * 120}</think><answer>7</answer>"
+
+
+def check(engine: CachedEngine, names: Sequence[str]) -> tuple[int, int]:
+    """(not served, wrongly served) of `names`."""
+    prompts = [ask(name) for name in names]
+    replies = engine.generate(prompts, SAMPLING)
+    wrong = sum(reply.text != reply_to(prompt) for prompt, reply in zip(prompts, replies, strict=True))
+    return sum(not reply.cached for reply in replies), wrong
+
+
+# ---- kills
+
+
+def write_until_killed(path: Path, notes: Path, tag: str) -> None:
+    engine = CachedEngine(Echo(), path)
+    with notes.open("a", buffering=1) as file:
+        for i in range(10**9):
+            names = [f"{tag}-{i}-{j}" for j in range(1 + i % 8)]
+            engine.generate([ask(name) for name in names], SAMPLING)
+            if engine.stats.stored:
+                file.write(" ".join(names) + "\n")
+
+
+def read_until_killed(path: Path, notes: Path, tag: str) -> None:
+    engine = CachedEngine(Echo(), path)
+    while True:
+        check(engine, [f"{tag.replace('r', str(random.randrange(4)))}-{random.randrange(50)}-0" for _ in range(8)])
+
+
+def kills(folder: Path, rounds: int = 100, writers: int = 4) -> tuple[int, int, int]:
+    """(acknowledged, lost, wrong)."""
+    path, acknowledged, lost, wrong, slowest = folder / "replies.sqlite", 0, 0, 0, 0.0
+    for number in range(rounds):
+        workers = [
+            FORK.Process(target=write_until_killed, args=(path, folder / f"{number}-{i}", f"{number}-{i}"))
+            for i in range(writers)
+        ]
+        workers.append(FORK.Process(target=read_until_killed, args=(path, folder / "none", f"{number}-r")))
+        for worker in workers:
+            worker.start()
+        wait_for([folder / f"{number}-{i}" for i in range(writers)])
+        time.sleep(random.uniform(0.02, 0.3))
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGKILL)
+        for worker in workers:
+            worker.join()
+        names = [name for i in range(writers) for name in whole_lines(folder / f"{number}-{i}")]
+        engine, start = CachedEngine(Echo(), path), time.perf_counter()
+        engine.store.get([b"x" * 32])
+        slowest = max(slowest, time.perf_counter() - start)
+        missing, bad = check(engine, names)
+        acknowledged, lost, wrong = acknowledged + len(names), lost + missing, wrong + bad
+        engine.close()
+    assert not list(folder.glob("*.damaged-*")), "a kill damaged the file"
+    print(f"kills: {rounds} rounds, {acknowledged} acknowledged, {lost} lost, {wrong} wrong, opened in {slowest:.2f} s")
+    return acknowledged, lost, wrong
+
+
+def wait_for(paths: Sequence[Path]) -> None:
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and path.stat().st_size for path in paths):
+        assert time.monotonic() < deadline, "the writers did not start"
+        time.sleep(0.005)
+
+
+def whole_lines(path: Path) -> list[str]:
+    text = path.read_text()
+    return text[: text.rfind("\n") + 1].split()
+
+
+# ---- damage
+
+
+def damage(folder: Path, flips: int = 600, cuts: int = 100, deleted: int = 50, foreign: int = 20) -> int:
+    """Wrongly served replies, after every kind of damage."""
+    good = folder / "good.sqlite"
+    names = [f"name {i}" for i in range(300)]
+    engine = CachedEngine(Echo(), good)
+    for start in range(0, 300, 50):
+        engine.generate([ask(name) for name in names[start : start + 50]], SAMPLING)
+    engine.close()
+    rng = random.Random(0)
+    cases: list[tuple[str, Callable[[Path], object]]] = [
+        *[("bit flips", lambda path: flip(path, rng))] * flips,
+        *[("cuts", lambda path: os.truncate(path, rng.randrange(1, path.stat().st_size)))] * cuts,
+        *[("deleted side files", lambda path: use_and_delete(path, rng))] * deleted,
+        *[("foreign files", lambda path: path.write_bytes(foreign_file(rng)))] * foreign,
+    ]
+    tally: dict[str, list[int]] = {}
+    for number, (kind, harm) in enumerate(cases):
+        path = folder / f"{number}" / "replies.sqlite"
+        path.parent.mkdir()
+        shutil.copy(good, path)
+        harm(path)
+        wrong, missing = harmed(path, names)
+        aside = len(list(path.parent.glob("*.damaged-*")))
+        tally[kind] = [a + b for a, b in zip(tally.get(kind, [0] * 4), [1, wrong, missing, aside], strict=True)]
+        shutil.rmtree(path.parent)
+    for kind, (count, wrong, missing, aside) in tally.items():
+        print(f"damage: {count} {kind}: {wrong} wrong, {missing} of {count * 300} missed, {aside} files set aside")
+    return sum(wrong for _, wrong, _, _ in tally.values())
+
+
+def harmed(path: Path, names: Sequence[str]) -> tuple[int, int]:
+    """(wrong, missed) on a harmed file, which must then serve again whatever was asked."""
+    engine = CachedEngine(Echo(), path)
+    missing, wrong = check(engine, names)
+    again, still_wrong = check(engine, names)
+    assert again == 0 or engine.store._paused, "a repaired cache does not serve"
+    engine.close()
+    return wrong + still_wrong, missing
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def use_and_delete(path: Path, rng: random.Random) -> None:
+    """Deletes a side file under a process that has the cache open, which then goes on."""
+    engine = CachedEngine(Echo(), path)
+    check(engine, [f"before {i}" for i in range(5)])
+    path.with_name(path.name + rng.choice(["-wal", "-shm"])).unlink()
+    assert check(engine, [f"after {i}" for i in range(5)])[1] == 0
+    engine.close()
+
+
+def foreign_file(rng: random.Random) -> bytes:
+    kind = rng.randrange(4)
+    if kind == 0:
+        return b'{"question": "a data set in the wrong place"}\n' * 100
+    if kind == 1:
+        return rng.randbytes(5000)
+    if kind == 2:
+        return b"\0" * 8192
+    with tempfile.TemporaryDirectory() as folder:
+        with sqlite3.connect(f"{folder}/x") as db:
+            db.execute("CREATE TABLE theirs (a)")
+        db.close()
+        return Path(f"{folder}/x").read_bytes()
+
+
+# ---- contention
+
+
+def mixed(path: Path, number: int, count: int, results: Any) -> None:
+    engine, rng, wrong = CachedEngine(Echo(), path), random.Random(number), 0
+    check(engine, ["warm"])
+    results.put(None)
+    start = time.time()
+    for i in range(count):
+        name = f"{rng.randrange(8)}-{rng.randrange(0, i, 2)}" if i % 2 else f"{number}-{i}"
+        wrong += check(engine, [name])[1]
+    results.put((start, time.time(), wrong, engine.store._warned))
+    engine.close()
+
+
+def contention(folder: Path, processes: int = 8, count: int = 5000) -> tuple[float, int]:
+    """(operations per second, wrong)."""
+    results = SPAWN.Queue()
+    path = folder / "replies.sqlite"
+    workers = [SPAWN.Process(target=mixed, args=(path, i, count, results)) for i in range(processes)]
+    for worker in workers:
+        worker.start()
+    found = [entry for entry in (results.get(timeout=300) for _ in range(2 * processes)) if entry]
+    for worker in workers:
+        worker.join()
+    assert not any(warned for _, _, _, warned in found), f"a process gave up its cache: {found}"
+    seconds = max(end for _, end, _, _ in found) - min(start for start, _, _, _ in found)
+    rate, wrong = processes * count / seconds, sum(wrong for _, _, wrong, _ in found)
+    print(f"contention: {processes} processes x {count}: {rate:.0f} per second, {wrong} wrong, nobody was turned away")
+    return rate, wrong
+
+
+def open_once(path: Path, start: Any, results: Any) -> None:
+    engine = CachedEngine(Echo(), path)
+    start.wait()
+    before = time.perf_counter()
+    _, wrong = check(engine, [f"{os.getpid()}"])
+    results.put((time.perf_counter() - before, wrong, engine.stats.stored))
+    engine.close()
+
+
+def openings(folder: Path, processes: int = 200) -> int:
+    """Wrong replies of processes that open a new file at the same moment."""
+    start, results = FORK.Barrier(processes), FORK.Queue()
+    path = folder / "replies.sqlite"
+    workers = [FORK.Process(target=open_once, args=(path, start, results)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    stored = sum(stored for _, _, stored in found)
+    print(f"openings: {stored} of {processes} stored at once, the slowest after {max(t for t, _, _ in found):.1f} s")
+    assert stored == processes
+    return sum(wrong for _, wrong, _ in found)
+
+
+def cap(folder: Path, limit: int = 100_000_000, rows: int = 1_000) -> int:
+    """Wrong replies of a file that is fed ten times its limit."""
+    engine, largest, wrong, fed, number = CachedEngine(Echo(), folder / "replies.sqlite", limit), 0, 0, 0, 0
+    start = time.perf_counter()
+    while fed < 10 * limit:
+        names = [f"{number}-{i}-" + "x" * 4000 for i in range(rows)]
+        wrong += check(engine, names)[1]
+        fed, number = fed + rows * 5000, number + 1
+        largest = max(largest, engine.store.disk_bytes)
+    missing, bad = check(engine, names)
+    engine.close()
+    seconds, megabytes = time.perf_counter() - start, largest / 1e6
+    print(f"cap: {fed / 1e9:.1f} GB in {seconds:.0f} s, never above {megabytes:.1f} MB of {limit / 1e6:.0f}")
+    assert missing == 0, "the newest replies were not kept"
+    return wrong + bad
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["kills", "damage", "contention", "openings", "cap"]
+    figures: dict[str, Any] = {}
+    for name in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = globals()[name](Path(folder))
+    if sys.argv[1:]:
+        return
+    acknowledged, lost, wrong = figures["kills"]
+    rate, also_wrong = figures["contention"]
+    wrong += also_wrong + figures["damage"] + figures["openings"] + figures["cap"]
+    record(
+        "cache.lost_acknowledged", lost, unit="rows", target="<= 0", note=f"of {acknowledged}; 100 kills of 5 processes"
+    )
+    record("cache.wrong_served", wrong, unit="replies", target="<= 0", note="600 bit flips and every other part")
+    record(
+        "cache.ops_per_s_8_processes", rate, unit="1/s", target=">= 2500", note="half reads, half misses then writes"
+    )
+
+
+if __name__ == "__main__":
+    main()
