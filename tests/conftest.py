@@ -6,13 +6,19 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import real
+
+if TYPE_CHECKING:
+    from flexjudge_reward.engines import VLLMEngine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+real.prepare()  # before anything imports transformers
 
 _connect = socket.socket.connect
 
@@ -34,3 +40,24 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
+
+
+@pytest.fixture(scope="session")
+def nano_vllm() -> Iterator[VLLMEngine]:
+    """The embedded judge on a real in-process vLLM; at the end its process must be gone."""
+    from flexjudge_reward.engines import VLLMEngine
+
+    engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
+    yield engine
+    engine.close()
+    engine.close()
+    assert real.engine_processes() == []
+
+
+@pytest.fixture(scope="session")
+def nano_server() -> Iterator[str]:
+    """The address of a real vLLM server that has the embedded judge as "nano"."""
+    from flexjudge_reward.nano import path
+
+    with real.serve(str(path("judge")), "--dtype", "float32", "--enforce-eager", "--served-model-name", "nano") as url:
+        yield url

@@ -45,18 +45,32 @@ class Request:
     """One request to come: `build` makes its JSON body, or says why there is none."""
 
     build: Callable[[], bytes | Generation]
+    relaxed: Callable[[], bytes | Generation]
+    """The same without a limit that a server may refuse (400) where the reply would not fit the model's context."""
     slow: bool
     """Whether building takes long (pictures to encode), so that it must not hold up the other requests."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Retry:
     """A try that failed in a way that may pass."""
 
     problem: str
     pause: float | None = None
     """Seconds the server asked for."""
-    connection: bool = False
+    nobody: bool = False
+    """Whether nothing listens at the address."""
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """The server will not serve this request."""
+
+    problem: str
+    all: bool = False
+    """Whether it refused what every request has in common: the key, the model."""
+    too_long: bool = False
+    """Whether prompt and longest reply together do not fit the model's context."""
 
 
 @dataclass
@@ -85,18 +99,21 @@ class Client:
         tries: int,
         start_command: str,
     ) -> None:
+        import yarl
+
         self.pid = os.getpid()
         self._parts, self._start_command = urlsplit(url), start_command
         self._concurrency, self._tries = concurrency, tries
         self._where = self._parts._replace(query="").geturl()
         self._secrets = [secret for secret in (key, *(login or ()), self._parts.query) if secret]
         self._listed: list[dict[str, Any]] | None = None
-        self._unreachable = 0  # connection errors since the last answer
+        self._unreachable = 0  # tries since something listened there
         self._closed = False
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
         self._thread.start()
+        self._chat_url = yarl.URL(self._address("chat/completions"), encoded=True)
         self._session, self._slots = self._wait(self._open(login, key, concurrency, timeout))
 
     def models(self) -> list[dict[str, Any]]:
@@ -153,6 +170,7 @@ class Client:
 
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),  # requests do not depend on each other
             connector=aiohttp.TCPConnector(limit=concurrency + 1),
             timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0)),
             headers=headers,
@@ -214,45 +232,50 @@ class Client:
         if batch.fatal or batch.gone:
             return self._left_out(batch)
         body = await self._loop.run_in_executor(None, request.build) if request.slow else request.build()
-        if isinstance(body, Generation):
-            return body
-        only_connection = True
+        outcome = body if isinstance(body, Generation) else await self._tried(batch, index, body)
+        if isinstance(outcome, _Refused) and outcome.too_long:
+            body = request.relaxed()
+            outcome = body if isinstance(body, Generation) else await self._tried(batch, index, body)
+        return Generation.failed("engine", outcome.problem) if isinstance(outcome, _Refused) else outcome
+
+    async def _tried(self, batch: _Batch, index: int, body: bytes) -> Answer | _Refused:
+        """The answer to one body, tried until it is there, refused, or out of tries."""
+        nobody = True
         for attempt in range(self._tries):
             outcome = await self._try(body)
             if not isinstance(outcome, _Retry):
                 self._unreachable = 0
-                if isinstance(outcome, str):
-                    batch.fatal = outcome
-                    return Generation.failed("engine", outcome)
+                if isinstance(outcome, _Refused) and outcome.all:
+                    batch.fatal = outcome.problem
+                    return self._left_out(batch)
                 return outcome
             batch.problems[index] = outcome.problem
-            only_connection &= outcome.connection
-            self._unreachable = self._unreachable + 1 if outcome.connection else 0
+            nobody &= outcome.nobody
+            self._unreachable = self._unreachable + 1 if outcome.nobody else 0
             if batch.gone or attempt == self._tries - 1:
                 break
             await asyncio.sleep(_pause(attempt, outcome.pause))
-        batch.gone |= only_connection and self._unreachable > 0
+        batch.gone |= nobody
         return Generation.failed("transport", f"{batch.problems[index]}, after {attempt + 1} tries")
 
-    async def _try(self, body: bytes) -> dict[str, Any] | Generation | str | _Retry:
-        """The server's reply, a failure of this request alone, what is wrong with every request, or try again."""
+    async def _try(self, body: bytes) -> dict[str, Any] | _Refused | _Retry:
+        """The server's reply, a refusal, or a failure that may pass."""
         import aiohttp
 
         data = io.BytesIO(body) if len(body) > _LARGE else body
         try:
-            async with self._session.post(
-                self._address("chat/completions"), data=data, allow_redirects=False
-            ) as response:
+            async with self._session.post(self._chat_url, data=data, allow_redirects=False) as response:
                 raw = await response.read()
         except TimeoutError:
             return _Retry("the server did not answer within the timeout of one try")
         except aiohttp.ClientPayloadError:
             return _Retry("the server broke off in the middle of its answer")
         except (aiohttp.ClientError, OSError) as error:
-            return _Retry(f"connection failed: {self._clean(error)}", connection=True)
+            nobody = isinstance(error, aiohttp.ClientConnectorError)
+            return _Retry(f"the connection failed: {self._clean(error)}", nobody=nobody)
         return self._judged(response.status, response.headers.get("Retry-After"), raw)
 
-    def _judged(self, status: int, retry_after: str | None, raw: bytes) -> dict[str, Any] | Generation | str | _Retry:
+    def _judged(self, status: int, retry_after: str | None, raw: bytes) -> dict[str, Any] | _Refused | _Retry:
         answer = _json(raw)
         if status == 200 and _is_reply(answer):
             reply: dict[str, Any] = answer
@@ -263,11 +286,12 @@ class Client:
         if status in _RETRIED:
             return _Retry(f"the server answered {status}: {said}", _seconds(retry_after))
         if status in _REFUSED_KEY:
-            return self._key_refused(status)
+            return _Refused(self._key_refused(status), all=True)
         if status == 404:
-            known = ", ".join(str(entry["id"]) for entry in self._listed or ())
-            return f"the server at {self._where} answered 404: {said}. It lists the models: {known or 'none'}"
-        return Generation.failed("engine", f"the server answered {status}: {said}")
+            known = ", ".join(str(entry["id"]) for entry in self._listed or ()) or "none"
+            return _Refused(f"the server at {self._where} answered 404: {said}. It lists the models: {known}", all=True)
+        too_long = status == 400 and ("max_tokens" in said or "context length" in said)
+        return _Refused(f"the server answered {status}: {said}", too_long=too_long)
 
     def _left_out(self, batch: _Batch) -> Generation:
         if batch.fatal:

@@ -7,7 +7,9 @@ Requests run on one private event-loop thread per engine, at most `concurrency` 
 threads, inside a running loop, and after fork or pickling. One slow, failing or refused request never loses its batch.
 The server never sees a URL of ours or of the data: media travel as data URIs. `_http.py` has retries and deadlines.
 
-Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do.
+Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do. A
+vLLM server reads a clip as one frame per second and at most 32 of them, unless it was started with other
+`--media-io-kwargs`: no request can tell it the clip's own rate.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "FLEXJUDGE_API_KEY"
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
 _VLLM_ONLY = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-_OWN_FIELDS = {"model", "messages", "stream", "n"}  # what makes a reply belong to its prompt
+_OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "max_tokens"}  # what prompt and sampling say
 
 
 class ServerEngine:
@@ -98,9 +100,9 @@ class ServerEngine:
         if not prompts:
             return []
         served, client = self._served(), self._opened()
-        shared, tokens, uris = self._shared_fields(sampling, served), self._control_tokens(), _Uris()
+        write = _Writer(self._shared_fields(sampling, served), sampling, self._control_tokens())
         requests = [
-            _http.Request(partial(_body, prompt, shared, sampling.seed, tokens, uris), slow=bool(prompt.media))
+            _http.Request(partial(write, prompt), partial(write, prompt, capped=False), slow=bool(prompt.media))
             for prompt in prompts
         ]
         return [_generation(answer) for answer in client.post_all(requests, self.deadline)]
@@ -166,7 +168,6 @@ class ServerEngine:
             "model": served["id"],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
         }
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
@@ -211,41 +212,36 @@ def _shown(url: str) -> str:
     return urlsplit(url)._replace(query="").geturl()
 
 
-class _Uris(dict[Media, str]):
-    """Media of one call as data URIs, each encoded once: the candidates of a group share their question's picture."""
+class _Writer:
+    """Writes the JSON of the requests of one call. Candidates of a group share a picture, so each is encoded once."""
 
-    def __missing__(self, media: Media) -> str:
-        self[media] = uri = media.data_uri()
-        return uri
+    def __init__(self, shared: Mapping[str, Any], sampling: Sampling, tokens: frozenset[str]) -> None:
+        self._begin = json.dumps(shared)[:-1]  # the closing brace follows after the fields of one request
+        self._sampling, self._tokens = sampling, tokens
+        self._uris: dict[Media, str] = {}
 
+    def __call__(self, prompt: Prompt, capped: bool = True) -> bytes | Generation:
+        """One request; a failure if its media cannot be used. Not `capped`, a reply may fill the model's context."""
+        try:
+            messages = [{"role": m.role, "content": self._content(flatten(m, self._tokens))} for m in prompt.messages]
+        except MediaError as error:
+            return Generation.failed("media", str(error))
+        cap = f', "max_tokens": {self._sampling.max_tokens}' if capped else ""
+        seed = self._sampling.seed + prompt.sample
+        return f'{self._begin}{cap}, "seed": {seed}, "messages": {json.dumps(messages)}}}'.encode()
 
-def _body(
-    prompt: Prompt, shared: Mapping[str, Any], seed: int, tokens: frozenset[str], uris: _Uris
-) -> bytes | Generation:
-    """The JSON of one request; a failure if its media cannot be used."""
-    try:
-        messages = [{"role": m.role, "content": _content(flatten(m, tokens), uris)} for m in prompt.messages]
-        body = {**shared, "messages": messages, "seed": seed + prompt.sample}
-        clips = [item for item in prompt.media if item.kind == "video"]
-        if clips and _VLLM_ONLY.keys() <= shared.keys():
-            # The frames were chosen when the clip was loaded; the server is to take all of them, at their own rate.
-            body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": clips[0].fps}}
-    except MediaError as error:
-        return Generation.failed("media", str(error))
-    return json.dumps(body).encode()
+    def _content(self, parts: tuple[str | Media, ...]) -> str | list[dict[str, Any]]:
+        if len(parts) == 1 and isinstance(parts[0], str):
+            return parts[0]
+        return [self._part(part) for part in parts]
 
-
-def _content(parts: Sequence[str | Media], uris: _Uris) -> str | list[dict[str, Any]]:
-    if all(isinstance(part, str) for part in parts):
-        return "".join(str(part) for part in parts)
-    return [_part(part, uris) for part in parts]
-
-
-def _part(part: str | Media, uris: _Uris) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    name = f"{part.kind}_url"
-    return {"type": name, name: {"url": uris[part]}}
+    def _part(self, part: str | Media) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if part not in self._uris:
+            self._uris[part] = part.data_uri()
+        name = f"{part.kind}_url"
+        return {"type": name, name: {"url": self._uris[part]}}
 
 
 def _generation(answer: _http.Answer) -> Generation:

@@ -1,0 +1,142 @@
+"""A loopback OpenAI-compatible server that fails on command, for tests and benchmarks.
+
+Each request names itself in its prompt, as in "item 7", and is answered with that name, so that a mixed-up reply shows.
+A plan says what happens: `plan(name, nth)` is the fault of the nth try (from 0) of that item, `None` a good answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+_NAME = re.compile(r"item \w+")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`status` with `headers` and `body`; or `how`: reset, cut, hang, die."""
+
+    how: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+def reply(content: str | None, finish: str = "stop", **message: Any) -> str:
+    """The JSON of a chat completion."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+
+
+class FaultServer:
+    """Runs in a thread of its own between `with` and its end, or until a fault says die."""
+
+    def __init__(
+        self,
+        plan: Callable[[str, int], Fault | None] = lambda name, nth: None,
+        models: list[dict[str, Any]] | int = [{"id": "judge", "root": "/weights"}],  # noqa: B006
+        key: str | None = None,
+        delay: float = 0.0,
+        port: int = 0,
+    ) -> None:
+        self.plan, self.models, self.key, self.delay, self.port = plan, models, key, delay, port
+        self.tries: Counter[str] = Counter()
+        self.requests: list[dict[str, Any]] = []
+        self.in_flight = self.most_in_flight = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> FaultServer:
+        self._loop, started = asyncio.new_event_loop(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
+        self._thread.start()
+        assert started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # it died by its plan meanwhile
+                self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(10)
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve(started))
+        self._loop.close()
+
+    async def _serve(self, started: threading.Event) -> None:
+        app = web.Application(client_max_size=2**28)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        self._stopped = asyncio.Event()
+        started.set()
+        await self._stopped.wait()
+        await runner.cleanup()
+
+    def _refused(self, request: web.Request) -> web.Response | None:
+        if self.key is None or request.headers.get("Authorization") == f"Bearer {self.key}":
+            return None
+        sent = request.headers.get("Authorization", "")
+        return web.Response(status=401, text=json.dumps({"error": {"message": f"Incorrect API key: {sent}"}}))
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if isinstance(self.models, int):
+            return web.Response(status=self.models)
+        return self._refused(request) or web.json_response({"data": self.models})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        if refused := self._refused(request):
+            return refused
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            return await self._answer(request)
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        body = json.loads(text)
+        self.requests.append(body)
+        found = _NAME.search(text)
+        name = found.group() if found else "nobody"
+        fault = self.plan(name, self.tries[name])
+        self.tries[name] += 1
+        await asyncio.sleep(self.delay)
+        if fault is None:
+            text = reply(f"<think>{name}</think><answer>7</answer>")
+            return web.Response(text=text, content_type="application/json")
+        return await self._fail(request, fault)
+
+    async def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse:
+        if fault.how == "hang":
+            await asyncio.sleep(3600)
+        if fault.how == "die":
+            self._stopped.set()
+        if fault.how in ("reset", "die"):
+            assert request.transport is not None
+            request.transport.abort()
+        if fault.how == "cut":
+            response = web.StreamResponse(headers={"Content-Length": "1000"})
+            await response.prepare(request)
+            await response.write(b'{"choices": [')
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+        return web.Response(status=fault.status, headers=fault.headers, text=fault.body)

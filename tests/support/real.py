@@ -1,0 +1,76 @@
+"""Real vLLM on a development machine, for tests and benchmarks: what it needs around it, and a `vllm serve`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CURE = Path(__file__).parent / "torchvision_ops"
+_START_S = 240
+
+
+def prepare() -> None:
+    """Lets this process and its children use vLLM on a CPU: see torchvision_ops, and a small memory for prompts."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(_CURE) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(_CURE), *filter(None, paths)])
+        spec = importlib.util.spec_from_file_location("torchvision_ops", _CURE / "sitecustomize.py")
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def engine_processes() -> list[str]:
+    """The command lines of living vLLM engine processes that this process started."""
+    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
+    mine = [line.strip() for line in listing.splitlines() if line.split(maxsplit=1)[0] == str(os.getpid())]
+    return [line for line in mine if "EngineCore" in line]
+
+
+@contextmanager
+def serve(model: str, *options: str) -> Iterator[str]:
+    """A `vllm serve` of `model` on loopback; gives its address and ends it with its children."""
+    prepare()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    # What `vllm serve` runs; the CPU build's own `vllm` command looks for a package named vllm and fails.
+    server = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*server, "--model", model, "--port", str(port), *options]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            _await(f"http://127.0.0.1:{port}/health", process, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+def _await(health: str, process: subprocess.Popen[bytes], log: object) -> None:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(health, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    log.seek(0)  # type: ignore[attr-defined]
+    raise RuntimeError(f"vllm serve did not start:\n{log.read()[-4000:]}")  # type: ignore[attr-defined]
