@@ -6,7 +6,12 @@
 The names below are the public ones. Importing this package loads neither torch, transformers nor vllm.
 """
 
+from flexjudge_reward.cache import CachedEngine
 from flexjudge_reward.config import JudgeConfig
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.engines.server import ServerEngine
+from flexjudge_reward.engines.transformers import TransformersEngine
+from flexjudge_reward.engines.vllm import VLLMEngine
 from flexjudge_reward.errors import (
     ConfigError,
     EngineError,
@@ -36,6 +41,7 @@ from flexjudge_reward.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CachedEngine",
     "Choice",
     "ConfigError",
     "Engine",
@@ -62,5 +68,9 @@ __all__ = [
     "Sampling",
     "Scale",
     "Score",
+    "ScriptedEngine",
+    "ServerEngine",
+    "TransformersEngine",
+    "VLLMEngine",
     "Verdict",
 ]

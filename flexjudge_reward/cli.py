@@ -1,5 +1,6 @@
-"""The command line: `flexjudge cache ...` looks after the file of judge replies.
+"""The command line: `flexjudge score` judges a file, `flexjudge cache ...` looks after the file of judge replies.
 
+    flexjudge score answers.jsonl -o verdicts.jsonl --media-root pictures/
     flexjudge cache stats                       what is in it
     flexjudge cache verify                      check every row, remove damaged ones
     flexjudge cache prune --max-size 500M       keep the most recently used
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flexjudge_reward.store import Row, Store
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_JUDGE = ("format", "model", "engine", "base_url", "rubric", "prompts", "temperature", "max_tokens", "cache")
 _AGES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _COMPARED = 10_000  # newest requests among which `explain` looks for the nearest
 
@@ -43,8 +45,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_score(commands.add_parser("score", help="judge the rows of a JSONL file"))
     _add_cache(commands.add_parser("cache", help="the file of judge replies"))
     return parser
+
+
+def _add_score(score: argparse.ArgumentParser) -> None:
+    score.description = "Judges every row of a JSONL file; the form of a row is in flexjudge_reward/scoring.py."
+    score.add_argument("file", type=Path, metavar="FILE.jsonl")
+    score.add_argument("-o", "--output", type=Path, help="where the verdicts go; by default standard output")
+    score.add_argument("--media-root", type=Path, help="the folder below which pictures and clips may be read")
+    judge = score.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
+    judge.add_argument("--format", choices=("score", "pair", "listwise", "choice", "relation"))
+    judge.add_argument("--model", help="nano, a folder, or a Hub id")
+    judge.add_argument("--engine", choices=("vllm", "server", "transformers"))
+    judge.add_argument("--base-url", help="an OpenAI-compatible server, such as http://localhost:8000/v1")
+    judge.add_argument("--rubric", help="a built-in rubric or a TOML file")
+    judge.add_argument("--prompts", help="a wording: flex, nano, or a folder of your own")
+    judge.add_argument("--temperature", type=float)
+    judge.add_argument("--max-tokens", type=int)
+    judge.add_argument("--cache", help="the file of judge replies, or off")
+    score.set_defaults(run=score_rows)
+
+
+def score_rows(arguments: argparse.Namespace) -> int:
+    """Judges a file; prints how it went."""
+    from flexjudge_reward.config import JudgeConfig
+    from flexjudge_reward.scoring import score_file
+
+    config = JudgeConfig.resolve({name: getattr(arguments, name) for name in _JUDGE})
+    judge = config.build()
+    try:
+        print(config.describe(), file=sys.stderr)
+        print(score_file(arguments.file, judge, arguments.output, arguments.media_root), file=sys.stderr)
+    finally:
+        judge.close()
+    return 0
 
 
 def _add_cache(cache: argparse.ArgumentParser) -> None:
@@ -89,7 +125,7 @@ def cache_verify(arguments: argparse.Namespace) -> int:
     checked, removed = store.verify(sound)
     for target in store.set_aside:
         print(f"the file was damaged and is now {target}")
-    print(f"{checked} replies checked, {removed} damaged ones removed")
+    print(f"{checked} replies checked, {removed} removed as damaged")
     return 1 if removed or store.set_aside else 0
 
 

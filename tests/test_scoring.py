@@ -11,6 +11,7 @@ from PIL import Image
 
 from flexjudge_reward import ConfigError, Judge, Listwise, Prompt, Score
 from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.cli import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.scoring import read_rows, score_file
 
@@ -134,3 +135,17 @@ def test_a_file_that_is_no_jsonl(tmp_path: Path, text: str | bytes, message: str
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         score_file(tmp_path / "none.jsonl", Judge(Listwise(), ScriptedEngine([])))
+
+
+def test_the_command_judges_with_the_embedded_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.jsonl", [{"question": "top-left red star. What is top-left?", "answer": "red star"}])
+    command = ["score", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", "nano", "--cache", "off"]
+    assert main(command) == 0
+    (row,) = read(tmp_path / "out.jsonl")
+    assert (row["scores"] is None) != (row["failure"] is None)
+    assert "The judge is nano on transformers" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(tmp_path / "none.jsonl"), "--cache", "off"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("flexjudge: error: no file")
