@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from flexjudge_reward import _files, _image, _video
+from flexjudge_reward import _files, _image
 from flexjudge_reward._files import Roots
 from flexjudge_reward.errors import ConfigError, MediaError
 
@@ -242,6 +242,8 @@ def _clip(source: object, fps: float, roots: Roots, limits: Limits) -> tuple[tup
     if hasattr(source, "__array__"):
         source = list(_numbers(source))
     if not isinstance(source, list | tuple):
+        from flexjudge_reward import _video
+
         rate, frames = _video.decode(_encoded(source, roots, limits), 4 * limits.pixels, limits.frames, limits.seconds)
         return frames, rate
     if not source:

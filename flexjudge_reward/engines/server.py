@@ -24,14 +24,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flexjudge_reward.engines import _http
 from flexjudge_reward.errors import ConfigError, EngineError, MediaError
 from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, flatten
 from flexjudge_reward.media import Media
 from flexjudge_reward.types import FinishReason, Generation, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
-    from flexjudge_reward.engines._http import Client
+    from flexjudge_reward.engines._http import Answer, Client
 
 KEY_VARIABLE = "FLEXJUDGE_API_KEY"
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
@@ -99,10 +98,12 @@ class ServerEngine:
         """
         if not prompts:
             return []
+        from flexjudge_reward.engines._http import Request
+
         served, client = self._served(), self._opened()
         write = _Writer(self._shared_fields(sampling, served), sampling, self._control_tokens())
         requests = [
-            _http.Request(partial(write, prompt), partial(write, prompt, capped=False), slow=bool(prompt.media))
+            Request(partial(write, prompt), partial(write, prompt, capped=False), slow=bool(prompt.media))
             for prompt in prompts
         ]
         return [_generation(answer) for answer in client.post_all(requests, self.deadline)]
@@ -140,10 +141,12 @@ class ServerEngine:
         self._client = self._listed = self._tokens = None
 
     def _opened(self) -> Client:
+        from flexjudge_reward.engines._http import Client  # asyncio and ssl are not for every import of the package
+
         with self._lock:
             if self._client is None or self._client.pid != os.getpid():  # a forked child has no loop thread
                 key = self._api_key or os.environ.get(KEY_VARIABLE)
-                self._client = _http.Client(
+                self._client = Client(
                     self._url, self._login, key, self.concurrency, self.timeout, self.tries, self._start_command()
                 )
                 weakref.finalize(self, self._client.close)  # also at the interpreter's end
@@ -244,7 +247,7 @@ class _Writer:
         return {"type": name, name: {"url": self._uris[part]}}
 
 
-def _generation(answer: _http.Answer) -> Generation:
+def _generation(answer: Answer) -> Generation:
     """What the server answered, as a reply."""
     if isinstance(answer, Generation):
         return answer

