@@ -15,7 +15,7 @@ demo: .venv/demo.ok ## trains the small policy with the embedded judge as its re
 	$(PY) recipes/grpo_vlm.py --config recipes/configs/grpo_nano.yaml
 
 test: .venv/test.ok ## the whole suite, with a real vLLM engine and real trainers
-	$(PY) -m pytest
+	$(PY) -m pytest --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/test.ok ## style and types
 	.venv/bin/ruff check .
