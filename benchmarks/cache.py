@@ -164,13 +164,12 @@ def damage(folder: Path, flips: int = 600, cuts: int = 100, deleted: int = 50, f
 
 
 def harmed(path: Path, names: Sequence[str]) -> tuple[int, int]:
-    """(wrong, missed) on a harmed file, which must then serve again whatever was asked."""
+    """(wrong, missed at first) on a harmed file, which must soon serve again whatever was asked."""
     engine = CachedEngine(Echo(), path)
-    missing, wrong = check(engine, names)
-    again, still_wrong = check(engine, names)
-    assert again == 0 or engine.store._paused, "a repaired cache does not serve"
+    tries = [check(engine, names) for _ in range(3)]  # a wrong page size in the header shows only after writing
+    assert tries[-1][0] == 0 or engine.store._paused, "a repaired cache does not serve"
     engine.close()
-    return wrong + still_wrong, missing
+    return sum(wrong for _, wrong in tries), tries[0][0]
 
 
 def flip(path: Path, rng: random.Random) -> None:

@@ -8,6 +8,7 @@ Promised:
   with media by their digests, every field of the sampling, and the sample index, so k votes are k keys;
 * failures and replies that were cut, filtered or empty are never stored;
 * identical requests of one batch are judged once, and order is kept;
+* of prompts and media the file holds digests only, of replies the whole text;
 * nothing about the file can stop a run (see `store/`).
 
 What it cannot know: that an engine's identity is complete, or that a server changed its weights under the same name.

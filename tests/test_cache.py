@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -460,6 +461,15 @@ def test_what_processes_might_not_agree_on_is_refused(path: Path, identity: dict
 def test_numbers_have_one_spelling() -> None:
     assert canonical([1.0, -0.0, 0.5, True, 10**20, 1e20], "x") == [1, 0, 0.5, True, 10**20, 10**20]
     assert [type(v) for v in canonical([1.0, 0.5, True], "x")] == [int, float, bool]
+
+
+def test_prompts_are_in_the_file_as_digests_only(path: Path) -> None:
+    engine, _ = cached(path, ["<think>fine</think><answer>7</answer>"])
+    engine.generate([ask("the patient's name")], GREEDY)
+    (row,) = engine.store.newest(1)
+    engine.close()
+    everything = path.read_bytes() + zlib.decompress(row.request)
+    assert b"fine" in everything and b"quoted" in everything and b"patient" not in everything
 
 
 # ---- why a request was not found

@@ -69,10 +69,10 @@ def test_stats_of_an_empty_cache(filled: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_verify(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "verify") == (0, "3 replies checked, 0 damaged ones removed\n")
+    assert run(capsys, "verify") == (0, "3 replies checked, 0 removed as damaged\n")
     filled.write_bytes(filled.read_bytes().replace(b"fine", b"fime", 1))
-    assert run(capsys, "verify") == (1, "3 replies checked, 1 damaged ones removed\n")
-    assert run(capsys, "verify") == (0, "2 replies checked, 0 damaged ones removed\n")
+    assert run(capsys, "verify") == (1, "3 replies checked, 1 removed as damaged\n")
+    assert run(capsys, "verify") == (0, "2 replies checked, 0 removed as damaged\n")
 
 
 def test_verify_of_a_broken_file(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:

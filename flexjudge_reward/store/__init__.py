@@ -45,7 +45,10 @@ _REMOTE = frozenset(
 )
 
 # SQLite's primary result codes that speak of the moment (rights, locks, space, use), not of the file's content.
-_PASSING = frozenset({3, 5, 6, 7, 8, 9, 10, 13, 14, 15, 21, 22, 23, 25})
+_PASSING = frozenset(
+    getattr(sqlite3, f"SQLITE_{name}")
+    for name in "PERM BUSY LOCKED NOMEM READONLY INTERRUPT IOERR FULL CANTOPEN PROTOCOL MISUSE NOLFS AUTH RANGE".split()
+)
 
 
 class Store:
@@ -72,7 +75,8 @@ class Store:
         self._warned: set[str] = set()
         self._counted = {"hits": 0, "misses": 0}
         self._flushed = time.monotonic()
-        _STORES.add(self)
+        with _FORKING:
+            _STORES.add(self)
 
     # ---- while judging: never raises, whatever the state of the file
 
