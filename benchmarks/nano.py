@@ -21,7 +21,21 @@ from pathlib import Path
 
 from figures import record
 
-from flexjudge_reward import Choice, Example, Judge, Listwise, Media, Pair, Rubric, Sampling, Scale, Score, Verdict
+from flexjudge_reward import (
+    Choice,
+    Example,
+    Judge,
+    Listwise,
+    Media,
+    Message,
+    Pair,
+    Prompt,
+    Rubric,
+    Sampling,
+    Scale,
+    Score,
+    Verdict,
+)
 from flexjudge_reward.engines.transformers import TransformersEngine
 from flexjudge_reward.nano import path, world
 
@@ -129,6 +143,22 @@ def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
     ]
 
 
+def policy(count: int, batch: int) -> list[tuple[str, float, str, str]]:
+    """How often the shipped base answers a held-out picture question rightly, asked directly: the demo's start."""
+    rows = list(world.rows(seed=2, count=count, held_out=True))
+    prompts = [Prompt((Message("user", (Media.image(row["image"]), str(row["question"]))),)) for row in rows]
+    engine, lines = TransformersEngine(str(path("base")), dtype="float32", batch_size=batch), []
+    for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
+        replies = engine.generate(prompts, Sampling(temperature=heat, max_tokens=16))
+        right = sum(
+            world.is_correct(row["asked"], reply.text)  # type: ignore[arg-type]
+            for row, reply in zip(rows, replies, strict=True)
+        )
+        lines.append((f"nano.base_accuracy_{name}", right / count, "", "what, count and exists; habits included"))
+    engine.close()
+    return lines
+
+
 def size(model: Path) -> tuple[int, float]:
     """Parameters, and megabytes of the whole folder."""
     from safetensors import safe_open
@@ -168,8 +198,9 @@ def main() -> None:
     options = args.parse_args()
     began = time.monotonic()
     bench = Bench(options.model, options.batch)
-    lines = [(*line[:2], "fraction", *line[2:]) for line in measure(bench, options.count)]
+    measured = measure(bench, options.count)
     bench.engine.close()
+    lines = [(*line[:2], "fraction", *line[2:]) for line in measured + policy(options.count, options.batch)]
     parameters, megabytes = size(options.model)
     lines += [
         ("nano.parameters", parameters, "count", "<= 8000000", ""),

@@ -7,7 +7,8 @@
 Stages; a stopped run goes on from its last checkpoint:
 
     base          a Qwen2.5-VL from scratch: it reads scenes aloud and answers questions, from pictures and from words
-    judge         from base: scores and comparisons with reasoning, on scenes told in words; it never judges a picture
+    judge         from base: scores and comparisons with reasoning, on scenes told in words; it never judges a picture,
+                  but one sample in five is a picture to read aloud, so that it does not forget how
     answer_first  from base: the same data and budget, the answer before the reasoning, to see what reasoning is worth
 
 Every completion is text of the world (`flexjudge_reward/nano/world.py`); loss is on completions only. The judge's
@@ -48,9 +49,9 @@ ASKED = {
     for high in (5, 10)
 }
 PLANS = {  # steps, sequences per step, peak learning rate
-    "base": (2000, 32, 1.5e-3),
-    "judge": (2400, 32, 1.2e-3),
-    "answer_first": (2400, 32, 1.2e-3),
+    "base": (1500, 24, 1.5e-3),
+    "judge": (2400, 24, 1e-3),
+    "answer_first": (2400, 24, 1e-3),
 }
 
 # --------------------------------------------------------------------------------------------------------- data
@@ -200,6 +201,8 @@ def batches(stage: str, make: Maker, seed: int, size: int, first: int) -> Iterat
 def training_sample(stage: str, make: Maker, rng: random.Random) -> Sample:
     if stage == "base":
         return base_sample(make, rng)
+    if rng.random() < 0.2:  # keeps its eyes open: pictures and clips read aloud, nothing judged, see base_sample
+        return base_sample(make, rng, medium=rng.choices(("picture", "clip"), (0.8, 0.2))[0], mode="read")
     return judge_sample(make, rng, first="think" if stage == "judge" else "answer")
 
 
@@ -251,7 +254,7 @@ def train(stage: str, model: Any, make: Maker, out: Path, seed: int, plan: tuple
     """One stage: AdamW, warm-up and cosine, a checkpoint every two minutes or so, a report beside it."""
     steps, size, peak = plan
     if stage != "base":
-        model.model.visual.requires_grad_(False)  # no picture is judged in training, so the tower stays as it is
+        model.model.visual.requires_grad_(False)  # what it sees stays as it is
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.05}]
     groups += [{"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}]

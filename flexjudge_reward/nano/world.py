@@ -260,18 +260,21 @@ def best(asked: Question, replies: Sequence[str]) -> int:
 
 
 def derivation(asked: Question) -> str:
-    """The scene transcribed, then the right answer worked out place by place. It does not depend on any candidate."""
+    """The scene transcribed and the right answer worked out on the way. It does not depend on any candidate.
+
+    Counting and looking write the answer so far after every place, so that the last one is the answer.
+    """
     cells, subject = asked.scene.cells, asked.subject
-    steps = asked.scene.told() + "."
-    if asked.kind == "what":
-        return f"{steps} So {subject} {asked.truth}."
     if asked.kind == "count":
-        totals = [sum(shows(cell, subject) for cell in cells[: i + 1]) for i in range(4)]
-        return f"{steps} Count {' '.join(f'{p} {n}' for p, n in zip(PLACES, totals, strict=True))}."
-    if asked.kind == "exists":
-        found = [any(shows(cell, subject) for cell in cells[: i + 1]) for i in range(4)]
-        return f"{steps} Find {' '.join(f'{p} {_yes(f)}' for p, f in zip(PLACES, found, strict=True))}."
-    return steps
+        notes = [f" {sum(shows(cell, subject) for cell in cells[: i + 1])}" for i in range(4)]
+    elif asked.kind == "exists":
+        notes = [f" {_yes(any(shows(cell, subject) for cell in cells[: i + 1]))}" for i in range(4)]
+    else:
+        notes = [""] * 4
+    steps = " ".join(f"{place} {cell}{note}" for place, cell, note in zip(PLACES, cells, notes, strict=True)) + "."
+    if asked.kind == "describe":
+        return steps
+    return f"{steps} So {subject} {asked.truth}." if asked.kind == "what" else f"{steps} So {asked.truth}."
 
 
 def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
@@ -304,7 +307,7 @@ def _check(asked: Question, reply: str) -> str:
     if asked.kind == "exists":
         return f"{answer[0]} {'same' if answer == truth else 'far'}"
     hits = [sum(a == b for a, b in zip(answer[: i + 1], truth, strict=False)) for i in range(4)]
-    return " ".join(f"{place} {hit}" for place, hit in zip(PLACES, hits, strict=True))
+    return " ".join(f"{place} {cell} {hit}" for place, cell, hit in zip(PLACES, answer, hits, strict=True))
 
 
 def _yes(value: bool) -> str:
