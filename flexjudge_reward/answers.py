@@ -22,6 +22,7 @@ _REFUSAL = re.compile(
     r"|sorry,|as an ai\b",
     re.IGNORECASE,
 )
+_LONGEST = 10_000  # characters after the reasoning; answers to any format take less
 _SHOWN = 80  # characters of a reply that an error message quotes
 
 
@@ -73,6 +74,8 @@ def _answers(tail: str) -> tuple[str, ...] | Failure:
     tail = tail.strip(" \t\r\n")
     if not tail:
         return Failure("empty", "nothing follows the reasoning")
+    if len(tail) > _LONGEST:
+        return Failure("malformed", f"{len(tail):,} characters after the reasoning, beginning with {_shown(tail)}")
     found, end = [], 0
     while match := _ANSWER.match(tail, end):
         found.append(match.group(1).strip(" \t\r\n"))

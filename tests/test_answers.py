@@ -51,6 +51,7 @@ FAILED = [
     pytest.param("<think>x</think><answer>" + "7" * 65 + "</answer>", "malformed", id="too_long_an_answer"),
     pytest.param("<think>x</think><answer>7</answer>\u00a0", "malformed", id="other_white_space"),
     pytest.param("<think>x</think><answer>7</answer><think>y", "malformed", id="thinks_again"),
+    pytest.param("<think>x</think>" + "<answer>7</answer>" * 999, "malformed", id="endless_answers"),
     pytest.param("I'm sorry, I cannot rate this.", "refused", id="refusal"),
     pytest.param("I am very sorry.", "refused", id="polite_refusal"),
     pytest.param("<think>x</think>I cannot rate this.", "refused", id="refusal_after_reasoning"),
