@@ -1,7 +1,8 @@
 """How one picture becomes 8-bit RGB: from encoded bytes, a PIL picture or an array of numbers.
 
-Promised: the size is checked before pixels are decoded, decoding is complete (half a file is an error), and equal input
-gives equal pixels. Not known here: where the bytes came from (`media.py`).
+Promised: the size is checked before pixels are decoded, decoding is complete (half a file is an error, unless the
+program told Pillow otherwise with `LOAD_TRUNCATED_IMAGES`), and equal input gives equal pixels. Not known here: where
+the bytes came from (`media.py`).
 """
 
 from __future__ import annotations
