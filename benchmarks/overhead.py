@@ -10,9 +10,9 @@ server: a loopback server in a process of its own answers each request 20 ms aft
 is measured. The bare side is what one writes with aiohttp and no more: one session, 64 tasks, `json=` and `.json()`,
 no retries, deadlines or checks. Ratio of requests per second; 1 is as fast.
 
-vllm: the judge is the embedded one, the prompts are half text and half pictures. The raw side has the finished chat
-texts and calls `LLM.generate` once; ours has examples and returns verdicts. Ratio of seconds; 1 is as fast. Prefix
-caching is on and every prompt is new in every round.
+vllm: the embedded judge, 512 prompts, half of them with a picture. The raw side gets the finished chat texts and calls
+`LLM.generate` once; ours gets examples and returns verdicts. Both use one engine, whose caches are emptied before each
+turn. Ratio of seconds; 1 is as fast. With a larger judge the share of our own work is smaller.
 """
 
 from __future__ import annotations
@@ -22,11 +22,22 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import record
+from nano import SAMPLING, cases
+from support import real
+
+from flexjudge_reward import Example, Judge, Message, Prompt, Quoted, Sampling, Score
+from flexjudge_reward.engines import ServerEngine, VLLMEngine
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 SERVICE_S = 0.020
 IN_FLIGHT = 64
@@ -72,24 +83,19 @@ class Loopback(asyncio.Protocol):
         asyncio.run(run())
 
 
-def alternating(rounds: int, ours: Callable[[int], None], theirs: Callable[[int], None]) -> list[tuple[float, float]]:
+def alternating(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
     """Seconds of both sides per round, after one round that does not count."""
     seconds = []
     for number in range(rounds + 1):
-        spent = {}
-        for side in (ours, theirs) if number % 2 else (theirs, ours):
-            start = perf_counter()
-            side(number)
-            spent[side] = perf_counter() - start
+        first, second = (ours, theirs) if number % 2 else (theirs, ours)
+        spent = {first: first(), second: second()}
         seconds.append((spent[ours], spent[theirs]))
+        print(f"round {number}: ours {spent[ours]:.3f} s, theirs {spent[theirs]:.3f} s", flush=True)
     return seconds[1:]
 
 
 def server() -> None:
     import aiohttp
-
-    from flexjudge_reward import Message, Prompt, Quoted, Sampling
-    from flexjudge_reward.engines import ServerEngine
 
     receive, send = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=Loopback.serve, args=(send,), daemon=True)
@@ -114,11 +120,19 @@ def server() -> None:
             await asyncio.gather(*(work(session) for _ in range(IN_FLIGHT)))
         assert len(answers) == REQUESTS
 
-    def ours(number: int) -> None:
+    def ours() -> float:
+        start = perf_counter()
         generations = engine.generate(prompts, Sampling())
+        spent = perf_counter() - start
         assert all(generation.failure is None for generation in generations)
+        return spent
 
-    seconds = alternating(SERVER_ROUNDS, ours, lambda number: asyncio.run(bare()))
+    def theirs() -> float:
+        start = perf_counter()
+        asyncio.run(bare())
+        return perf_counter() - start
+
+    seconds = alternating(SERVER_ROUNDS, ours, theirs)
     engine.close()
     process.terminate()
     ratio = median(theirs / ours for ours, theirs in seconds)
@@ -127,5 +141,59 @@ def server() -> None:
     record("overhead.server_ratio", ratio, unit="ratio of requests per second", target=">= 0.95", note=note)
 
 
+def vllm() -> None:
+    real.prepare()
+    from vllm import SamplingParams
+
+    engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
+    judge = Judge(Score(prompts="nano"), engine, SAMPLING)
+    judge(examples()[:2])  # starts the engine
+    assert engine._llm is not None  # one engine for both sides: two would share the processor and disturb each other
+    llm, params = engine._llm, SamplingParams(temperature=0.0, max_tokens=SAMPLING.max_tokens)
+
+    def ours() -> float:
+        batch = examples()
+        forget(llm)
+        start = perf_counter()
+        verdicts = judge(batch)
+        spent = perf_counter() - start
+        assert sum(verdict.scores is not None for verdict in verdicts) > 0.9 * PROMPTS
+        return spent
+
+    def theirs() -> float:
+        batch = [plain(engine, judge, example) for example in examples()]
+        forget(llm)
+        start = perf_counter()
+        llm.generate(batch, params, use_tqdm=False)
+        return perf_counter() - start
+
+    seconds = alternating(VLLM_ROUNDS, ours, theirs)
+    engine.close()
+    ratio = median(ours / theirs for ours, theirs in seconds)
+    rates = [PROMPTS / median(side) for side in zip(*seconds, strict=True)]
+    note = f"Judge {rates[0]:.0f} prompts/s, raw vLLM {rates[1]:.0f}/s, half of them with a picture"
+    record("overhead.vllm_ratio", ratio, unit="ratio of seconds", target="<= 1.05", note=note)
+
+
+def examples() -> list[Example]:
+    """The same examples each time, as new objects: half with a picture."""
+    half = PROMPTS // 2
+    return [case.example for medium in ("words", "picture") for case in cases("score", medium, half, 1, seed=5)]
+
+
+def plain(engine: VLLMEngine, judge: Judge, example: Example) -> dict[str, object]:
+    """What one hands to `LLM.generate` oneself: the finished chat text, and the picture."""
+    (prompt,) = judge.format.render(example)
+    assert engine._chat is not None
+    pictures = [media.images()[0] for media in prompt.media]
+    return {"prompt": engine._chat.render(prompt), **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+
+
+def forget(llm: LLM) -> None:
+    """Both sides begin with empty caches."""
+    llm.reset_prefix_cache()
+    llm.reset_mm_cache()
+
+
 if __name__ == "__main__":
-    {"server": server}[sys.argv[1]]()
+    {"server": server, "vllm": vllm}[sys.argv[1]]()

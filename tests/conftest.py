@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,13 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture(scope="session")
 def nano_vllm() -> Iterator[VLLMEngine]:
     """The embedded judge on a real in-process vLLM; at the end its process must be gone."""
+    from flexjudge_reward import Message, Prompt, Sampling
     from flexjudge_reward.engines import VLLMEngine
 
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # vLLM and what it imports use deprecated parts of torch
+        engine.generate([Prompt((Message("user", ("What is top-left?",)),))], Sampling(max_tokens=4))
     yield engine
     engine.close()
     engine.close()

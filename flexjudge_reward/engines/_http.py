@@ -335,7 +335,7 @@ def _is_reply(answer: Any) -> bool:
         texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
     except (TypeError, KeyError, IndexError, AttributeError):
         return False
-    return "error" not in answer and all(text is None or isinstance(text, str) for text in texts)
+    return not answer.get("error") and all(text is None or isinstance(text, str) for text in texts)
 
 
 def _entries(raw: bytes) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ class ServerEngine:
             tokenizer: folder or Hub id of the judge's tokenizer: text from outside is then kept from all of its added
                 tokens, beside those of the known model families. Needs `transformers`.
             build: a word of yours that changes when the weights behind the model's name do; part of every cache key.
-            extra_body: further fields of every request, as the server documents them.
+            extra_body: further fields of every request, as the server documents them. No secrets: it is part of every
+                cache key.
 
         Raises:
             ConfigError: no http(s) address, a number that is not positive, or an extra field that is ours to set.
@@ -145,7 +146,7 @@ class ServerEngine:
 
         with self._lock:
             if self._client is None or self._client.pid != os.getpid():  # a forked child has no loop thread
-                key = self._api_key or os.environ.get(KEY_VARIABLE)
+                key = (self._api_key or os.environ.get(KEY_VARIABLE) or "").strip()
                 self._client = Client(
                     self._url, self._login, key, self.concurrency, self.timeout, self.tries, self._start_command()
                 )
