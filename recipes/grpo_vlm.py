@@ -4,7 +4,7 @@
 
 Two CPU cores, nothing to download, a few minutes: the embedded base model answers questions about pictures of coloured
 shapes with bad habits, and learns better ones from the embedded judge. The judge never sees a right answer; accuracy on
-held-out pictures is measured against the truth all the same. Expect it to rise by EXPECTED.
+held-out pictures is measured against the truth all the same. Expect it to rise by 15 points or more.
 
     vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
     accelerate launch recipes/grpo_vlm.py --config recipes/configs/grpo_qwen2.5_vl_7b.yaml
@@ -24,7 +24,7 @@ from typing import Any
 
 import transformers
 from datasets import Dataset, load_dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from flexjudge_reward import FlexJudgeReward
@@ -77,7 +77,7 @@ def training_data(options: RecipeArguments, seed: int) -> Dataset:
     return rows.map(lambda row: {"prompt": chat(row[options.question_column], options.system_prompt)})
 
 
-KINDS: tuple[world.Kind, ...] = ("what", "count", "exists")
+KINDS: tuple[world.Kind, ...] = ("what", "count")  # the base model's bad habits are in these two
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,15 @@ def pictures_only(folder: str) -> Any:
 
 
 class Measure(TrainerCallback):  # type: ignore[misc]
-    """Accuracy on held-out pictures: before, every so many steps, and after."""
+    """Accuracy on held-out pictures: before, every so many steps, and after. Between them, the judge's reward."""
 
-    def __init__(self, held_out: HeldOut, every: int) -> None:
-        self.held_out, self.every = held_out, every
+    def __init__(self, held_out: HeldOut, every: int, reward: str) -> None:
+        self.held_out, self.every, self.reward = held_out, every, f"rewards/{reward}/mean"
         self.curve: dict[int, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and self.reward in logs:
+            print(f"step {state.global_step:3}   judge reward {logs[self.reward]:.3f}", flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._measure(state, kwargs)
@@ -159,7 +163,8 @@ class Measure(TrainerCallback):  # type: ignore[misc]
     def _measure(self, state: Any, kwargs: dict[str, Any]) -> None:
         if state.is_world_process_zero:
             self.curve[state.global_step] = self.held_out.accuracy(kwargs["model"], kwargs["processing_class"])
-            print(f"step {state.global_step}: right on {self.curve[state.global_step]:.1%} of held-out pictures")
+            share = f"{self.curve[state.global_step]:.1%}"
+            print(f"step {state.global_step:3}   right on {share} of held-out pictures", flush=True)
 
 
 def report(trainer: GRPOTrainer, reward: FlexJudgeReward, measure: Measure | None, folder: Path) -> None:
@@ -235,8 +240,9 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
-    measure = Measure(HeldOut.draw(options.held_out), options.measure_every) if nano else None
+    measure = Measure(HeldOut.draw(options.held_out), options.measure_every, reward.__name__) if nano else None
     if measure is not None:
+        trainer.remove_callback(PrinterCallback)  # thirty numbers a line
         trainer.add_callback(measure)
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
