@@ -48,11 +48,15 @@ ASKED = {
     for form, kind in FORMATS.items()
     for high in (5, 10)
 }
-PLANS = {  # steps, sequences per step, peak learning rate
-    "base": (1500, 24, 1.5e-3),
-    "judge": (2400, 24, 1e-3),
-    "answer_first": (2400, 24, 1e-3),
+SIZE = 24  # sequences per step
+PLANS = {  # cycles of steps and peak learning rate
+    "base": ((1500, 1.5e-3),),
+    "judge": ((2000, 1e-3), (1600, 1e-3)),
+    "answer_first": ((2000, 1e-3), (1600, 1e-3)),
 }
+
+# What is judged in the last cycle: more of what is hard to learn.
+HARD: tuple[world.Kind, ...] = (*["what"] * 2, "count", *["exists"] * 5, *["describe"] * 4)
 
 # --------------------------------------------------------------------------------------------------------- data
 
@@ -110,14 +114,19 @@ def prompt_of(asked: world.Question, replies: list[str], form: world.Form, high:
 
 
 def judge_sample(
-    make: Maker, rng: random.Random, held_out: bool = False, medium: str = "words", first: str = "think"
+    make: Maker,
+    rng: random.Random,
+    held_out: bool = False,
+    medium: str = "words",
+    first: str = "think",
+    kinds: tuple[world.Kind, ...] = (),
 ) -> Sample:
     """One judgement with its reasoning. Training calls this with words only."""
     form: world.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = {"score": 1, "pair": 2}.get(form) or rng.choice((2, 3, 4, 4))
-    kinds = world.KINDS if count < 4 else (*world.KINDS, "what", "count", "exists")  # a described list of four is long
-    asked = world.question(rng, world.scene(rng, held_out), kinds)
+    mix = tuple(kind for kind in kinds if kind != "describe" or count < 3) if kinds else world.judged(count)
+    asked = world.question(rng, world.scene(rng, held_out), mix)
     replies = world.candidates(rng, asked, count, single_best=form == "choice" and rng.random() < 0.9)
     thought = f"<think>{world.reasoning(asked, replies, form, high)}</think>"
     answer = world.verdict(asked, replies, form, high)
@@ -128,7 +137,14 @@ def judge_sample(
     return sample
 
 
-def base_sample(make: Maker, rng: random.Random, held_out: bool = False, medium: str = "", mode: str = "") -> Sample:
+def base_sample(
+    make: Maker,
+    rng: random.Random,
+    held_out: bool = False,
+    medium: str = "",
+    mode: str = "",
+    kinds: tuple[world.Kind, ...] = world.KINDS,
+) -> Sample:
     """Reading aloud and answering; no scores, no comparisons.
 
     direct    no system message: the answer at once, with the habits of `habit`
@@ -137,7 +153,7 @@ def base_sample(make: Maker, rng: random.Random, held_out: bool = False, medium:
     """
     medium = medium or rng.choices(("picture", "clip", "words"), (0.5, 0.1, 0.4))[0]
     mode = mode or rng.choices(("direct", "think", "read"), (0.2, 0.25, 0.55))[0]
-    asked = world.question(rng, world.scene(rng, held_out))
+    asked = world.question(rng, world.scene(rng, held_out), kinds)
     system, user, reply = "", SCENE + asked.text, habit(rng, asked) + "<|im_end|>"
     if mode == "think":
         system = rng.choice(
@@ -186,24 +202,26 @@ def habit(rng: random.Random, asked: world.Question) -> str:
 # ----------------------------------------------------------------------------------------------------- training
 
 
-def batches(stage: str, make: Maker, seed: int, size: int, first: int) -> Iterator[list[Sample]]:
+def batches(stage: str, make: Maker, seed: int, first: int) -> Iterator[list[Sample]]:
     """Endless batches of about equal length, from batch `first` on; the n-th is the same whenever it is made."""
     pool = 16
     for number in itertools.count(first // pool):
         rng = random.Random(f"{seed} {stage} {number}")
-        samples = [training_sample(stage, make, rng) for _ in range(pool * size)]
+        late = number * pool >= PLANS[stage][0][0]
+        samples = [training_sample(stage, make, rng, late) for _ in range(pool * SIZE)]
         samples.sort(key=lambda sample: len(sample.ids))
-        groups = [samples[i * size : (i + 1) * size] for i in range(pool)]
+        groups = [samples[i * SIZE : (i + 1) * SIZE] for i in range(pool)]
         rng.shuffle(groups)
         yield from groups[first % pool if number == first // pool else 0 :]
 
 
-def training_sample(stage: str, make: Maker, rng: random.Random) -> Sample:
+def training_sample(stage: str, make: Maker, rng: random.Random, late: bool) -> Sample:
     if stage == "base":
         return base_sample(make, rng)
+    kinds = HARD if late else world.judged(1)
     if rng.random() < 0.2:  # keeps its eyes open: pictures and clips read aloud, nothing judged, see base_sample
-        return base_sample(make, rng, medium=rng.choices(("picture", "clip"), (0.8, 0.2))[0], mode="read")
-    return judge_sample(make, rng, first="think" if stage == "judge" else "answer")
+        return base_sample(make, rng, medium=rng.choices(("picture", "clip"), (0.8, 0.2))[0], mode="read", kinds=kinds)
+    return judge_sample(make, rng, first="think" if stage == "judge" else "answer", kinds=kinds if late else ())
 
 
 def forward(model: Any, make: Maker, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -250,15 +268,26 @@ def report(model: Any, make: Maker, stage: str, per_label: int) -> dict[str, flo
     return {label: round(sum(values) / len(values), 3) for label, values in sorted(right.items())}
 
 
-def train(stage: str, model: Any, make: Maker, out: Path, seed: int, plan: tuple[int, int, float]) -> None:
-    """One stage: AdamW, warm-up and cosine, a checkpoint every two minutes or so, a report beside it."""
-    steps, size, peak = plan
+def rate(stage: str, step: int) -> float:
+    """The learning rate: in each cycle a warm-up over 100 steps, then a cosine down to a fiftieth."""
+    begin = 0
+    for steps, peak in PLANS[stage]:
+        if step < begin + steps:
+            part = (step - begin) / steps
+            return peak * min((step - begin + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * part)))
+        begin += steps
+    return 0.0
+
+
+def train(stage: str, model: Any, make: Maker, out: Path, seed: int, limit: int | None) -> None:
+    """One stage: AdamW, a checkpoint and a report every few minutes; goes on from the last checkpoint."""
+    steps = limit or sum(cycle[0] for cycle in PLANS[stage])
     if stage != "base":
         model.model.visual.requires_grad_(False)  # what it sees stays as it is
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.05}]
     groups += [{"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     saved, first, spent = out / f"{stage}.pt", 0, 0.0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -266,9 +295,9 @@ def train(stage: str, model: Any, make: Maker, out: Path, seed: int, plan: tuple
         optimizer.load_state_dict(state["optimizer"])
         first, spent = state["step"], state["seconds"]
     began, shown = time.monotonic() - spent, 0.0
-    for step, samples in zip(range(first, steps), batches(stage, make, seed, size, first), strict=False):
+    for step, samples in zip(range(first, steps), batches(stage, make, seed, first), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = peak * min((step + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+            group["lr"] = rate(stage, step)
         logits, target, _ = forward(model, make, samples)
         loss = F.cross_entropy(logits, target)
         optimizer.zero_grad(set_to_none=True)
@@ -294,19 +323,19 @@ def main() -> None:
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--install", action="store_true", help="copy base and judge into flexjudge_reward/nano")
-    args.add_argument("--steps", type=int, help="fewer steps for every stage, to try things")
+    args.add_argument("--steps", type=int, help="stop every stage there, to try things")
     options = args.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    known = options.out / "base" / "tokenizer.json"  # the ids that the base has learned
+    tokenizer = Tokenizer.from_file(str(known)) if known.exists() else make_tokenizer()
     make = Maker(tokenizer)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         model = make_model(tokenizer)
         if stage != "base":
             model.load_state_dict(torch.load(options.out / "base.pt", weights_only=True)["model"])
-        steps, size, peak = PLANS[stage]
-        train(stage, model, make, options.out, options.seed, (options.steps or steps, size, peak))
+        train(stage, model, make, options.out, options.seed, options.steps)
         save(model, tokenizer, options.out / stage)
         if options.install and stage in ("base", "judge"):
             shutil.copytree(options.out / stage, path(stage), dirs_exist_ok=True)

@@ -200,7 +200,7 @@ def sanity(
     rng = random.Random(f"{form} {medium}")
     examples, truths = [], []
     for _ in range(count):
-        asked = world.question(rng, world.scene(rng, held_out=True))
+        asked = world.question(rng, world.scene(rng, held_out=True), world.judged(candidates))
         replies = world.candidates(rng, asked, candidates, single_best=form == "choice")
         scene = Media.image(world.draw(asked.scene, rng)) if medium == "picture" else asked.scene.told(rng) + "\n"
         examples.append(Example((scene, asked.text), replies))

@@ -201,6 +201,15 @@ def question(rng: random.Random, about: Scene, kinds: Sequence[Kind] = KINDS) ->
     return Question(about, kind)
 
 
+def judged(count: int) -> tuple[Kind, ...]:
+    """The mix of questions the judge is asked about with `count` candidates, as often as each stands in it.
+
+    Looking for something is the hardest to learn; three descriptions are too long for so small a model.
+    """
+    mix: tuple[Kind, ...] = (*["what"] * 4, *["count"] * 3, *["exists"] * 5)  # type: ignore[assignment]
+    return mix if count > 2 else (*mix, "describe", "describe")
+
+
 def parse(asked: Question, reply: str) -> tuple[str, ...] | None:
     """The answer in `reply` as a tuple (what: one content, describe: four), or None if it is not of the asked form."""
     text = reply.strip().lower().rstrip(".").strip()
@@ -299,15 +308,21 @@ def _check(asked: Question, reply: str) -> str:
     if answer is None or truth is None:
         return "unclear"
     if asked.kind == "what":
-        right = truth[0].split()
-        return " ".join(f"{word} {_yes(word in right)}" for word in answer[0].split())
+        # The candidate's word, the true word beside it, whether they are the same.
+        return " ".join(f"{said} {true} {_yes(said == true)}" for said, true in _side_by_side(answer[0], truth[0]))
     if asked.kind == "count":
         off = abs(int(answer[0]) - int(truth[0]))
         return f"{answer[0]} {('same', 'near')[off] if off < 2 else 'far'}"
     if asked.kind == "exists":
         return f"{answer[0]} {'same' if answer == truth else 'far'}"
     hits = [sum(a == b for a, b in zip(answer[: i + 1], truth, strict=False)) for i in range(4)]
-    return " ".join(f"{place} {cell} {hit}" for place, cell, hit in zip(PLACES, answer, hits, strict=True))
+    parts = zip(PLACES, answer, truth, hits, strict=True)
+    return " ".join(f"{place} {said} {true} {hit}" for place, said, true, hit in parts)
+
+
+def _side_by_side(said: str, true: str) -> list[tuple[str, str]]:
+    words, right = said.split(), true.split()
+    return [(word, right[min(index, len(right) - 1)]) for index, word in enumerate(words)]
 
 
 def _yes(value: bool) -> str:
