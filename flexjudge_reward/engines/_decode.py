@@ -33,7 +33,7 @@ class Decoder:
         model.generation_config = transformers.GenerationConfig(
             eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.pad_token_id
         )
-        self.limit = int(model.config.get_text_config().max_position_embeddings)
+        self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
 
     @classmethod
     def load(cls, source: Source, dtype: str, device: str | None, pixels: Mapping[str, int]) -> Decoder:

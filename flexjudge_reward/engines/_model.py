@@ -182,11 +182,16 @@ class Chat:
         Raises:
             ValueError: the prompt has media and the template takes text only, or the template refuses the prompt.
         """
+        from jinja2 import TemplateError
+
         messages = []
         for message in prompt.messages:
             parts = flatten(message, self.tokens)
             messages.append({"role": message.role, "content": self._content(parts)})
-        return self._apply(messages)
+        try:
+            return self._apply(messages)
+        except TemplateError as error:
+            raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error
 
     def _takes_parts(self) -> bool:
         from jinja2 import TemplateError
