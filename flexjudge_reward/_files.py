@@ -25,7 +25,7 @@ def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
     Raises:
         MediaError: no root given, the file is outside all of them, missing, not a regular file, or too large.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if "\0" in name:
         raise MediaError("the path has a NUL character in it")
     try:

@@ -20,6 +20,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from flexjudge_reward import _files, _image
@@ -217,7 +218,7 @@ def as_media(value: object, roots: Roots = (), limits: Limits = Limits()) -> Med
 
 def _is_clip(value: object) -> bool:
     if isinstance(value, Mapping):
-        return _is_clip(value.get("bytes") or value.get("path") or b"")
+        return _is_clip(value["bytes"] if value.get("bytes") is not None else value.get("path"))
     if isinstance(value, bytes | bytearray | memoryview):
         head = bytes(value[:12])
         return head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:] == b"AVI ")
@@ -248,7 +249,7 @@ def _clip(source: object, fps: float, roots: Roots, limits: Limits) -> tuple[tup
         return frames, rate
     if not source:
         raise MediaError("the list of frames is empty")
-    if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
+    if not (isinstance(fps, Real) and math.isfinite(fps) and fps > 0):
         raise MediaError(f"fps must be a positive number of frames per second, found {fps!r}")
     kept = min(len(source), limits.frames)
     pick = [round(i * (len(source) - 1) / max(1, kept - 1)) for i in range(kept)]
@@ -277,7 +278,7 @@ def _encoded(source: object, roots: Roots, limits: Limits) -> bytes:
             raise MediaError("a dict needs the bytes of a file in 'bytes' or its name in 'path'")
         source = source["path"]
     if isinstance(source, bytes | bytearray | memoryview):
-        _check_bytes(len(memoryview(source).cast("B")), limits)
+        _check_bytes(memoryview(source).nbytes, limits)
         return bytes(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_uri(source, limits)

@@ -58,6 +58,7 @@ SOURCES = [
     pytest.param(PNG, id="bytes"),
     pytest.param(bytearray(PNG), id="bytearray"),
     pytest.param(memoryview(PNG), id="memoryview"),
+    pytest.param(memoryview(b"".join(bytes([b, 0]) for b in PNG))[::2], id="memoryview_with_steps"),
     pytest.param(uri(PNG), id="data_URI"),
     pytest.param(uri(PNG, "IMAGE/PNG;name=x.png").replace("data:", "DATA:"), id="data_URI_in_capitals"),
     pytest.param(uri(PNG).replace("A", "A\n"), id="data_URI_on_lines"),
@@ -188,6 +189,8 @@ REFUSED = [
     pytest.param(b"<svg/>", "not a picture in one of the formats PNG, JPEG", id="SVG"),
     pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture", id="PostScript"),
     pytest.param({}, "a dict needs", id="empty_dict"),
+    pytest.param({"bytes": [1, 2]}, "found list", id="dict_with_a_list_for_bytes"),
+    pytest.param({"bytes": np.zeros(3)}, "expected a PIL picture", id="dict_with_an_array_for_bytes"),
     pytest.param({"bytes": "text"}, "reading files is off", id="dict_with_text_for_bytes"),
     pytest.param("a.png", "reading files is off: name the folder", id="path_without_a_root"),
     pytest.param(PIL.Image.new("RGB", (0, 5)), "no pixels: 0 x 5", id="no_width"),
@@ -212,6 +215,8 @@ REFUSED = [
 @pytest.mark.parametrize(("source", "said"), REFUSED)
 def test_what_is_no_picture_is_refused_when_loaded(source: Any, said: str) -> None:
     refused(Media.image(source), said)
+    with pytest.raises(MediaError):  # whatever it is taken for, building it is no error
+        as_media(source).load()
 
 
 URLS = [
@@ -281,6 +286,12 @@ def test_names_are_taken_literally_and_roots_in_order(root: Path) -> None:
     assert Media.image("a.png", roots=[root / "sub", root]) == Media.image(PNG)
     assert Media.image(root / "a.png", roots=[root / "sub", root]) == Media.image(PNG)
     assert Media.image("../a.png", roots=[root / "sub", root]) == Media.image(PNG)
+
+    class Named:
+        def __fspath__(self) -> bytes:
+            return b"a.png"
+
+    assert Media.image(Named(), roots=[root]) == Media.image(PNG)
 
 
 def test_a_folder_swapped_for_a_link_after_the_check_is_not_followed(
