@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from flexjudge_reward.types import Failure, Generation
+from flexjudge_reward.types import Failure, Generation, Part, Quoted
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -60,6 +60,16 @@ def reasoning_of(text: str) -> str:
     """The part of a reply before its last closing think tag, without the opening tag; all of it if never closed."""
     head, closed, _ = text.rpartition(THINK_CLOSE)
     return (head if closed else text).strip().removeprefix(THINK_OPEN).strip()
+
+
+def said_so_far(text: str) -> tuple[Part, ...]:
+    """The beginning of a judge's own reply, for it to go on from: its tags stand, its reasoning is quoted.
+
+    The reasoning may repeat what a candidate said, so it is outside text like any other.
+    """
+    head, closed, tail = text.rpartition(THINK_CLOSE)
+    opened = THINK_OPEN if head.startswith(THINK_OPEN) else ""
+    return (opened, Quoted(head.removeprefix(THINK_OPEN)), closed + tail)
 
 
 def _without_reasoning(text: str) -> Failure:

@@ -1,6 +1,7 @@
-"""The command line: `flexjudge score` judges a file, `flexjudge cache ...` looks after the file of judge replies.
+"""The command line: `score` and `rerank` judge a file, `cache` looks after the file of judge replies.
 
     flexjudge score answers.jsonl -o verdicts.jsonl --media-root pictures/
+    flexjudge rerank samples.jsonl -o ranked.jsonl --format listwise
     flexjudge cache stats                       what is in it
     flexjudge cache verify                      check every row, remove damaged ones
     flexjudge cache prune --max-size 500M       keep the most recently used
@@ -15,7 +16,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ from typing import TYPE_CHECKING
 from flexjudge_reward.errors import ConfigError, FlexJudgeError
 
 if TYPE_CHECKING:
+    from flexjudge_reward.config import JudgeConfig
+    from flexjudge_reward.judge import Judge
     from flexjudge_reward.store import Row, Store
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -45,17 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_score(commands.add_parser("score", help="judge the rows of a JSONL file"))
+    score = commands.add_parser("score", help="judge the rows of a JSONL file")
+    rerank = commands.add_parser("rerank", help="put the candidates of each row of a JSONL file in order")
+    _add_judging(score, score_rows, "Judges every row of a JSONL file")
+    _add_judging(rerank, rerank_rows, "Puts the candidates of every row of a JSONL file in order, best first")
+    rerank.add_argument("--seed", type=int, default=0, help="of ties, orders and schedules")
     _add_cache(commands.add_parser("cache", help="the file of judge replies"))
     return parser
 
 
-def _add_score(score: argparse.ArgumentParser) -> None:
-    score.description = "Judges every row of a JSONL file; the form of a row is in flexjudge_reward/scoring.py."
-    score.add_argument("file", type=Path, metavar="FILE.jsonl")
-    score.add_argument("-o", "--output", type=Path, help="where the verdicts go; by default standard output")
-    score.add_argument("--media-root", type=Path, help="the folder below which pictures and clips may be read")
-    judge = score.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
+def _add_judging(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], does: str) -> None:
+    command.description = f"{does}; the form of a row is in flexjudge_reward/scoring.py."
+    command.add_argument("file", type=Path, metavar="FILE.jsonl")
+    command.add_argument("-o", "--output", type=Path, help="where the rows go; by default standard output")
+    command.add_argument("--media-root", type=Path, help="the folder below which pictures and clips may be read")
+    judge = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
     judge.add_argument("--format", choices=("score", "pair", "listwise", "choice", "relation"))
     judge.add_argument("--model", help="nano, a folder, or a Hub id")
     judge.add_argument("--engine", choices=("vllm", "server", "transformers"))
@@ -65,22 +73,45 @@ def _add_score(score: argparse.ArgumentParser) -> None:
     judge.add_argument("--temperature", type=float)
     judge.add_argument("--max-tokens", type=int)
     judge.add_argument("--cache", help="the file of judge replies, or off")
-    score.set_defaults(run=score_rows)
+    command.set_defaults(run=run)
 
 
 def score_rows(arguments: argparse.Namespace) -> int:
     """Judges a file; prints how it went."""
-    from flexjudge_reward.config import JudgeConfig
     from flexjudge_reward.scoring import score_file
+
+    with _judge(arguments) as (judge, _):
+        print(score_file(arguments.file, judge, arguments.output, arguments.media_root), file=sys.stderr)
+    return 0
+
+
+def rerank_rows(arguments: argparse.Namespace) -> int:
+    """Ranks a file; prints how it went."""
+    from flexjudge_reward.adaptive import whole_groups
+    from flexjudge_reward.judge import Judge
+    from flexjudge_reward.scoring import rerank_file
+
+    with _judge(arguments) as (judge, config):
+        whole = Judge(
+            whole_groups(judge.format, config.schedule, config.budget, config.chunk), judge.engine, judge.sampling
+        )
+        summary = rerank_file(arguments.file, whole, arguments.output, arguments.media_root, arguments.seed)
+        print(summary, file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _judge(arguments: argparse.Namespace) -> Iterator[tuple[Judge, JudgeConfig]]:
+    """The judge that the arguments, the environment and the machine say, closed at the end."""
+    from flexjudge_reward.config import JudgeConfig
 
     config = JudgeConfig.resolve({name: getattr(arguments, name) for name in _JUDGE})
     judge = config.build()
     try:
         print(config.describe(), file=sys.stderr)
-        print(score_file(arguments.file, judge, arguments.output, arguments.media_root), file=sys.stderr)
+        yield judge, config
     finally:
         judge.close()
-    return 0
 
 
 def _add_cache(cache: argparse.ArgumentParser) -> None:

@@ -25,11 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
+from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.expected import Expected
 from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.rubric import Rubric
-from flexjudge_reward.types import Engine, Format, Sampling
+from flexjudge_reward.tournament import Schedule
+from flexjudge_reward.types import AnyFormat, Engine, Sampling
 
 EngineName = Literal["vllm", "server", "transformers"]
 NANO = "nano"
@@ -45,8 +48,13 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "temperature": float,
     "max_tokens": int,
     "seed": int,
+    "force_tokens": int,
+    "votes": int,
+    "budget": int,
+    "chunk": int,
     "gpu_memory_utilization": float,
 }
+_SWITCHES = {"expected", "swap"}
 _SMALL_BYTES = 2**31  # a checkpoint up to 2 GiB may be loaded once per rank
 _log = logging.getLogger("flexjudge_reward")
 
@@ -65,6 +73,13 @@ class JudgeOptions(TypedDict, total=False):
     temperature: float | None
     max_tokens: int | None
     seed: int | None
+    force_tokens: int | None
+    expected: bool | None
+    swap: bool | None
+    votes: int | None
+    schedule: str | None
+    budget: int | None
+    chunk: int | None
     cache: str | Path | None
     device: str | None
     gpu_memory_utilization: float | None
@@ -90,6 +105,20 @@ class JudgeConfig:
     rubric: Rubric | str = "helpfulness"
     temperature: float = 0.0
     seed: int = 0
+    force_tokens: int = 64
+    """A thought that is cut at `max_tokens` is closed and answered in at most so many tokens; 0 makes it a failure."""
+    expected: bool = False
+    """Scores are the mean of the judge's distribution over its answer; needs an engine with log probabilities."""
+    swap: bool = False
+    """Candidates are judged in both orders, and a winner counts only if both name it."""
+    votes: int = 1
+    """Samples per judgement, at a temperature above 0. The most common outcome; the mean of lists and expectations."""
+    schedule: Schedule = "all"
+    """Which pairs of a group are compared by a format for two: "all", "ring", "anchor" or "swiss"."""
+    budget: int | None = None
+    """The most comparisons per group; None for the schedule's own number."""
+    chunk: int = 4
+    """The most candidates in one list; larger groups come in chunks that share one candidate."""
     cache: str | None = None
     """The file of judge replies; None is one file per user, "off" is none."""
     device: str | None = None
@@ -138,12 +167,23 @@ class JudgeConfig:
         count = training_processes() if processes is None else processes
         if count > 1 and self.engine != "server" and not _is_small(self.model):
             raise ConfigError(self._one_per_rank(count))
-        judge_format: Format = FORMATS[self.format](self.rubric, self.prompts)
+        judge_format = self._format()
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed)
         engine = self._engine()
         if self.cache != OFF:
             engine = CachedEngine(engine, self.cache)
         return Judge(judge_format, engine, sampling)
+
+    def _format(self) -> AnyFormat:
+        plain = FORMATS[self.format](self.rubric, self.prompts)
+        found: AnyFormat = Expected(plain) if self.expected else plain  # type: ignore[arg-type]
+        if self.force_tokens:
+            found = Forced(found, self.force_tokens)
+        if self.swap:
+            found = Swapped(found)
+        if self.votes != 1:
+            found = Votes(found, self.votes, "mean" if self.expected or self.format == "listwise" else "majority")
+        return found
 
     def describe(self) -> str:
         """One line for the log: what judges, why, and how to change it."""
@@ -275,6 +315,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _number(name: str, text: str, variable: str) -> Any:
+    if name in _SWITCHES:
+        return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     kind = _NUMBERS.get(name, str)
     try:
         return kind(text)
@@ -301,11 +343,15 @@ def _typed(name: str, value: Any, where: str) -> Any:
             kind = "a whole number" if whole else "a number"
             raise ConfigError(f"{where}{name!r} must be {kind}, found {value!r}")
         return value if whole else float(value)
+    if name in _SWITCHES:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}{name!r} must be true or false, found {value!r}")
+        return value
     if name == "rubric" and isinstance(value, Rubric):
         return value
     if not isinstance(value, str | Path) or not str(value):
         raise ConfigError(f"{where}{name!r} must be a text, found {value!r}")
-    allowed = {"engine": get_args(EngineName), "format": tuple(FORMATS)}.get(name)
+    allowed = {"engine": get_args(EngineName), "format": tuple(FORMATS), "schedule": get_args(Schedule)}.get(name)
     if allowed and value not in allowed:
         raise ConfigError(f"{where}{name!r} must be one of {', '.join(allowed)}, found {value!r}")
     return str(value)

@@ -16,8 +16,9 @@ no model and no engine.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,18 @@ from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.fence import fence
 from flexjudge_reward.prompts import Template, fill
 from flexjudge_reward.rubric import Rubric, Scale
-from flexjudge_reward.types import Example, Failure, Generation, Message, Part, Prompt, Verdict
+from flexjudge_reward.types import (
+    AnyFormat,
+    Example,
+    Failure,
+    Generation,
+    Message,
+    Part,
+    Prompt,
+    Rounds,
+    Steps,
+    Verdict,
+)
 
 LETTERS = "ABCDEFGH"
 _NUMBER = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -36,6 +48,40 @@ _RELATIONS = {
     "[[A=B=Good]]": (1.0, 1.0),
     "[[A=B=Bad]]": (0.0, 0.0),
 }
+
+
+def steps(format: AnyFormat, example: Example) -> Steps:
+    """The judgement of `example` in rounds: the format's own `steps`, or its `render` and `read` as the only round."""
+    if isinstance(format, Rounds):
+        return (yield from format.steps(example))
+    replies = yield format.render(example)
+    return format.read(example, replies)
+
+
+def group_size(format: AnyFormat) -> tuple[float, float]:
+    """The fewest and the most candidates a format judges at a time; 1 and infinity where it does not say."""
+    return getattr(format, "fewest", 1), getattr(format, "most", math.inf)
+
+
+def together(runs: Sequence[Steps]) -> Generator[list[Prompt], list[Generation], list[Verdict]]:
+    """All `runs` side by side: yields the prompts of a round of all that still ask; returns the verdicts, in order."""
+    verdicts: dict[int, Verdict] = {}
+    asked: dict[int, list[Prompt]] = {}
+
+    def advance(index: int, replies: list[Generation] | None) -> None:
+        try:
+            asked[index] = runs[index].send(replies) if replies is not None else next(runs[index])
+        except StopIteration as stop:
+            asked.pop(index, None)
+            verdicts[index] = stop.value
+
+    for index in range(len(runs)):
+        advance(index, None)
+    while asked:
+        replies = iter((yield [prompt for prompts in asked.values() for prompt in prompts]))
+        for index, prompts in list(asked.items()):
+            advance(index, [next(replies) for _ in prompts])
+    return [verdicts[index] for index in range(len(runs))]
 
 
 class _OneCall:

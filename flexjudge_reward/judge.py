@@ -1,24 +1,24 @@
 """Judge: examples in, verdicts out. The one place where format, engine and media meet.
 
-All examples of a call go to the engine as one batch. An example whose media cannot be used gets a `media` failure and
-its batch-mates are judged as if it had not been there; an example that does not fit the format is the caller's mistake
-and raises before anything is generated.
-
-Axes of nested lists: _E examples, _P prompts of one example.
+All examples of a call go to the engine as one batch; formats that ask in rounds go round by round together. An example
+whose media cannot be used gets a `media` failure and its batch-mates are judged as if it had not been there; an example
+that does not fit the format is the caller's mistake and raises before anything is generated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.types import Engine, Example, Failure, Format, Generation, Prompt, Sampling, Verdict
+from flexjudge_reward.formats import steps, together
+from flexjudge_reward.types import AnyFormat, Engine, Example, Failure, Generation, Prompt, Sampling, Steps, Verdict
 
 
 class Judge:
     """A format and an engine, with one way of sampling. Cheap to build: engines load on first use."""
 
-    def __init__(self, format: Format, engine: Engine, sampling: Sampling = Sampling()) -> None:
+    def __init__(self, format: AnyFormat, engine: Engine, sampling: Sampling = Sampling()) -> None:
         self.format, self.engine, self.sampling = format, engine, sampling
 
     def __call__(self, examples: Sequence[Example]) -> list[Verdict]:
@@ -30,34 +30,50 @@ class Judge:
         """
         if not examples:
             raise ConfigError("nothing to judge: the list of examples is empty")
-        prompts_E_P = [self._render(index, example) for index, example in enumerate(examples)]
-        flat = [prompt for prompts_P in prompts_E_P if not isinstance(prompts_P, Failure) for prompt in prompts_P]
-        generations = iter(self._generate(flat))
-        return [
-            Verdict.failed(prompts_P)
-            if isinstance(prompts_P, Failure)
-            else self.format.read(example, [next(generations) for _ in prompts_P])
-            for example, prompts_P in zip(examples, prompts_E_P, strict=True)
-        ]
+        run = together([self._steps(index, example) for index, example in enumerate(examples)])
+        replies: list[Generation] | None = None
+        while True:
+            try:
+                prompts = next(run) if replies is None else run.send(replies)
+            except StopIteration as stop:
+                verdicts: list[Verdict] = stop.value
+                return verdicts
+            replies = self._generate(prompts)
 
     def close(self) -> None:
         """Closes the engine."""
         self.engine.close()
 
-    def _render(self, index: int, example: Example) -> list[Prompt] | Failure:
+    def _steps(self, index: int, example: Example) -> Steps:
+        run = steps(self.format, example)
         try:
-            prompts = self.format.render(example)
+            prompts = next(run)
+            for media in example.media:
+                media.load()
+            while True:
+                prompts = run.send((yield prompts))
+        except StopIteration as stop:
+            verdict: Verdict = stop.value
+            return verdict
         except ConfigError as error:
             raise ConfigError(f"example {index}: {error}") from error
-        for media in example.media:
-            try:
-                media.load()
-            except MediaError as error:
-                return Failure("media", str(error))
-        return prompts
+        except MediaError as error:
+            return Verdict.failed(Failure("media", str(error)))
 
-    def _generate(self, prompts: list[Prompt]) -> list[Generation]:
-        generations = self.engine.generate(prompts, self.sampling) if prompts else []
+    def _generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
+        """One round: one call to the engine for each way of sampling in it, which is one unless prompts change it."""
+        ways: dict[tuple[tuple[str, object], ...], list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            ways.setdefault(prompt.changes, []).append(index)
+        replies: dict[int, Generation] = {}
+        for changes, indices in ways.items():
+            sampling = replace(self.sampling, **dict(changes))  # type: ignore[arg-type]
+            plain = [replace(prompts[index], changes=()) if changes else prompts[index] for index in indices]
+            replies.update(zip(indices, self._asked(plain, sampling), strict=True))
+        return [replies[index] for index in range(len(prompts))]
+
+    def _asked(self, prompts: list[Prompt], sampling: Sampling) -> list[Generation]:
+        generations = self.engine.generate(prompts, sampling)
         if len(generations) != len(prompts):
             raise ConfigError(
                 f"{type(self.engine).__name__}.generate returned {len(generations)} replies for {len(prompts)} prompts;"

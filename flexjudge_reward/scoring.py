@@ -1,4 +1,4 @@
-"""A JSONL file of examples, judged: one row in, one verdict row out, in the same order.
+"""A JSONL file of examples, scored or ranked: one row in, one row out, in the same order.
 
 An input row:
 
@@ -9,7 +9,9 @@ a text, {"text": ..}, {"image": path} or {"video": path}. `images` and `videos` 
 relative to the media root and may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and
 decimals. Other entries are ignored.
 
-An output row: {"line", "id", "scores", "failure", "reasoning", "cached"}; scores or failure is null.
+A row of `score_file`: {"line", "id", "scores", "failure", "reasoning", "cached"}; scores or failure is null.
+A row of `rerank_file`: {"line", "id", "order", "best", "scores", "failures", "reasoning"}; `order` has every candidate
+by its index, best first; `scores` are in [0, 1], null where `failures` says why. Here ids are needed, and differ.
 
 The whole file is checked before any model loads; a wrong row stops the run and names its line. A picture that cannot be
 used fails its row only. The output appears under its name when it is complete; a run that was cut off starts again, and
@@ -28,10 +30,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.formats import group_size
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.media import Media
+from flexjudge_reward.rerank import Ranking, rerank
 from flexjudge_reward.rubric import Rubric, rubric_names
-from flexjudge_reward.types import Example, Verdict
+from flexjudge_reward.types import Example, Failure, Verdict
 
 BATCH = 256  # rows per engine call: enough to fill a GPU, little enough to lose on an interruption
 
@@ -68,22 +72,72 @@ def score_file(source: Path, judge: Judge, output: Path | None = None, media_roo
         ConfigError: the file is missing, empty, has a wrong row, or a row that does not fit the format.
         EngineError: the judge can answer nothing; rows already judged are in the cache.
     """
-    count = check(source, judge, media_root)
+    fewest, most = group_size(judge.format)
+
+    def check(row: Row) -> None:
+        count = len(row.example.candidates)
+        if not fewest <= count <= most:
+            raise ConfigError(f"the format judges {fewest:g} to {most:g} candidates at a time, this row has {count}")
+
+    def answer(rows: Sequence[Row]) -> Iterator[tuple[dict[str, object], Sequence[Verdict]]]:
+        for row, verdict in zip(rows, judge([row.example for row in rows]), strict=True):
+            yield _verdict_row(row, verdict), [verdict]
+
+    return _file(source, output, media_root, check, answer)
+
+
+def rerank_file(
+    source: Path, judge: Judge, output: Path | None = None, media_root: Path | None = None, seed: int = 0
+) -> Summary:
+    """Puts the candidates of every row of `source` in order; see `rerank.py`.
+
+    Raises:
+        ConfigError: as `score_file`, or a row with fewer than two candidates, without an id, or with one seen before.
+        EngineError: the judge can answer nothing; what was judged is in the cache.
+    """
+    seen: dict[str, int] = {}
+
+    def check(row: Row) -> None:
+        if len(row.example.candidates) < 2:
+            raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
+        if row.id is None:
+            raise ConfigError("the entry 'id' is missing")
+        name = json.dumps(row.id, sort_keys=True)
+        if name in seen:
+            raise ConfigError(f"the id {row.id!r} stands in line {seen[name]} already")
+        seen[name] = row.line
+
+    def answer(rows: Sequence[Row]) -> Iterator[tuple[dict[str, object], Sequence[Verdict]]]:
+        for row, ranking in zip(rows, rerank([row.example for row in rows], judge, seed), strict=True):
+            yield _ranking_row(row, ranking), ranking.verdicts
+
+    return _file(source, output, media_root, check, answer)
+
+
+Answer = Callable[[Sequence[Row]], Iterator[tuple[dict[str, object], Sequence[Verdict]]]]
+"""Judges a batch of rows: per row what is written, and the verdicts behind it."""
+
+
+def _file(
+    source: Path, output: Path | None, media_root: Path | None, check: Callable[[Row], None], answer: Answer
+) -> Summary:
+    count = _checked(source, media_root, check)
+    rows = read_rows(source, media_root)
     if output is None:
-        return _score(source, judge, media_root, count, sys.stdout)
+        return _answered(rows, count, answer, sys.stdout)
     partial = output.with_name(output.name + ".partial")
     with partial.open("w", encoding="utf-8") as sink:
-        summary = _score(source, judge, media_root, count, sink)
+        summary = _answered(rows, count, answer, sink)
     partial.replace(output)
     return summary
 
 
-def check(source: Path, judge: Judge, media_root: Path | None) -> int:
-    """The number of rows, after reading and rendering every one; nothing is generated and no media is opened."""
+def _checked(source: Path, media_root: Path | None, check: Callable[[Row], None]) -> int:
+    """The number of rows, after reading every one; nothing is generated and no media is opened."""
     count = 0
     for row in read_rows(source, media_root):
         try:
-            judge.format.render(row.example)
+            check(row)
         except ConfigError as error:
             raise ConfigError(f"{source}, line {row.line}: {error}") from None
         count += 1
@@ -110,16 +164,16 @@ def read_rows(source: Path, media_root: Path | None) -> Iterator[Row]:
                 raise ConfigError(f"{source}, line {number}: {error}") from None
 
 
-def _score(source: Path, judge: Judge, media_root: Path | None, count: int, sink: TextIO) -> Summary:
+def _answered(rows: Iterator[Row], count: int, answer: Answer, sink: TextIO) -> Summary:
     from tqdm import tqdm
 
     summary = Summary()
-    rows = read_rows(source, media_root)
     with tqdm(total=count, unit="row", desc="judging", file=sys.stderr, disable=None) as bar:
         while batch := list(islice(rows, BATCH)):
-            for row, verdict in zip(batch, judge([row.example for row in batch]), strict=True):
-                sink.write(json.dumps(_verdict_row(row, verdict), ensure_ascii=False) + "\n")
-                _count(summary, verdict)
+            for written, verdicts in answer(batch):
+                sink.write(json.dumps(written, ensure_ascii=False) + "\n")
+                for verdict in verdicts:
+                    _count(summary, verdict)
             sink.flush()
             bar.update(len(batch))
     return summary
@@ -142,6 +196,19 @@ def _verdict_row(row: Row, verdict: Verdict) -> dict[str, object]:
         "failure": None if failure is None else {"kind": failure.kind, "detail": failure.detail},
         "reasoning": verdict.reasoning,
         "cached": bool(verdict.generations) and all(generation.cached for generation in verdict.generations),
+    }
+
+
+def _ranking_row(row: Row, ranking: Ranking) -> dict[str, object]:
+    failures = [found if isinstance(found, Failure) else None for found in ranking.outcomes]
+    return {
+        "line": row.line,
+        "id": row.id,
+        "order": list(ranking.order),
+        "best": ranking.best,
+        "scores": [None if isinstance(found, Failure) else found for found in ranking.outcomes],
+        "failures": [None if one is None else {"kind": one.kind, "detail": one.detail} for one in failures],
+        "reasoning": [verdict.reasoning for verdict in ranking.verdicts],
     }
 
 

@@ -8,9 +8,9 @@ it is needed (`cache.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media import Media
@@ -107,11 +107,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one judge call sees. Structured content: only an engine turns media into a model's own markers."""
+    """What one judge call sees. Structured content: only an engine turns media into a model's own markers.
+
+    A last message of the assistant is the beginning of the reply, which the judge goes on with.
+    """
 
     messages: tuple[Message, ...]
     sample: int = 0
     """Numbers repeated draws of the same messages, so that each has its own seed and its own cache key."""
+    changes: tuple[tuple[str, object], ...] = ()
+    """Fields of Sampling that this prompt alone needs otherwise; `Judge` applies them, engines do not see them."""
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -190,6 +195,8 @@ class Verdict:
     reasoning: str = ""
     generations: tuple[Generation, ...] = ()
     """What was paid for, kept also when it could not be read."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """Counts of what was done to get here: votes, swaps, forced thoughts; see `adaptive.py`."""
 
     def __post_init__(self) -> None:
         if (self.scores is None) == (self.failure is None):
@@ -201,8 +208,12 @@ class Verdict:
         return cls(None, failure, reasoning=reasoning, generations=tuple(generations))
 
 
+Steps = Generator[list[Prompt], list[Generation], Verdict]
+"""A judgement in rounds: yields prompts, gets their replies in order, returns the verdict."""
+
+
 class Format(Protocol):
-    """The first seam: how to ask, and how to read the reply. `formats.py` has the four of the papers."""
+    """The first seam: how to ask, and how to read the reply. `formats.py` has those of the papers."""
 
     def render(self, example: Example) -> list[Prompt]:
         """The judge calls this example needs. Raises ConfigError if the example does not fit the format."""
@@ -211,6 +222,18 @@ class Format(Protocol):
     def read(self, example: Example, generations: Sequence[Generation]) -> Verdict:
         """The replies, in the order of `render`, as a verdict. Never raises on any reply."""
         ...
+
+
+@runtime_checkable
+class Rounds(Protocol):
+    """A format that must see replies before it asks more; see `adaptive.py`."""
+
+    def steps(self, example: Example) -> Steps:
+        """The judgement in rounds. Raises ConfigError, before the first of them, if the example does not fit."""
+        ...
+
+
+AnyFormat = Format | Rounds
 
 
 class Engine(Protocol):

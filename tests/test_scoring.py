@@ -13,7 +13,7 @@ from flexjudge_reward import ConfigError, Judge, Listwise, Prompt, Score
 from flexjudge_reward.cache import CachedEngine
 from flexjudge_reward.cli import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.scoring import read_rows, score_file
+from flexjudge_reward.scoring import read_rows, rerank_file, score_file
 
 QA = {"question": "q", "answer": "a"}
 
@@ -106,7 +106,7 @@ def test_a_row_brings_its_own_rubric(tmp_path: Path) -> None:
         pytest.param({**QA, "rubric": "/etc/passwd"}, "'rubric' is an object", id="rubric_is_no_path"),
         pytest.param({**QA, "rubric": {"low": 1}}, "'criteria' is missing", id="rubric_without_criteria"),
         pytest.param({**QA, "rubric": {"criteria": "x", "low": 9, "high": 1}}, "low < high", id="rubric_scale"),
-        pytest.param({"question": "q", "candidates": ["a", "b"]}, "this example has 2", id="wrong_format"),
+        pytest.param({"question": "q", "candidates": ["a", "b"]}, "this row has 2", id="wrong_format"),
     ],
 )
 def test_a_wrong_row_stops_the_run_before_it_starts(tmp_path: Path, row: object, message: str) -> None:
@@ -135,6 +135,30 @@ def test_a_file_that_is_no_jsonl(tmp_path: Path, text: str | bytes, message: str
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         score_file(tmp_path / "none.jsonl", Judge(Listwise(), ScriptedEngine([])))
+
+
+def test_a_file_of_groups_is_put_in_order(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "q", "candidates": ["x" * n, "xxxxx", "x"]} for n in (2, 7)]
+    source = write(tmp_path / "in.jsonl", rows)
+    summary = rerank_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl")
+    found = read(tmp_path / "out.jsonl")
+    assert [(row["id"], row["order"], row["best"]) for row in found] == [(2, [1, 0, 2], 1), (7, [0, 1, 2], 0)]
+    assert found[0]["scores"][2] == 0 and found[0]["failures"] == [None] * 3 and summary.judged == 6
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        pytest.param({"id": 2, "question": "q", "answer": "a"}, "at least two candidates", id="one_candidate"),
+        pytest.param({"question": "q", "candidates": ["a", "b"]}, "'id' is missing", id="no_id"),
+        pytest.param({"id": 1, "question": "q", "candidates": ["a", "b"]}, "stands in line 1", id="duplicate_id"),
+        pytest.param({"id": 2, "candidates": ["a", "b"]}, "'question' is missing", id="missing_field"),
+    ],
+)
+def test_a_wrong_rerank_row_is_named_before_anything_is_judged(tmp_path: Path, row: object, message: str) -> None:
+    source = write(tmp_path / "in.jsonl", [{"id": 1, "question": "q", "candidates": ["a", "b"]}, row])
+    with pytest.raises(ConfigError, match=f"line 2: .*{message}"):
+        rerank_file(source, Judge(Score(), ScriptedEngine([])), tmp_path / "out.jsonl")
 
 
 def test_the_command_judges_with_the_embedded_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

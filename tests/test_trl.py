@@ -227,15 +227,10 @@ def test_a_missing_column_is_named() -> None:
 
 
 @pytest.mark.parametrize("judge_format", [Pair(), Listwise(), Choice()], ids=lambda one: one.name)
-def test_group_formats_are_refused(judge_format: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = f"the format '{judge_format.name}' judges at least 2 candidates together.*format='score'"
-    with pytest.raises(ConfigError, match=message):
-        FlexJudgeReward(Judge(judge_format, ScriptedEngine([])))
-    with pytest.raises(ConfigError, match=message):
-        FlexJudgeReward(format=judge_format.name)
-    monkeypatch.setenv("FLEXJUDGE_FORMAT", judge_format.name)
-    with pytest.raises(ConfigError, match=message):
-        FlexJudgeReward()(["q"], ["a"])
+def test_group_formats_need_groups(judge_format: Any) -> None:
+    reward = FlexJudgeReward(Judge(judge_format, ScriptedEngine([])))
+    with pytest.raises(ConfigError, match=r"multiple of num_generations.*format='score'"):
+        reward(prompts=["a", "b"], completions=["x", "y"])
 
 
 @pytest.mark.parametrize(

@@ -177,19 +177,18 @@ class Chat:
         self.takes_parts = self._takes_parts()
 
     def render(self, prompt: Prompt) -> str:
-        """The whole prompt up to where the judge begins to write.
+        """The whole prompt up to where the judge begins to write, or goes on if the last message is its own.
 
         Raises:
             ValueError: the prompt has media and the template takes text only, or the template refuses the prompt.
         """
         from jinja2 import TemplateError
 
-        messages = []
-        for message in prompt.messages:
-            parts = flatten(message, self.tokens)
-            messages.append({"role": message.role, "content": self._content(parts)})
+        turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
+        # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
+        begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
         try:
-            return self._apply(messages)
+            return self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns]) + begun
         except TemplateError as error:
             raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error
 

@@ -231,6 +231,8 @@ class _Writer:
         except MediaError as error:
             return Generation.failed("media", str(error))
         cap = f', "max_tokens": {self._sampling.max_tokens}' if capped else ""
+        if prompt.messages[-1].role == "assistant":  # the judge's own beginning, as vLLM and SGLang name it
+            cap += ', "continue_final_message": true, "add_generation_prompt": false'
         seed = self._sampling.seed + prompt.sample
         return f'{self._begin}{cap}, "seed": {seed}, "messages": {json.dumps(messages)}}}'.encode()
 

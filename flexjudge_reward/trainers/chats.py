@@ -72,6 +72,18 @@ def examples(
     return found
 
 
+def text_of(example: Example) -> str:
+    """The one candidate of a row as text, which is what travels between ranks.
+
+    Raises:
+        ConfigError: it holds a picture or a clip.
+    """
+    (candidate,) = example.candidates
+    if any(isinstance(part, Media) for part in candidate):
+        raise ConfigError("a group format compares texts; a completion with pictures or clips needs format='score'")
+    return "".join(str(part) for part in candidate)
+
+
 def group_key(example: Example) -> str:
     """What the rows of one group share, as a hash: question, reference and rubric, pictures included."""
     parts: list[list[str]] = []

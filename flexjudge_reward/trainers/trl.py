@@ -5,9 +5,9 @@ until its first call and never imports trl: the contract is a call signature.
 
     trl grpo --reward_funcs flexjudge_reward.trainers.trl.flexjudge        # settings from FLEXJUDGE_*, see config.py
 
-In a distributed run the ranks exchange scores and failures (never texts or pictures), because a group may be split
-over them: so every rank must make the same calls, as trainers do. An error on one rank is raised on all of them,
-which keeps the others from waiting for it.
+A format for one candidate judges every completion alone; a format for several (`format="listwise"`, "pair", "choice")
+judges the completions of one prompt against each other, whole groups, however the trainer splits them over its
+processes: `ranks.py` brings their texts together. So every rank must make the same calls, as trainers do.
 """
 
 from __future__ import annotations
@@ -18,79 +18,36 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from flexjudge_reward.config import FORMATS, JudgeConfig, JudgeOptions, checked
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.adaptive import whole_groups
+from flexjudge_reward.config import JudgeConfig, JudgeOptions, checked
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.formats import group_size
 from flexjudge_reward.judge import Judge
-from flexjudge_reward.rewards import FailureWatch, OnFailure, Outcome, groups, outcome, rewards
+from flexjudge_reward.rerank import judge_groups
+from flexjudge_reward.rewards import FailureWatch, OnFailure, Outcome, groups, rewards
 from flexjudge_reward.rubric import Rubric, Scale
-from flexjudge_reward.trainers.chats import Columns, examples, group_key
-from flexjudge_reward.types import Failure, FailureKind, Format, Verdict
+from flexjudge_reward.trainers.chats import Columns, examples, group_key, text_of
+from flexjudge_reward.trainers.diagnostics import Summary, counted, diagnostics, in_place, is_cached
+from flexjudge_reward.trainers.ranks import (
+    Group,
+    Judged,
+    Offer,
+    Place,
+    Share,
+    assemble,
+    exchange,
+    raise_together,
+    rank,
+    within,
+)
+from flexjudge_reward.types import Example, Failure, Verdict
 
-# Metrics need one fixed set of names on all ranks, and ten kinds of failure would drown the others.
-_FAILED: dict[str, tuple[FailureKind, ...]] = {
-    "media": ("media",),
-    "engine": ("transport", "timeout", "engine"),
-    "reply": ("truncated", "malformed", "out_of_range", "wrong_count", "refused", "empty"),
-}
 _unnamed = itertools.count(1)
-
-
-@dataclass
-class Summary:
-    """What one reward has done so far in this process."""
-
-    calls: int = 0
-    judgements: int = 0
-    """Rows, one verdict each."""
-    cached: int = 0
-    """Judgements whose replies came from the cache."""
-    failures: Counter[FailureKind] = field(default_factory=Counter)
-    seconds: float = 0.0
-    """Spent in judging."""
-    tokens: int = 0
-    """Of the judge's replies, cached ones included."""
-
-    def add(self, verdicts: Sequence[Verdict], found: Sequence[Outcome], seconds: float) -> None:
-        """Counts one call."""
-        self.calls += 1
-        self.judgements += len(found)
-        self.cached += sum(_is_cached(verdict) for verdict in verdicts)
-        self.failures.update(one.kind for one in found if isinstance(one, Failure))
-        self.seconds += seconds
-        self.tokens += sum(_tokens(verdict) for verdict in verdicts)
-
-    @property
-    def new(self) -> int:
-        """Judgements that were not in the cache."""
-        return self.judgements - self.cached
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common()) or "none"
-        return (
-            f"{self.calls} calls, {self.judgements} judgements ({self.cached} from the cache, {self.new} new),"
-            f" failures: {kinds}; {self.seconds:.1f} s, {self.tokens} tokens of reasoning and answers"
-        )
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one rank tells the others about its rows."""
-
-    keys: tuple[str, ...] = ()
-    """The group of each row, as a hash."""
-    outcomes: tuple[Outcome, ...] = ()
-    cached: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    error: str = ""
-    """Why this rank could not judge at all."""
 
 
 class FlexJudgeReward:
@@ -112,6 +69,7 @@ class FlexJudgeReward:
         reference_column: str | None = None,
         rubric_column: str | None = None,
         media_root: str | Path | None = None,
+        deadline: float = 1800.0,
         **options: Unpack[JudgeOptions],
     ) -> None:
         """
@@ -125,10 +83,12 @@ class FlexJudgeReward:
             reference_column: a data set column with a reference answer.
             rubric_column: a data set column with a row's own criteria.
             media_root: the folder below which picture and clip files may be read; without one, none is.
+            deadline: seconds after which a rank of several gives up on a call's judgements, which then are `timeout`
+                failures; the other ranks wait no longer than that.
             options: model, engine, base_url, format, rubric and so on: the settings of `JudgeConfig`.
 
         Raises:
-            ConfigError: a wrong value, a judge together with options, or a format that judges groups.
+            ConfigError: a wrong value, or a judge together with options.
         """
         self._options = checked(options)
         if judge is not None and self._options:
@@ -141,13 +101,12 @@ class FlexJudgeReward:
         self._columns = Columns(
             question_column, reference_column, rubric_column, None if media_root is None else Path(media_root)
         )
+        if not deadline > 0:
+            raise ConfigError(f"deadline must be a positive number of seconds, found {deadline!r}")
+        self.deadline = deadline
         self._watch = FailureWatch(max_failure_rate)
-        self._given = self._built = judge
+        self._given = self._built = None if judge is None else for_groups(judge)
         self._lock = threading.RLock()
-        if judge is not None:
-            _refuse_groups(judge.format)
-        elif "format" in self._options:
-            _refuse_groups(FORMATS[self._options["format"]])
 
     def __call__(
         self,
@@ -172,20 +131,28 @@ class FlexJudgeReward:
             EngineError: the judge can answer nothing, here or on another rank.
             JudgementFailed: too many failures, or one under the policy "raise"; on all ranks alike.
         """
-        verdicts: list[Verdict] = []
         try:
-            verdicts, share = self._judged(prompts, completions, columns)
+            rows = examples(prompts, completions, columns, self._columns, self._scale)
+            judge = self._ready()
+            keys = tuple(group_key(row) for row in rows)
+            whole = group_size(judge.format)[1] > 1
+            offer = Offer(keys, tuple(map(text_of, rows)) if whole else ())
         except Exception as error:
-            _exchange(_Share(error=f"{type(error).__name__}: {error}"))
+            _tell(error)
             raise
-        shares = _exchange(share)
-        for rank, other in enumerate(shares):
-            if other.error:
-                raise EngineError(f"rank {rank} could not judge: {other.error}")
+        mine = _groups(offer) if whole else [Group(((rank(), row),), (), rank(), row) for row in range(len(rows))]
+        try:
+            with _same_random_numbers():
+                share = self._judged(judge, rows, keys, mine)
+        except Exception as error:
+            _tell(error)
+            raise
+        shares = exchange(share)
+        raise_together(shares)
         numbers = self._numbers(shares)
-        self._log(shares, verdicts, log_extra, log_metric)
-        first = sum(len(other.keys) for other in shares[: _rank()])
-        return numbers[first : first + len(share.keys)]
+        self._log(shares, log_extra, log_metric)
+        first = sum(len(other.keys) for other in shares[: rank()])
+        return numbers[first : first + len(rows)]
 
     def close(self) -> None:
         """Closes the judge; a later call opens it again. May be called twice."""
@@ -205,26 +172,25 @@ class FlexJudgeReward:
     def __repr__(self) -> str:
         return f"<FlexJudgeReward {self.__name__}>"
 
-    def _judged(
-        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
-    ) -> tuple[list[Verdict], _Share]:
-        """This process's rows: the verdicts, and what the other ranks need of them."""
-        rows = examples(prompts, completions, columns, self._columns, self._scale)
-        judge, start = self._ready(), time.perf_counter()
-        with _same_random_numbers():
-            verdicts = judge(rows)
+    def _judged(self, judge: Judge, rows: Sequence[Example], keys: tuple[str, ...], mine: Sequence[Group]) -> Share:
+        """The groups that fall to this rank, judged."""
+        asked = [_asked(rows[group.source], group) for group in mine]
+        start = time.perf_counter()
+        found = within(self.deadline, lambda: judge_groups(asked, judge)) if asked else []
         seconds = time.perf_counter() - start
-        found = tuple(outcome(verdict) for verdict in verdicts)
+        if found is None:
+            late = Failure("timeout", f"judging took longer than the deadline of {self.deadline:g} s")
+            found = [((late,) * len(example.candidates), (Verdict.failed(late),)) for example in asked]
+        results: dict[Place, Judged] = {}
+        for group, example, (outcomes, verdicts) in zip(mine, asked, found, strict=True):
+            for index, (place, one) in enumerate(zip(group.places, outcomes, strict=True)):
+                verdict = verdicts[index % len(verdicts)]  # one per candidate, or one for the group
+                length = sum(len(part) for part in example.candidates[index] if isinstance(part, str))
+                results[place] = Judged(one, _told(verdict, one), length, is_cached(verdict))
+        notes = counted([verdict for _, verdicts in found for verdict in verdicts])
         with self._lock:
-            self.summary.add(verdicts, found, seconds)
-        share = _Share(
-            keys=tuple(group_key(row) for row in rows),
-            outcomes=found,
-            cached=sum(_is_cached(verdict) for verdict in verdicts),
-            seconds=seconds,
-            tokens=sum(_tokens(verdict) for verdict in verdicts),
-        )
-        return verdicts, share
+            self.summary.add(list(results.values()), notes, seconds)
+        return Share(keys, results, notes, seconds)
 
     def _scale(self) -> Scale:
         """The scale of criteria that a column gives in words: the judge's own."""
@@ -236,73 +202,63 @@ class FlexJudgeReward:
         with self._lock:
             if self._built is None:
                 config = JudgeConfig.resolve(self._options)
-                _refuse_groups(FORMATS[config.format])
                 if os.environ.get("RANK", "0") == "0":
                     config.announce()
-                self._built = config.build()
+                self._built = for_groups(config.build(), config)
                 atexit.register(self.close)
             return self._built
 
-    def _numbers(self, shares: Sequence[_Share]) -> list[float | None]:
+    def _numbers(self, shares: Sequence[Share]) -> list[float | None]:
         """The rewards of all ranks' rows, in rank order. Raises on all ranks alike, because all see the same."""
-        outcomes = [one for share in shares for one in share.outcomes]
+        outcomes = [row.outcome for _, row in in_place(shares)]
         with self._lock:
             self._watch.add(outcomes)
         return rewards(outcomes, groups([key for share in shares for key in share.keys]), self.on_failure)
 
     def _log(
         self,
-        shares: Sequence[_Share],
-        verdicts: Sequence[Verdict],
+        shares: Sequence[Share],
         log_extra: Callable[[str, list[Any]], None] | None,
         log_metric: Callable[[str, float], None] | None,
     ) -> None:
         if log_extra is not None:
-            log_extra(f"{self.__name__}/reasoning", [_told(verdict) for verdict in verdicts])
+            own = [row.told for place, row in in_place(shares) if place[0] == rank()]
+            log_extra(f"{self.__name__}/reasoning", own)
         if log_metric is not None:
-            for name, value in _metrics(shares).items():
+            for name, value in diagnostics(shares).items():
                 log_metric(f"{self.__name__}/{name}", value)
 
 
-def _metrics(shares: Sequence[_Share]) -> dict[str, float]:
-    """Of all ranks' rows, so that every rank logs the same numbers under the same names, and none is NaN."""
-    outcomes = [one for share in shares for one in share.outcomes]
-    scores = [one for one in outcomes if not isinstance(one, Failure)]
-    kinds: Counter[FailureKind] = Counter(one.kind for one in outcomes if isinstance(one, Failure))
-    count = len(outcomes)
-    found = {"score": sum(scores) / len(scores)} if scores else {}
-    found["failure_rate"] = 1 - len(scores) / count
-    for what, members in _FAILED.items():
-        found[f"failed_{what}"] = sum(kinds[kind] for kind in members) / count
-    found["cached"] = sum(share.cached for share in shares) / count
-    found["judge_seconds"] = max(share.seconds for share in shares)
-    found["judge_tokens"] = sum(share.tokens for share in shares) / count
-    return found
+def for_groups(judge: Judge, config: JudgeConfig | None = None) -> Judge:
+    """The same judge, for groups of any size if its format compares candidates."""
+    if config is None:
+        return Judge(whole_groups(judge.format), judge.engine, judge.sampling)
+    whole = whole_groups(judge.format, config.schedule, config.budget, config.chunk)
+    return Judge(whole, judge.engine, judge.sampling)
 
 
-def _told(verdict: Verdict) -> str:
-    """The reasoning, or why there is no verdict."""
-    failed = f"[{verdict.failure.kind}: {verdict.failure.detail}] " if verdict.failure else ""
-    return failed + verdict.reasoning
+def _tell(error: Exception) -> None:
+    """Takes part in the exchange with nothing but an error, so that no rank waits for this one."""
+    exchange(Share(error=f"{type(error).__name__}: {error}"))
 
 
-def _is_cached(verdict: Verdict) -> bool:
-    return bool(verdict.generations) and all(generation.cached for generation in verdict.generations)
+def _groups(offer: Offer) -> list[Group]:
+    """The groups that this rank judges. Raises on all ranks alike."""
+    offers = exchange(offer)
+    raise_together(offers)
+    return [group for group in assemble(offers) if group.owner == rank()]
 
 
-def _tokens(verdict: Verdict) -> int:
-    return sum(generation.completion_tokens for generation in verdict.generations)
+def _asked(row: Example, group: Group) -> Example:
+    """What the judge sees of a group: this rank's row, with the candidates of all."""
+    if not group.texts:
+        return row
+    return Example(row.question, group.texts, row.reference, row.rubric)
 
 
-def _refuse_groups(judge_format: Format | type[Format]) -> None:
-    """TRL hands a reward rows of one completion each, and parts of a group; such a format cannot judge these."""
-    fewest = getattr(judge_format, "fewest", 1)
-    if fewest > 1:
-        name = getattr(judge_format, "name", judge_format)
-        raise ConfigError(
-            f"the format {name!r} judges at least {fewest} candidates together, but a trainer hands its reward one"
-            " completion per row; judging whole groups is not part of this version, use format='score'"
-        )
+def _told(verdict: Verdict, one: Outcome) -> str:
+    """The reasoning, or why there is no score."""
+    return (f"[{one.kind}: {one.detail}] " if isinstance(one, Failure) else "") + verdict.reasoning
 
 
 @contextmanager
@@ -321,29 +277,6 @@ def _next_name() -> str:
     # Counted, not random: every rank builds its rewards in the same order and must log under the same names.
     number = next(_unnamed)
     return "flexjudge_reward" if number == 1 else f"flexjudge_reward_{number}"
-
-
-def _distributed() -> Any:
-    """torch.distributed where several processes train together, else None. Does not import torch."""
-    torch = sys.modules.get("torch")
-    group = None if torch is None else torch.distributed
-    several = group is not None and group.is_available() and group.is_initialized() and group.get_world_size() > 1
-    return group if several else None
-
-
-def _rank() -> int:
-    group = _distributed()
-    return 0 if group is None else int(group.get_rank())
-
-
-def _exchange(share: _Share) -> list[_Share]:
-    """The shares of all ranks, in rank order. Every rank must call it equally often."""
-    group = _distributed()
-    if group is None:
-        return [share]
-    shares: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(shares, share)
-    return shares
 
 
 flexjudge = FlexJudgeReward(name="flexjudge")

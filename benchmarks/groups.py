@@ -1,0 +1,278 @@
+"""Judging groups: layouts over processes; what lists, expectations, votes, forcing and best-of-8 give.
+
+    python benchmarks/groups.py layouts     gloo processes, every layout; ranks that raise, hang or are slow
+    python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
+    python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
+
+Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from figures import record
+
+from flexjudge_reward import (
+    Example,
+    Judge,
+    Listwise,
+    Media,
+    Message,
+    Pair,
+    Prompt,
+    Quoted,
+    Sampling,
+    Score,
+    TransformersEngine,
+    Verdict,
+)
+from flexjudge_reward.adaptive import Chunked, Forced, Swapped, Votes
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.expected import Expected
+from flexjudge_reward.nano import path, world
+from flexjudge_reward.rerank import judge_groups, rerank
+from flexjudge_reward.rewards import Outcome
+from flexjudge_reward.types import AnyFormat, Failure
+
+GREEDY = Sampling(max_tokens=256)
+G = 8
+
+
+def main() -> None:
+    """Runs the part named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("layouts", "swap", "nano"))
+    parser.add_argument("--groups", type=int, default=60, help="groups of eight (nano)")
+    options = parser.parse_args()
+    {"layouts": layouts, "swap": swap, "nano": lambda: nano(options.groups)}[options.part]()
+
+
+# --------------------------------------------------------------------------------------------------------- layouts
+
+
+def layouts() -> None:
+    """Rows whose reward depends on how the batch was split, and how long others wait for a rank that misbehaves."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from support.layouts import mismatches, run, waited
+
+    with tempfile.TemporaryDirectory() as folder:
+        counts = [mismatches(world_size, form, Path(folder)) for world_size in (2, 4) for form in ("listwise", "pair")]
+        wrong, rows = (sum(column) for column in zip(*counts, strict=True))
+        note = f"{rows} rows; 2 and 4 processes against 1, per-device 1 to 4, G 2, 4, 8, listwise and pair"
+        record("groups.layout_mismatches", wrong, unit="rows", target="<= 0", note=note)
+        deadline, longest = 5.0, 0.0
+        for how, seconds in (("raises", 0.0), ("hangs", 120.0), ("is slow", 3.0)):
+            for _, (waiting, _) in enumerate(run(2, waited, Path(folder), how, seconds, deadline)):
+                longest = max(longest, waiting - deadline)
+        note = f"deadline {deadline:g} s; rank 0 raises, hangs for 120 s or takes 3 s"
+        record("groups.wait_over_deadline_s", max(0.0, longest), unit="s", target="<= 10", note=note)
+
+
+# ------------------------------------------------------------------------------------------------------------ swap
+
+
+def swap(pairs: int = 10_000) -> None:
+    """The share of first places among the winners that both orders agree on, away from one half."""
+    worst = 0.0
+    for bias in (0.0, 0.1, 0.2, 0.3, 0.4):
+        rng = random.Random(f"swap {bias}")
+
+        def reply(prompt: Prompt, rng: random.Random = rng, bias: float = bias) -> str:
+            one, other = [part.text for part in prompt.messages[1].parts if isinstance(part, Quoted)][1:]
+            if rng.random() < bias:
+                return "<think></think><answer>9</answer><answer>2</answer>"
+            return f"<think></think><answer>{one.split()[0]}</answer><answer>{other.split()[0]}</answer>"
+
+        drawn = [rng.sample(range(1, 11), 2) for _ in range(pairs)]
+        examples = [Example("q", [f"{a} a{i}", f"{b} b{i}"]) for i, (a, b) in enumerate(drawn)]
+        verdicts = Judge(Swapped(Pair()), ScriptedEngine(reply))(examples)
+        truth = statistics.mean(a > b for a, b in drawn)
+        wins = [v.scores[0] > v.scores[1] for v in verdicts if v.scores and v.scores[0] != v.scores[1]]
+        right = statistics.mean(
+            a > b for (a, b), v in zip(drawn, verdicts, strict=True) if v.scores and v.scores[0] != v.scores[1]
+        )
+        skew = abs(statistics.mean(wins) - right) * 100
+        print(f"bias {bias:.0%}: {len(wins)} of {pairs} agreed, residual skew {skew:.3f} % (base rate {truth:.1%})")
+        worst = max(worst, skew)
+    note = "10,000 pairs per bias of 0, 10, 20, 30, 40 %; first-place wins among agreed labels against the truth's"
+    record("swap.residual_skew_percent", worst, unit="%", target="< 0.5", note=note)
+
+
+# ------------------------------------------------------------------------------------------------------------ nano
+
+
+def nano(count: int) -> None:
+    """Lists, expectations, votes, forcing and best-of-8 on the embedded judge."""
+    engine = TransformersEngine("nano")
+    groups = drawn_groups(count)
+    lists(engine, groups)
+    votes(engine, groups)
+    forcing(engine, groups)
+    sampled = sampled_groups(count * 3)
+    best(engine, sampled)
+    expectations(engine, sampled)
+
+
+Group = tuple[world.Question, Example]
+
+
+def drawn_groups(count: int) -> list[Group]:
+    """Held-out pictures with eight answers of known quality."""
+    rng = random.Random("groups")
+    found = []
+    for _ in range(count):
+        asked = world.question(rng, world.scene(rng, held_out=True), ("what", "count", "exists"))
+        found.append(
+            (asked, Example([Media.image(world.draw(asked.scene, rng)), asked.text], world.candidates(rng, asked, G)))
+        )
+    return found
+
+
+def sampled_groups(count: int) -> list[Group]:
+    """Held-out pictures with eight answers of the embedded policy, at temperature 1."""
+    rng = random.Random("sampled")
+    asked = [world.question(rng, world.scene(rng, held_out=True), ("what", "count", "exists")) for _ in range(count)]
+    pictures = [Media.image(world.draw(one.scene, rng)) for one in asked]
+    prompts = [
+        Prompt((Message("user", (picture, Quoted(one.text))),), sample=number)
+        for one, picture in zip(asked, pictures, strict=True)
+        for number in range(G)
+    ]
+    policy = TransformersEngine(str(path("base")))
+    replies = iter(policy.generate(prompts, Sampling(temperature=1.0, max_tokens=16)))
+    policy.close()
+    return [
+        (one, Example([picture, one.text], [next(replies).text.strip() for _ in range(G)]))
+        for one, picture in zip(asked, pictures, strict=True)
+    ]
+
+
+def judged(
+    engine: TransformersEngine, form: AnyFormat, groups: Sequence[Group], sampling: Sampling = GREEDY
+) -> tuple[list[tuple[Outcome, ...]], list[Verdict]]:
+    found = judge_groups([example for _, example in groups], Judge(form, engine, sampling))
+    return [outcomes for outcomes, _ in found], [verdict for _, verdicts in found for verdict in verdicts]
+
+
+def tokens(verdicts: Sequence[Verdict]) -> int:
+    return sum(generation.completion_tokens for verdict in verdicts for generation in verdict.generations)
+
+
+def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
+    """One call for eight answers (in chunks of four) against eight calls."""
+    alone, single = judged(engine, Score(prompts="nano"), groups)
+    together, listed = judged(engine, Chunked(Listwise(prompts="nano"), 4), groups)
+    ratio = tokens(listed) / tokens(single)
+    taus = [
+        statistics.mean(tau(outcomes, asked, example) for outcomes, (asked, example) in zip(found, groups, strict=True))
+        for found in (alone, together)
+    ]
+    record(
+        "groups.listwise_token_ratio",
+        ratio,
+        unit="ratio",
+        target="<= 0.25",
+        note=f"{len(groups)} groups of 8, chunks of 4",
+    )
+    note = f"Kendall tau-b against the truth: pointwise {taus[0]:.3f}, listwise {taus[1]:.3f}"
+    record("groups.listwise_tau_gain", taus[1] - taus[0], unit="tau", target=">= 0", note=note)
+
+
+def tau(outcomes: Sequence[Outcome], asked: world.Question, example: Example) -> float:
+    """Kendall's tau-b of the scores against the true ones; a failure ranks below every score."""
+    given = [-1.0 if isinstance(one, Failure) else one for one in outcomes]
+    true = [world.score(asked, str(candidate[0])) for candidate in example.candidates]
+    signs = [
+        ((a > b) - (a < b), (c > d) - (c < d)) for (a, c), (b, d) in combinations(zip(given, true, strict=True), 2)
+    ]
+    spread = sum(abs(one) for one, _ in signs) * sum(abs(other) for _, other in signs)
+    return sum(one * other for one, other in signs) / spread**0.5 if spread else 0.0
+
+
+def votes(engine: TransformersEngine, groups: Sequence[Group]) -> None:
+    """Seven votes at temperature 1, with and without stopping early."""
+    sampling = Sampling(temperature=1.0, max_tokens=256)
+    some = groups[: max(1, len(groups) // 4)]
+    early, spent = judged(engine, Votes(Score(prompts="nano"), 7), some, sampling)
+    full, all_of = judged(engine, AllVotes(), some, sampling)
+    changed = sum(one != other for a, b in zip(early, full, strict=True) for one, other in zip(a, b, strict=True))
+    saved = 1 - tokens(spent) / tokens(all_of)
+    record(
+        "votes.tokens_saved_k7", saved, unit="fraction", target=">= 0.4", note=f"{len(some) * G} judgements, majority"
+    )
+    record("votes.outcome_changes", changed, unit="count", target="<= 0", note="against all seven votes drawn")
+
+
+class AllVotes(Votes):
+    """All seven votes, counted as `Votes` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(Score(prompts="nano"), 7)
+
+    def steps(self, example: Example) -> object:  # type: ignore[override]
+        from flexjudge_reward.adaptive import as_sample
+        from flexjudge_reward.formats import steps, together
+
+        drawn = yield from together([as_sample(steps(self.format, example), number) for number in range(7)])
+        return self._counted(drawn)
+
+
+def forcing(engine: TransformersEngine, groups: Sequence[Group]) -> None:
+    """Thoughts of at most 24 tokens, which is too few for most."""
+    tiny = Sampling(max_tokens=24)
+    before, _ = judged(engine, Score(prompts="nano"), groups, tiny)
+    after, verdicts = judged(engine, Forced(Score(prompts="nano"), 16), groups, tiny)
+    rates = [statistics.mean(not isinstance(one, Failure) for row in found for one in row) for found in (before, after)]
+    pairs = zip(after, verdicts_by_group(verdicts), groups, strict=True)
+    right = [
+        verdict.scores == (float(world.score(asked, str(candidate[0]))),)
+        for _, row, (asked, example) in pairs
+        for verdict, candidate in zip(row, example.candidates, strict=True)
+        if verdict.scores is not None and verdict.notes.get("forced")
+    ]
+    note = f"thinking limit 24 tokens; {statistics.mean(right):.1%} of {len(right)} forced scores are right"
+    record("forcing.answered_rate_before", rates[0], unit="fraction", target="", note=note)
+    record("forcing.answered_rate_after", rates[1], unit="fraction", target="", note=note)
+
+
+def verdicts_by_group(verdicts: Sequence[Verdict]) -> list[Sequence[Verdict]]:
+    return [verdicts[start : start + G] for start in range(0, len(verdicts), G)]
+
+
+def best(engine: TransformersEngine, groups: Sequence[Group]) -> None:
+    """How much of the way from the policy's first answer to its best of eight the judge goes."""
+    rankings = rerank([example for _, example in groups], Judge(Score(prompts="nano"), engine, GREEDY))
+    right = [
+        [world.is_correct(asked, str(candidate[0])) for candidate in example.candidates] for asked, example in groups
+    ]
+    first = statistics.mean(row[0] for row in right)
+    picked = statistics.mean(row[ranking.order[0]] for row, ranking in zip(right, rankings, strict=True))
+    oracle = statistics.mean(any(row) for row in right)
+    note = f"{len(groups)} pictures: first {first:.1%}, judge's choice {picked:.1%}, oracle {oracle:.1%}"
+    record("best_of_n.gap_closed", (picked - first) / (oracle - first), unit="fraction", target=">= 0.5", note=note)
+
+
+def expectations(engine: TransformersEngine, groups: Sequence[Group]) -> None:
+    """Groups that give no gradient because all scores are equal, with whole and with expected scores."""
+    mixed = [(asked, example) for asked, example in groups if len(set(example.candidates)) > 1]
+    shares = []
+    for form in (Score(prompts="nano"), Expected(Score(prompts="nano"))):
+        outcomes, _ = judged(engine, form, mixed)
+        shares.append(
+            statistics.mean(len({one for one in row if not isinstance(one, Failure)}) <= 1 for row in outcomes)
+        )
+    note = f"{len(mixed)} groups with different answers: {shares[0]:.1%} with whole scores, {shares[1]:.1%} expected"
+    ratio = shares[1] / shares[0] if shares[0] else 0.0
+    record("groups.expected_zero_variance_ratio", ratio, unit="ratio", target="<= 0.5", note=note)
+
+
+if __name__ == "__main__":
+    main()

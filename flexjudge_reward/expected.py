@@ -1,0 +1,177 @@
+"""Expected scores: after the reasoning, the judge's whole distribution over its answer, not only the one it wrote.
+
+An integer judge ties most of a group; the mean of its distribution does not. For each answer tag the engine returns the
+most likely tokens at the place of the answer (log probabilities), and the score is their mean, weighted, over the
+answers the format allows. Numbers of several digits are followed token by token: where a likely first digit could begin
+a longer number and the judge did not write it, one more one-token request asks what would have come next.
+
+Needs an engine that returns log probabilities and can continue a reply. Averaging over k thoughts is
+`Votes(Expected(format), k, by="mean")`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flexjudge_reward.answers import THINK_CLOSE, said_so_far
+from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.formats import LETTERS, Choice, Listwise, Pair, Score, group_size
+from flexjudge_reward.rubric import Scale
+from flexjudge_reward.types import Example, Failure, Generation, Message, Prompt, Steps, TokenLogprob, Verdict
+
+TOP = 20  # alternatives per place; what servers allow
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_WORTH_ASKING = 0.01  # a first digit less likely than this moves a score by less than the scale's tenth part
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One answer in a reply: where its text begins, and its tokens."""
+
+    start: int
+    tokens: tuple[TokenLogprob, ...]
+    """Those of the answer itself and the one after it."""
+    written: tuple[str, ...]
+    """The texts of the answer's own tokens."""
+
+
+class Expected:
+    """Scores as expectations; for Choice, each candidate's probability of being chosen."""
+
+    def __init__(self, format: Score | Pair | Listwise | Choice) -> None:
+        if not isinstance(format, Score | Pair | Listwise | Choice):
+            raise ConfigError(
+                f"expected scores are for Score, Pair, Listwise and Choice, found {type(format).__name__}"
+            )
+        self.format = format
+        self.fewest, self.most = group_size(format)
+
+    def steps(self, example: Example) -> Steps:
+        """The judgement, then one round for digits that could go on."""
+        scale = self.format.scale(example)
+        if scale.decimals or not (float(scale.low).is_integer() and float(scale.high).is_integer()):
+            raise ConfigError("expected scores need a scale of whole numbers")
+        (prompt,) = self.format.render(example)
+        (reply,) = yield [replace(prompt, changes=(*prompt.changes, ("logprobs", TOP)))]
+        verdict = self.format.read(example, [reply])
+        if verdict.scores is None:
+            return verdict
+        slots = find_slots(reply)
+        if isinstance(slots, Failure):
+            return replace(verdict, scores=None, failure=slots)
+        if isinstance(self.format, Choice):
+            return _soft_choice(verdict, slots[0], len(example.candidates))
+        return (yield from _expected(prompt, reply, verdict, slots, scale))
+
+
+def _expected(prompt: Prompt, reply: Generation, verdict: Verdict, slots: Sequence[Slot], scale: Scale) -> Steps:
+    asked = [(slot, digit) for slot in slots for digit in unfinished(slot, scale)]
+    next_tokens: dict[tuple[int, str], Mapping[str, float]] = {}
+    if asked:
+        replies = yield [_continued(prompt, reply, slot, digit) for slot, digit in asked]
+        for (slot, digit), answer in zip(asked, replies, strict=True):
+            if answer.failure is not None:
+                return replace(verdict, scores=None, failure=answer.failure)
+            next_tokens[slot.start, digit] = _chances(_logprobs(answer)[0])
+    scores = tuple(expectation(slot, scale, next_tokens) for slot in slots)
+    return replace(verdict, scores=scores, scale=replace(scale, decimals=True))
+
+
+def _continued(prompt: Prompt, reply: Generation, slot: Slot, digit: str) -> Prompt:
+    said = Message("assistant", said_so_far(reply.text[: slot.start] + digit))
+    changes = (*prompt.changes, ("logprobs", TOP), ("max_tokens", 1))
+    return replace(prompt, messages=(*prompt.messages, said), changes=changes)
+
+
+def _soft_choice(verdict: Verdict, slot: Slot, count: int) -> Verdict:
+    chances = _chances(slot.tokens[0])
+    letters = [chances.get(letter, 0.0) for letter in LETTERS[:count]]
+    total = math.fsum(letters)
+    return replace(verdict, scores=tuple(chance / total for chance in letters), scale=Scale(0.0, 1.0, decimals=True))
+
+
+def find_slots(reply: Generation) -> list[Slot] | Failure:
+    """The answers of a reply that was read, with their tokens.
+
+    Raises:
+        EngineError: the engine returned no log probabilities.
+    """
+    tokens = _logprobs(reply)
+    starts, end = [], 0
+    for token in tokens:
+        starts.append(end)
+        end += len(token.token)
+    text = "".join(token.token for token in tokens)
+    slots, place = [], text.rfind(THINK_CLOSE)
+    tail = reply.text.rfind(THINK_CLOSE)
+    # Only the tail must agree: half a character is a token of its own in some reasoning, and has another text there.
+    if place < 0 or not text[place:].startswith(reply.text[tail:].rstrip()):
+        return Failure("engine", "the reply's tokens do not spell its answer")
+    shift = tail - place
+    while (place := text.find(_OPEN, place)) >= 0:
+        place += len(_OPEN)
+        close = text.find(_CLOSE, place)
+        inside = [i for i, start in enumerate(starts) if place <= start < close and tokens[i].token.strip()]
+        written = "".join(tokens[i].token for i in inside).strip()
+        if not inside or close < 0 or written != text[place:close].strip() or inside[-1] + 1 >= len(tokens):
+            return Failure("engine", "the answer does not begin and end with a token, so it has no distribution")
+        own = tuple(tokens[i].token.strip() for i in inside)
+        slots.append(Slot(starts[inside[0]] + shift, (*(tokens[i] for i in inside), tokens[inside[-1] + 1]), own))
+    return slots or Failure("engine", "the reply's tokens hold no answer")
+
+
+def unfinished(slot: Slot, scale: Scale) -> list[str]:
+    """The likely first tokens, other than the written one, after which more digits could follow within the scale."""
+    chances = _chances(slot.tokens[0])
+    return sorted(
+        token
+        for token, chance in chances.items()
+        if token != slot.written[0] and chance >= _WORTH_ASKING and _may_go_on(token, scale)
+    )
+
+
+def expectation(slot: Slot, scale: Scale, next_tokens: Mapping[tuple[int, str], Mapping[str, float]]) -> float:
+    """The mean of the distribution over the numbers of the scale. At least the written answer is in it."""
+    weights: dict[int, float] = {}
+    for token, chance in _chances(slot.tokens[0]).items():
+        if not _is_number(token):
+            continue
+        follow: Mapping[str, float] = {}
+        if _may_go_on(token, scale):
+            written = token == slot.written[0]
+            follow = _chances(slot.tokens[1]) if written else next_tokens.get((slot.start, token), {})
+        longer = {
+            int(token + more): p for more, p in follow.items() if _is_number(more) and int(token + more) <= scale.high
+        }
+        for number, p in longer.items():
+            weights[number] = weights.get(number, 0.0) + chance * p
+        weights[int(token)] = weights.get(int(token), 0.0) + chance * max(0.0, 1.0 - math.fsum(longer.values()))
+    inside = {number: weight for number, weight in weights.items() if scale.low <= number <= scale.high}
+    return math.fsum(number * weight for number, weight in inside.items()) / math.fsum(inside.values())
+
+
+def _may_go_on(token: str, scale: Scale) -> bool:
+    return _is_number(token) and token != "0" and int(token) * 10 <= scale.high
+
+
+def _is_number(token: str) -> bool:
+    return token.isascii() and token.isdigit() and len(token) <= 4
+
+
+def _chances(token: TokenLogprob) -> dict[str, float]:
+    """Probabilities of the alternatives at one place, by their text without white space."""
+    found: dict[str, float] = {}
+    for text, logprob in {token.token: token.logprob, **token.top}.items():
+        found[text.strip()] = found.get(text.strip(), 0.0) + math.exp(logprob)
+    return found
+
+
+def _logprobs(reply: Generation) -> tuple[TokenLogprob, ...]:
+    if not reply.logprobs:
+        raise EngineError(
+            "this engine returned no log probabilities, which expected scores are made of: use VLLMEngine,"
+            " TransformersEngine or a server that supports `logprobs`"
+        )
+    return reply.logprobs

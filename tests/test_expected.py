@@ -1,0 +1,128 @@
+"""Expected scores: from token distributions to a number, on scripted log probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from flexjudge_reward import Choice, ConfigError, EngineError, Example, Generation, Judge, Pair, Relation, Rubric, Score
+from flexjudge_reward.adaptive import Votes
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.expected import Expected
+from flexjudge_reward.rubric import Scale
+from flexjudge_reward.types import Prompt, TokenLogprob, Verdict
+
+Spread = Mapping[str, float]
+
+
+def reply(*tokens: str | tuple[str, Spread]) -> Generation:
+    """A reply of these tokens; a token with a spread has these probabilities at its place."""
+    made = []
+    for token in tokens:
+        text, spread = token if isinstance(token, tuple) else (token, {token: 1.0})
+        made.append(TokenLogprob(text, math.log(spread[text]), {t: math.log(p) for t, p in spread.items()}))
+    return Generation("".join(token.token for token in made), logprobs=tuple(made))
+
+
+def judged(format: object, replies: object, *candidates: str) -> Verdict:
+    (verdict,) = Judge(format, ScriptedEngine(replies))([Example("q", candidates)])  # type: ignore[arg-type]
+    return verdict
+
+
+HEAD = ("<think>", "7 or 8?", "</think>", "<answer>")
+END = "</answer>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        pytest.param([("7", {"7": 0.6, "8": 0.3, "6": 0.1}), END], 7.2, id="one_digit"),
+        pytest.param([("7", {"7": 0.5, " 7": 0.25, "8": 0.25}), END], 7.25, id="white_space_is_one_number"),
+        pytest.param([("7", {"7": 0.4, "good": 0.4, "9": 0.1}), END], 7.4, id="what_is_no_number_does_not_count"),
+        pytest.param([("7", {"7": 0.5, "0": 0.3, "11": 0.2}), END], 7.0, id="off_the_scale_does_not_count"),
+        pytest.param([("10", {"10": 0.5, "9": 0.5}), END], 9.5, id="ten_as_one_token"),
+        pytest.param(["1", ("0", {"0": 0.8, END: 0.2}), END], 8.2, id="ten_as_two_tokens"),
+        pytest.param([("1", {"1": 0.5, "5": 0.5}), (END, {END: 0.9, "0": 0.1})], 3.45, id="one_that_might_be_ten"),
+        pytest.param(["\n", ("7", {"7": 0.5, "8": 0.5}), "\n", END], 7.5, id="white_space_around"),
+    ],
+)
+def test_the_mean_of_the_distribution(tokens: Sequence[str | tuple[str, Spread]], expected: float) -> None:
+    verdict = judged(Expected(Score()), [reply(*HEAD, *tokens)], "a")
+    assert verdict.scores == (pytest.approx(expected),)
+    assert verdict.scale.decimals and verdict.reasoning == "7 or 8?"
+
+
+def test_a_digit_that_could_go_on_is_asked_about() -> None:
+    asked: list[Prompt] = []
+
+    def judge(prompt: Prompt) -> Generation:
+        asked.append(prompt)
+        if len(asked) == 1:
+            return reply(*HEAD, ("7", {"7": 0.8, "1": 0.2}), END)
+        return reply(("0", {"0": 0.75, END: 0.25}))
+
+    verdict = judged(Expected(Score()), judge, "a")
+    assert verdict.scores == (pytest.approx(0.8 * 7 + 0.2 * (0.75 * 10 + 0.25 * 1)),)
+    said = "".join(getattr(part, "text", part) for part in asked[1].messages[-1].parts)  # type: ignore[arg-type]
+    assert said == "<think>7 or 8?</think><answer>1"
+
+
+def test_an_unlikely_digit_is_not_asked_about() -> None:
+    verdict = judged(Expected(Score()), [reply(*HEAD, ("7", {"7": 0.999, "1": 0.001}), END)], "a")
+    assert verdict.scores == (pytest.approx(7, abs=0.01),)
+
+
+def test_on_a_scale_to_five_no_digit_goes_on() -> None:
+    five = Score(Rubric("right?", Scale(1, 5)))
+    verdict = judged(Expected(five), [reply(*HEAD, ("4", {"4": 0.5, "1": 0.5}), END)], "a")
+    assert verdict.scores == (pytest.approx(2.5),)
+
+
+def test_each_candidate_has_its_own_distribution() -> None:
+    tokens = (("3", {"3": 0.5, "4": 0.5}), END, "<answer>", ("8", {"8": 0.9, "9": 0.1}), END)
+    assert judged(Expected(Pair()), [reply(*HEAD, *tokens)], "a", "b").scores == pytest.approx((3.5, 8.1))
+
+
+def test_a_choice_becomes_probabilities() -> None:
+    verdict = judged(Expected(Choice()), [reply(*HEAD, ("B", {"B": 0.6, "A": 0.2, "D": 0.1}), END)], "a", "b", "c")
+    assert verdict.scores == pytest.approx((0.25, 0.75, 0.0))
+
+
+def test_several_thoughts_are_averaged() -> None:
+    replies = [reply(*HEAD, (n, {n: 0.5, "5": 0.5}), END) for n in ("6", "8")]
+    assert judged(Votes(Expected(Score()), 2, by="mean"), replies, "a").scores == (pytest.approx(6.0),)
+
+
+def test_an_answer_quoted_in_the_reasoning_is_not_the_answer() -> None:
+    tokens = ("<think>", "it says ", "<answer>", ("9", {"9": 1.0}), END, "</think>", "<answer>", "2", END)
+    assert judged(Expected(Score()), [reply(*tokens)], "a").scores == (pytest.approx(2.0),)
+
+
+def test_a_reply_that_cannot_be_read_stays_a_failure() -> None:
+    verdict = judged(Expected(Score()), [reply("<think>", "hm")], "a")
+    assert verdict.failure is not None and verdict.failure.kind == "truncated"
+
+
+def test_tokens_that_straddle_the_answer_are_a_failure() -> None:
+    verdict = judged(Expected(Score()), [reply("<think></think>", "<answer>7", END)], "a")
+    assert verdict.failure is not None and verdict.failure.kind == "engine"
+
+
+def test_a_follow_up_that_fails_is_that_failure() -> None:
+    replies = [reply(*HEAD, ("7", {"7": 0.8, "1": 0.2}), END), Generation.failed("timeout", "late")]
+    verdict = judged(Expected(Score()), replies, "a")
+    assert verdict.failure is not None and verdict.failure.kind == "timeout"
+
+
+def test_an_engine_without_log_probabilities() -> None:
+    with pytest.raises(EngineError, match="no log probabilities"):
+        judged(Expected(Score()), ["<think></think><answer>7</answer>"], "a")
+
+
+def test_what_has_no_expected_score() -> None:
+    with pytest.raises(ConfigError, match="Score, Pair, Listwise and Choice"):
+        Expected(Relation())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="whole numbers"):
+        judged(Expected(Score(Rubric("x", Scale(0, 1, decimals=True)))), [], "a")

@@ -1,0 +1,117 @@
+"""Whole groups in the TRL reward, alone and over several gloo processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.layouts import mismatches, run, waited
+
+from flexjudge_reward import Choice, ConfigError, EngineError, Judge, Listwise, Pair, Prompt
+from flexjudge_reward.adaptive import Swapped, Votes
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.trainers.ranks import Offer, assemble, raise_together
+from flexjudge_reward.trainers.trl import FlexJudgeReward
+
+
+def lengths(prompt: Prompt) -> str:
+    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")][1:]
+    if not 2 <= len(texts) <= 8:
+        return "?"
+    return "<think></think>" + "".join(f"<answer>{min(10, len(text))}</answer>" for text in texts)
+
+
+@pytest.mark.parametrize("format", [Listwise(), Pair(), Swapped(Pair()), Votes(Listwise(), 2, by="mean")])
+def test_completions_are_judged_against_their_siblings(format: Any) -> None:
+    engine = ScriptedEngine(lengths)
+    reward = FlexJudgeReward(Judge(format, engine))
+    found = reward(["p", "q", "p", "q", "p", "q"], ["a", "bbbb", "aaaaa", "b", "aaa", "bb"])
+    scores = [value if value is not None else -1.0 for value in found]
+    assert scores[0] < scores[4] < scores[2] and scores[3] < scores[5] < scores[1]
+    assert reward.summary.judgements == 6
+
+
+def test_one_listwise_call_serves_a_group() -> None:
+    engine = ScriptedEngine(lengths)
+    FlexJudgeReward(Judge(Listwise(), engine))(["p"] * 4 + ["q"] * 4, [c * n for c in "ab" for n in (1, 2, 3, 4)])
+    assert len(engine.prompts) == 2
+
+
+def test_a_choice_rewards_the_chosen() -> None:
+    best = lambda prompt: "<think></think><answer>C</answer>"  # noqa: E731
+    assert FlexJudgeReward(Judge(Choice(), ScriptedEngine(best)))(["p"] * 4, list("abcd")) == [0, 0, 1, 0]
+
+
+def test_settings_make_group_formats() -> None:
+    metrics: dict[str, float] = {}
+    reward = FlexJudgeReward(model="nano", format="pair", swap=True, schedule="ring", force_tokens=0, cache="off")
+    judge = reward._ready()
+    judge.engine = ScriptedEngine(lengths)
+    reward(["p"] * 4, ["a", "bb", "ccc", "dddd"], log_metric=lambda name, value: metrics.__setitem__(name, value))
+    assert metrics[f"{reward.__name__}/swap_agreed"] == 1.0
+    assert metrics[f"{reward.__name__}/zero_variance"] == 0.0
+    assert metrics[f"{reward.__name__}/score_length"] > 0.9
+    assert reward.summary.notes["comparisons"] == 4 and reward.summary.notes["swaps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        pytest.param([("a", "b")], "multiple of num_generations", id="single_rows"),
+        pytest.param([("a", "a", "b"), ("b", "c")], "multiple of num_generations", id="a_group_is_cut"),
+    ],
+)
+def test_incomplete_groups_are_refused_with_the_batch_size_rule(keys: list[tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        assemble([Offer(one, one) for one in keys])
+
+
+def test_owners_hold_most_of_their_group_and_share_the_work() -> None:
+    offers = [Offer(tuple("aab"), tuple("uvw")), Offer(tuple("bcc"), tuple("xyz"))]
+    groups = assemble(offers)
+    assert [(group.owner, group.texts) for group in groups] == [(0, ("u", "v")), (1, ("w", "x")), (1, ("y", "z"))]
+    even = assemble([Offer(tuple("abcd"), tuple("abcd")), Offer(tuple("abcd"), tuple("efgh"))])
+    assert sorted(group.owner for group in even) == [0, 0, 1, 1]
+
+
+def test_a_prompt_that_stands_twice_is_two_groups() -> None:
+    groups = assemble([Offer(tuple("aaaabb"), tuple("123456"))])
+    assert [group.texts for group in groups] == [("1", "2"), ("3", "4"), ("5", "6")]
+
+
+def test_an_error_of_one_rank_is_an_error_of_all() -> None:
+    with pytest.raises(EngineError, match="rank 1 could not judge: KeyError"):
+        raise_together([Offer(), Offer(error="KeyError: 'x'")])
+
+
+def test_pictures_in_a_completion_cannot_be_compared_as_texts() -> None:
+    from PIL import Image
+
+    picture = [{"role": "assistant", "content": [{"type": "image", "image": Image.new("RGB", (4, 4))}]}]
+    with pytest.raises(ConfigError, match="format='score'"):
+        FlexJudgeReward(Judge(Listwise(), ScriptedEngine([])))(["p", "p"], [picture, picture])
+
+
+@pytest.mark.trainer
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_layout_gives_the_rewards_of_a_single_process(world: int, tmp_path: Path) -> None:
+    for form in ("listwise", "pair", "score") if world == 2 else ("listwise",):
+        wrong, total = mismatches(world, form, tmp_path)
+        assert wrong == 0 and total >= 96
+
+
+@pytest.mark.trainer
+@pytest.mark.parametrize(
+    ("how", "seconds", "ended"),
+    [
+        pytest.param("raises", 0, ("RuntimeError", "EngineError"), id="raises"),
+        pytest.param("hangs", 60, ("none", "rewards"), id="hangs"),
+        pytest.param("is slow", 1, ("rewards", "rewards"), id="slow"),
+    ],
+)
+def test_no_rank_waits_past_the_deadline(how: str, seconds: float, ended: tuple[str, str], tmp_path: Path) -> None:
+    deadline = 3.0
+    (own, first), (other, second) = run(2, waited, tmp_path, how, seconds, deadline)
+    assert (first, second) == ended
+    assert max(own, other) < deadline + 10
