@@ -40,12 +40,12 @@ class Summary:
     """Rows that got a score or a failure here."""
     cached: int = 0
     """Those whose replies came from the cache."""
-    failures: Counter[FailureKind] = field(default_factory=Counter)
+    failures: dict[FailureKind, int] = field(default_factory=dict)
     seconds: float = 0.0
     """Spent in judging."""
     tokens: int = 0
     """Of the judge's replies, cached ones included."""
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)
     """Counts of votes, swaps, forced thoughts and comparisons; see `adaptive.py`."""
 
     def add(self, rows: Sequence[Judged], notes: Mapping[str, float], seconds: float) -> None:
@@ -53,12 +53,14 @@ class Summary:
         self.calls += 1
         self.judgements += len(rows)
         self.cached += sum(row.cached for row in rows)
-        self.failures.update(row.outcome.kind for row in rows if isinstance(row.outcome, Failure))
+        for row in rows:
+            if isinstance(row.outcome, Failure):
+                self.failures[row.outcome.kind] = self.failures.get(row.outcome.kind, 0) + 1
         self.seconds += seconds
         self.tokens += int(notes.get("tokens", 0))
         for name, value in notes.items():
             if name not in ("tokens", "verdicts"):
-                self.notes[name] += int(value)
+                self.notes[name] = self.notes.get(name, 0) + int(value)
 
     @property
     def new(self) -> int:
@@ -66,7 +68,7 @@ class Summary:
         return self.judgements - self.cached
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common()) or "none"
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.failures.items())) or "none"
         did = "".join(f", {name.replace('_', ' ')} {count}" for name, count in sorted(self.notes.items()) if count)
         return (
             f"{self.calls} calls, {self.judgements} judgements ({self.cached} from the cache, {self.new} new),"
