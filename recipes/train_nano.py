@@ -1,6 +1,7 @@
 """Train the embedded judge from nothing: tokenizer, base vision-language model, text-only judge, and the ablation.
 
-    python recipes/train_nano.py                                   # what is shipped, under two hours on two cores
+    python recipes/train_nano.py                                   # base and judge, under two hours on two cores
+    python recipes/train_nano.py --steps 2000                      # what is shipped: without the judge's second cycle
     python recipes/train_nano.py --stages base judge answer_first  # the ablation too
     python recipes/train_nano.py --install                         # and put the weights into the package
 
@@ -281,7 +282,7 @@ def rate(stage: str, step: int) -> float:
 
 def train(stage: str, model: Any, make: Maker, out: Path, seed: int, limit: int | None) -> None:
     """One stage: AdamW, a checkpoint and a report every few minutes; goes on from the last checkpoint."""
-    steps = limit or sum(cycle[0] for cycle in PLANS[stage])
+    steps = min(limit or 10**9, sum(cycle[0] for cycle in PLANS[stage]))
     if stage != "base":
         model.model.visual.requires_grad_(False)  # what it sees stays as it is
     weights = [p for p in model.parameters() if p.requires_grad]
