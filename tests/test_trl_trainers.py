@@ -216,7 +216,7 @@ def test_every_setting_of_the_recipe_configs_exists(config: str, monkeypatch: py
 def test_the_recipe_runs_and_a_second_run_judges_nothing_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {"output_dir": tmp_path, "judge_cache": tmp_path / "judge.sqlite", "max_steps": 4, "measure_every": 4}
+    flags = {"output_dir": tmp_path, "judge_cache": tmp_path / "judge.sqlite", "max_steps": 2, "measure_every": 2}
     flags |= {"held_out": 20, "questions": 32}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["grpo_vlm.py", "--config", str(RECIPES / "configs" / "grpo_nano.yaml"), *words])
