@@ -82,7 +82,7 @@ def newest() -> dict[str, dict[str, object]]:
 
 
 def holds(value: float, target: str) -> str:
-    """"yes" or "NO" by a target such as ">= 0.9"; "-" without one."""
+    """ "yes" or "NO" by a target such as ">= 0.9"; "-" without one."""
     sign, _, bound = target.partition(" ")
     compare = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__, "<": float.__lt__, ">": float.__gt__}
     if sign not in compare:

@@ -96,7 +96,7 @@ def draw(of: Scene, rng: random.Random) -> Image:
 def clip(of: Scene, rng: random.Random, frames: int = 4) -> list[Image]:
     """A clip of the scene in which the shapes drift by a pixel or two."""
     ground = tuple(rng.randint(8, 40) for _ in range(3))
-    looks = [_Look.random(rng) for _ in PLACES]
+    looks = [_Look.drawn(rng) for _ in PLACES]
     images = []
     for _ in range(frames):
         images.append(_frame(of, looks, ground))
@@ -114,7 +114,7 @@ class _Look:
     shade: float
 
     @classmethod
-    def random(cls, rng: random.Random) -> _Look:
+    def drawn(cls, rng: random.Random) -> _Look:
         return cls(rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(7.5, 10), rng.uniform(0.85, 1.06))
 
     def drifted(self, rng: random.Random) -> _Look:
@@ -206,7 +206,7 @@ def judged(count: int) -> tuple[Kind, ...]:
 
     Looking for something is the hardest to learn; three descriptions are too long for so small a model.
     """
-    mix: tuple[Kind, ...] = (*["what"] * 4, *["count"] * 3, *["exists"] * 5)  # type: ignore[assignment]
+    mix: tuple[Kind, ...] = ("what", "what", "what", "what", "count", "count", "count") + ("exists",) * 5
     return mix if count > 2 else (*mix, "describe", "describe")
 
 
