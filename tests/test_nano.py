@@ -195,7 +195,7 @@ def test_the_recipe_sees_pictures_as_the_plain_model_does() -> None:
 
 
 def sanity(
-    form: world.Form, medium: str, candidates: int, count: int = 32
+    form: world.Form, medium: str, candidates: int, count: int = 64
 ) -> tuple[list[Example], list[tuple[int, ...]]]:
     rng = random.Random(f"{form} {medium}")
     examples, truths = [], []
@@ -214,7 +214,7 @@ def test_the_judge_judges_held_out_scenes() -> None:
     engine = engines.TransformersEngine(str(path("judge")))
     sampling, rubric = Sampling(max_tokens=160), Rubric("Is the answer right?", Scale(1, 10))
     try:
-        # Well below the measured figures (nano/README.md), because 32 examples are few.
+        # Well below the measured figures (nano/README.md), because 64 examples are few.
         for form, kind, medium, candidates, least in (
             ("pair", Pair, "words", 2, 0.6),
             ("pair", Pair, "picture", 2, 0.6),
