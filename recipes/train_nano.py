@@ -2,7 +2,7 @@
 
     python recipes/train_nano.py                                   # base and judge, under two hours on two cores
     python recipes/train_nano.py --steps 2000                      # what is shipped: without the judge's second cycle
-    python recipes/train_nano.py --stages base judge answer_first  # the ablation too
+    python recipes/train_nano.py --stages answer_first             # the ablation alone, from the shipped base
     python recipes/train_nano.py --install                         # and put the weights into the package
 
 Stages; a stopped run goes on from its last checkpoint:
@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from nano_model import make_model, make_tokenizer, save, see, to_patches
 from tokenizers import Tokenizer
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from flexjudge_reward import Choice, Example, Listwise, Pair, Rubric, Score
 from flexjudge_reward.nano import path, world
@@ -316,6 +317,22 @@ def train(stage: str, model: Any, make: Maker, out: Path, seed: int, limit: int 
             print(json.dumps({"step": step + 1, **report(model, make, stage, 48)}), flush=True)
 
 
+def tokenizer_of(out: Path, new: bool) -> Tokenizer:
+    """The tokenizer whose ids the base in `out` has learned; else a new one, or that of the shipped base."""
+    saved = out / "tokenizer.json"
+    if not saved.exists():
+        tokenizer = make_tokenizer() if new else Tokenizer.from_file(str(path("base") / "tokenizer.json"))
+        tokenizer.save(str(saved))
+    return Tokenizer.from_file(str(saved))
+
+
+def base_weights(out: Path) -> dict[str, torch.Tensor]:
+    """The base trained in `out`; where there is none, the shipped one."""
+    if (out / "base.pt").exists():
+        return torch.load(out / "base.pt", weights_only=True)["model"]
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path("base"), dtype=torch.float32).state_dict()
+
+
 def main() -> None:
     """Run the stages in order."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -328,14 +345,13 @@ def main() -> None:
     options = args.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    known = options.out / "base" / "tokenizer.json"  # the ids that the base has learned
-    tokenizer = Tokenizer.from_file(str(known)) if known.exists() else make_tokenizer()
+    tokenizer = tokenizer_of(options.out, new="base" in options.stages)
     make = Maker(tokenizer)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         model = make_model(tokenizer)
         if stage != "base":
-            model.load_state_dict(torch.load(options.out / "base.pt", weights_only=True)["model"])
+            model.load_state_dict(base_weights(options.out))
         train(stage, model, make, options.out, options.seed, options.steps)
         save(model, tokenizer, options.out / stage)
         if options.install and stage in ("base", "judge"):
