@@ -130,7 +130,7 @@ def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
             LocalEntryNotFoundError,
         )
     except ImportError:
-        raise MissingExtra("transformers", "cpu") from None
+        raise MissingExtra("transformers", "transformers") from None
     try:
         return Path(hf_hub_download(model, name, revision=revision))
     except LocalEntryNotFoundError:
@@ -153,7 +153,7 @@ def load_tokenizer(source: Source) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise MissingExtra("transformers", "cpu") from None
+        raise MissingExtra("transformers", "transformers") from None
     try:
         return AutoTokenizer.from_pretrained(
             source.model, revision=source.revision, trust_remote_code=source.trust_remote_code

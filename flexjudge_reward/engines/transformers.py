@@ -133,7 +133,7 @@ class TransformersEngine:
             try:
                 import torch  # noqa: F401
             except ImportError:
-                raise MissingExtra("torch", "cpu") from None
+                raise MissingExtra("torch", "transformers") from None
             from flexjudge_reward.engines._decode import Decoder
 
             source = self._find()
