@@ -301,7 +301,7 @@ def test_code_of_a_model_runs_only_pinned(revision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "module", "extra"), [(VLLMEngine, "vllm", "vllm"), (TransformersEngine, "torch", "cpu")]
+    ("engine", "module", "extra"), [(VLLMEngine, "vllm", "vllm"), (TransformersEngine, "torch", "transformers")]
 )
 def test_a_missing_extra_says_what_to_install(
     engine: type[VLLMEngine | TransformersEngine], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
