@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,17 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "recipes/configs/grpo_nano.yaml"
 
 
-def run(seed: int, folder: Path) -> dict[str, Any]:
-    """One training; what it reported."""
+def run(seed: int, folder: Path, form: str = "score") -> dict[str, Any]:
+    """One training with a judge of this format; what it reported."""
     began = time.monotonic()
     command = [sys.executable, "recipes/grpo_vlm.py", "--config", CONFIG, "--seed", str(seed)]
     command += ["--output_dir", str(folder), "--judge_cache", str(folder / "judge.sqlite")]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    environment = os.environ | {"FLEXJUDGE_FORMAT": form}
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
     judged, seconds = found["judge"], time.monotonic() - began
     shares = f"{found['accuracy_before']:.1%} -> {found['accuracy_after']:.1%}"
     counts = f"{judged['judgements']} judgements, {judged['new']} new, failures {judged['failures']}"
-    print(f"seed {seed}: {shares}, {counts}, {seconds:.0f} s", flush=True)
+    print(f"{form}, seed {seed}: {shares}, {counts}, {seconds:.0f} s", flush=True)
     return found
 
 

@@ -3,6 +3,7 @@
     python benchmarks/groups.py layouts     gloo processes, every layout; ranks that raise, hang or are slow
     python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
     python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
+    python benchmarks/groups.py grpo        the demo's training with listwise and pointwise rewards, three seeds each
 
 Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
 """
@@ -14,10 +15,13 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+from demo import run
 from figures import record
 
 from flexjudge_reward import (
@@ -49,10 +53,10 @@ G = 8
 def main() -> None:
     """Runs the part named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("layouts", "swap", "nano"))
+    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo"))
     parser.add_argument("--groups", type=int, default=60, help="groups of eight (nano)")
     options = parser.parse_args()
-    {"layouts": layouts, "swap": swap, "nano": lambda: nano(options.groups)}[options.part]()
+    {"layouts": layouts, "swap": swap, "nano": lambda: nano(options.groups), "grpo": grpo}[options.part]()
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -61,7 +65,8 @@ def main() -> None:
 def layouts() -> None:
     """Rows whose reward depends on how the batch was split, and how long others wait for a rank that misbehaves."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from support.layouts import mismatches, run, waited
+    from support.layouts import mismatches, waited
+    from support.layouts import run as spawned
 
     with tempfile.TemporaryDirectory() as folder:
         counts = [mismatches(world_size, form, Path(folder)) for world_size in (2, 4) for form in ("listwise", "pair")]
@@ -70,7 +75,7 @@ def layouts() -> None:
         record("groups.layout_mismatches", wrong, unit="rows", target="<= 0", note=note)
         deadline, longest = 5.0, 0.0
         for how, seconds in (("raises", 0.0), ("hangs", 120.0), ("is slow", 3.0)):
-            for _, (waiting, _) in enumerate(run(2, waited, Path(folder), how, seconds, deadline)):
+            for _, (waiting, _) in enumerate(spawned(2, waited, Path(folder), how, seconds, deadline)):
                 longest = max(longest, waiting - deadline)
         note = f"deadline {deadline:g} s; rank 0 raises, hangs for 120 s or takes 3 s"
         record("groups.wait_over_deadline_s", max(0.0, longest), unit="s", target="<= 10", note=note)
@@ -79,31 +84,46 @@ def layouts() -> None:
 # ------------------------------------------------------------------------------------------------------------ swap
 
 
-def swap(pairs: int = 10_000) -> None:
-    """The share of first places among the winners that both orders agree on, away from one half."""
-    worst = 0.0
+def swap(pairs: int = 10_000, rounds: int = 5) -> None:
+    """How far the first place's share among the labels that both orders agree on is from its share in the truth.
+
+    Beside its bias the judge errs in one case of ten, so that wrong labels are agreed on too. One round of 10,000 pairs
+    is known to a third of a percent only, so five are drawn.
+    """
+    worst, one_order = 0.0, 0.0
     for bias in (0.0, 0.1, 0.2, 0.3, 0.4):
         rng = random.Random(f"swap {bias}")
-
-        def reply(prompt: Prompt, rng: random.Random = rng, bias: float = bias) -> str:
-            one, other = [part.text for part in prompt.messages[1].parts if isinstance(part, Quoted)][1:]
-            if rng.random() < bias:
-                return "<think></think><answer>9</answer><answer>2</answer>"
-            return f"<think></think><answer>{one.split()[0]}</answer><answer>{other.split()[0]}</answer>"
-
-        drawn = [rng.sample(range(1, 11), 2) for _ in range(pairs)]
+        drawn = [rng.sample(range(1, 11), 2) for _ in range(pairs * rounds)]
         examples = [Example("q", [f"{a} a{i}", f"{b} b{i}"]) for i, (a, b) in enumerate(drawn)]
-        verdicts = Judge(Swapped(Pair()), ScriptedEngine(reply))(examples)
-        truth = statistics.mean(a > b for a, b in drawn)
-        wins = [v.scores[0] > v.scores[1] for v in verdicts if v.scores and v.scores[0] != v.scores[1]]
-        right = statistics.mean(
-            a > b for (a, b), v in zip(drawn, verdicts, strict=True) if v.scores and v.scores[0] != v.scores[1]
+        engine = ScriptedEngine(partial(biased, rng, bias))
+        skews = []
+        for form in (Swapped(Pair()), Pair()):
+            verdicts = Judge(form, engine)(examples)
+            labels = [
+                ((v.scores[0] > v.scores[1]) - (a > b))
+                for (a, b), v in zip(drawn, verdicts, strict=True)
+                if v.scores and v.scores[0] != v.scores[1]
+            ]
+            skews.append(100 * statistics.mean(labels))
+        print(
+            f"bias {bias:.0%}: skew {skews[0]:+.3f} % where both orders agree, {skews[1]:+.1f} % in one order",
+            flush=True,
         )
-        skew = abs(statistics.mean(wins) - right) * 100
-        print(f"bias {bias:.0%}: {len(wins)} of {pairs} agreed, residual skew {skew:.3f} % (base rate {truth:.1%})")
-        worst = max(worst, skew)
-    note = "10,000 pairs per bias of 0, 10, 20, 30, 40 %; first-place wins among agreed labels against the truth's"
+        worst, one_order = max(worst, abs(skews[0])), max(one_order, abs(skews[1]))
+    note = (
+        f"worst of 0, 10, 20, 30, 40 % bias, {rounds} x {pairs:,} pairs each, 10 % errors; one order: {one_order:.1f} %"
+    )
     record("swap.residual_skew_percent", worst, unit="%", target="< 0.5", note=note)
+
+
+def biased(rng: random.Random, bias: float, prompt: Prompt) -> str:
+    """A judge that names the first answer with chance `bias`; otherwise the better one, but for one case of ten."""
+    scores = [part.text.split()[0] for part in prompt.messages[1].parts if isinstance(part, Quoted)][1:]
+    if rng.random() < bias:
+        scores = ["9", "2"]
+    elif rng.random() < 0.1:
+        scores.reverse()
+    return "<think></think>" + "".join(f"<answer>{score}</answer>" for score in scores)
 
 
 # ------------------------------------------------------------------------------------------------------------ nano
@@ -167,9 +187,9 @@ def tokens(verdicts: Sequence[Verdict]) -> int:
 
 
 def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """One call for eight answers (in chunks of four) against eight calls."""
+    """One call for eight answers against eight calls."""
     alone, single = judged(engine, Score(prompts="nano"), groups)
-    together, listed = judged(engine, Chunked(Listwise(prompts="nano"), 4), groups)
+    together, listed = judged(engine, Chunked(Listwise(prompts="nano"), G), groups)
     ratio = tokens(listed) / tokens(single)
     taus = [
         statistics.mean(tau(outcomes, asked, example) for outcomes, (asked, example) in zip(found, groups, strict=True))
@@ -180,7 +200,7 @@ def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
         ratio,
         unit="ratio",
         target="<= 0.25",
-        note=f"{len(groups)} groups of 8, chunks of 4",
+        note=f"{len(groups)} groups of 8",
     )
     note = f"Kendall tau-b against the truth: pointwise {taus[0]:.3f}, listwise {taus[1]:.3f}"
     record("groups.listwise_tau_gain", taus[1] - taus[0], unit="tau", target=">= 0", note=note)
@@ -272,6 +292,50 @@ def expectations(engine: TransformersEngine, groups: Sequence[Group]) -> None:
     note = f"{len(mixed)} groups with different answers: {shares[0]:.1%} with whole scores, {shares[1]:.1%} expected"
     ratio = shares[1] / shares[0] if shares[0] else 0.0
     record("groups.expected_zero_variance_ratio", ratio, unit="ratio", target="<= 0.5", note=note)
+
+
+# ------------------------------------------------------------------------------------------------------------ grpo
+
+
+def grpo(seeds: Sequence[int] = (1, 2, 3)) -> None:
+    """Accuracy at the end of the demo's training, one judge call per group against one per answer, and the plot."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {
+            form: [run(seed, Path(folder) / f"{form}{seed}", form) for seed in seeds] for form in ("score", "listwise")
+        }
+    after = {form: 100 * statistics.mean(one["accuracy_after"] for one in runs) for form, runs in found.items()}
+    spent = {
+        form: tuple(sum(one["judge"][what] for one in runs) for what in ("seconds", "tokens"))
+        for form, runs in found.items()
+    }
+    (seconds, written), (seconds_listed, written_listed) = spent["score"], spent["listwise"]
+    note = f"{len(seeds)} seeds: {after['listwise']:.1f} % against {after['score']:.1f} % right after training; judge"
+    note += f" {seconds_listed:.0f} s against {seconds:.0f} s, {written_listed} tokens against {written}"
+    difference = after["listwise"] - after["score"]
+    record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
+    plot(found)
+
+
+def plot(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Accuracy over the steps, a line per seed, and the seconds that judging took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (curves, times) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=120, width_ratios=(2.4, 1))
+    for (form, runs), colour in zip(found.items(), ("tab:gray", "tab:blue"), strict=True):
+        for number, one in enumerate(runs):
+            shares = [100 * share for share in one["accuracy"].values()]
+            label = {"score": "pointwise: a call per answer", "listwise": "listwise: a call per group"}[form]
+            curves.plot(list(map(int, one["accuracy"])), shares, "o-", color=colour, label=None if number else label)
+        times.bar(form.replace("score", "pointwise"), sum(one["judge"]["seconds"] for one in runs), color=colour)
+    curves.set(xlabel="step", ylabel="held-out pictures right, %", ylim=(0, 100))
+    curves.legend(loc="lower right")
+    curves.grid(alpha=0.3)
+    times.set(ylabel=f"seconds of judging, {len(runs)} seeds")
+    figure.savefig(Path(__file__).parent / "results" / "grpo_listwise.png", bbox_inches="tight")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from flexjudge_reward import (
     Verdict,
 )
 from flexjudge_reward.engines.transformers import TransformersEngine
-from flexjudge_reward.nano import path, world
+from flexjudge_reward.nano import path, traces, world
 
 FORMATS = {"score": Score, "pair": Pair, "listwise": Listwise, "choice": Choice}
 SAMPLING = Sampling(temperature=0.0, max_tokens=160)
@@ -58,7 +58,7 @@ class Case:
         return tuple(world.score(self.asked, reply, self.high) for reply in self.replies)
 
 
-def cases(form: world.Form, medium: str, count: int, candidates: int, seed: int) -> list[Case]:
+def cases(form: traces.Form, medium: str, count: int, candidates: int, seed: int) -> list[Case]:
     """`count` held-out examples; `medium` is words, picture or clip. Of lists and choices one reply alone is best."""
     rng = random.Random(f"benchmark {form} {medium} {seed}")
     made = []
@@ -105,7 +105,7 @@ class Bench:
         self.engine = TransformersEngine(str(model), dtype="float32", batch_size=batch)
         self.read = self.failed = 0
 
-    def __call__(self, form: world.Form, medium: str, count: int, candidates: int) -> tuple[list[Case], list[Verdict]]:
+    def __call__(self, form: traces.Form, medium: str, count: int, candidates: int) -> tuple[list[Case], list[Verdict]]:
         """Cases and their verdicts."""
         group = cases(form, medium, count, candidates, seed=1)
         verdicts = Judge(FORMATS[form](prompts="nano"), self.engine, SAMPLING)([case.example for case in group])

@@ -62,8 +62,8 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
     text = _encodable(text)
     searches = _searches(tokens if isinstance(tokens, frozenset) else frozenset(tokens))
     # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
-    while found := next((search for search in searches if search[0].search(search[1](text))), None):
-        text = _broken(text, *found)
+    while found := next((search for search in searches if search.found(text)), None):
+        text = _broken(text, found)
     return text
 
 
@@ -130,21 +130,35 @@ _FOLDED = _Folded()
 
 def _fold(text: str) -> str:
     """`text` decomposed and without accents and invisible characters; `_fold(a + b) == _fold(a) + _fold(b)`."""
-    return _ASCII_HIDDEN.sub("", text) if text.isascii() else text.translate(_FOLDED)
+    if text.isascii():
+        return text if text.isprintable() else _ASCII_HIDDEN.sub("", text)
+    return text.translate(_FOLDED)
+
+
+class _Search:
+    """What to look for, and in which copy of the text."""
+
+    def __init__(self, tokens: Collection[str], fold: Callable[[str], str], *patterns: str) -> None:
+        self.fold = fold
+        self.pattern = re.compile("|".join([*patterns, *_branches(sorted(tokens))]))
+        self._firsts = {"<", *(token[0] for token in tokens)}  # TAGS and _SHAPE begin with "<"
+
+    def found(self, text: str) -> bool:
+        """Whether there is anything; most text has none of the first characters, which is faster to see."""
+        copy = self.fold(text)
+        return any(first in copy for first in self._firsts) and self.pattern.search(copy) is not None
 
 
 @lru_cache(maxsize=64)
-def _searches(tokens: frozenset[str]) -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
-    """What to look for, and in which copy of the text."""
+def _searches(tokens: frozenset[str]) -> list[_Search]:
     visible = {token for token in tokens if token.replace("▁", " ").strip()}
     # Plain text that some tokenizers add as tokens, "é" or "...", is looked for as it stands: its folds, "e" and "...",
     # are everybody's.
     plain = {token for token in visible if _fold(token) != token and not set(_fold(token)) & set("<[|")}
     folded = {_fold(token) for token in visible - plain}
     tags = "(?i:" + "|".join(map(re.escape, TAGS)) + ")"
-    control = re.compile("|".join([tags, _SHAPE, *_branches(sorted(folded))]))
-    literal = [(re.compile("|".join(_branches(sorted(plain)))), str)] if plain else []
-    return [*literal, (control, _fold)]
+    literal = [_Search(plain, str)] if plain else []
+    return [*literal, _Search(folded, _fold, tags, _SHAPE)]
 
 
 def _branches(tokens: Sequence[str]) -> Iterator[str]:
@@ -163,13 +177,13 @@ def _branches(tokens: Sequence[str]) -> Iterator[str]:
             yield re.escape(start) + "(?:" + "|".join(_branches([token[len(start) :] for token in same])) + ")"
 
 
-def _broken(text: str, pattern: re.Pattern[str], fold: Callable[[str], str]) -> str:
+def _broken(text: str, search: _Search) -> str:
     """`text` with a space after the first visible character of every match in its folded copy."""
     chars = list(text)
-    folds = [fold(char) for char in chars]
+    folds = [search.fold(char) for char in chars]
     origin = [index for index, folded in enumerate(folds) for _ in folded]
     folded, cut = "".join(folds), 0
-    while match := pattern.search(folded, cut):
+    while match := search.pattern.search(folded, cut):
         visible = match.group().lstrip()
         cut = match.end() - len(visible) + 1
         left = origin[cut - 1]

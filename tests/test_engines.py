@@ -26,6 +26,7 @@ from flexjudge_reward import (
     EngineError,
     Example,
     Generation,
+    Judge,
     Media,
     Message,
     MissingExtra,
@@ -35,7 +36,9 @@ from flexjudge_reward import (
     Sampling,
     Score,
 )
+from flexjudge_reward.adaptive import Forced
 from flexjudge_reward.engines import ScriptedEngine, ServerEngine, TransformersEngine, VLLMEngine, _http
+from flexjudge_reward.expected import Expected
 from flexjudge_reward.nano import path, world
 
 GREEDY, SHORT = Sampling(max_tokens=160), Sampling(max_tokens=12)
@@ -242,6 +245,36 @@ def test_engines_agree(nano_vllm: VLLMEngine, nano_server: str, nano_transformer
     assert long[0].text == said[0] and long[1].failure is not None and long[1].failure.kind == "engine"
     assert server.identity()["model"] == "nano"
     server.close()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("form", "limit"),
+    [
+        pytest.param(lambda: Forced(Score(prompts="nano"), 16), 20, id="a_thought_is_closed"),
+        pytest.param(lambda: Expected(Score(prompts="nano")), 160, id="scores_are_expected"),
+    ],
+)
+def test_engines_agree_on_what_goes_on_from_a_thought(
+    form: Callable[[], Forced | Expected],
+    limit: int,
+    nano_vllm: VLLMEngine,
+    nano_server: str,
+    nano_transformers: TransformersEngine,
+) -> None:
+    server = ServerEngine(nano_server)
+    rng = random.Random(3)
+    asked = [world.question(rng, world.scene(rng, held_out=True)) for _ in range(6)]
+    pictures = [Media.image(world.draw(one.scene, rng)) for one in asked]
+    examples = [Example([shown, one.text], [one.truth]) for one, shown in zip(asked, pictures, strict=True)]
+    engines: list[Engine] = [nano_transformers, nano_vllm, server]
+    found = [Judge(form(), engine, Sampling(max_tokens=limit))(examples) for engine in engines]
+    server.close()
+    for verdicts in found:
+        assert [verdict.failure for verdict in verdicts] == [None] * len(examples)
+        assert [v.scores for v in verdicts] == [pytest.approx(v.scores, abs=0.05) for v in found[0]]
+    forced = [sum(verdict.notes.get("forced", 0) for verdict in verdicts) for verdicts in found]
+    assert forced == ([6] * 3 if limit < 160 else [0] * 3)
 
 
 # ------------------------------------------------------------------------------------------------ the test double
@@ -499,6 +532,23 @@ def test_what_a_reply_says(body: str, text: str | None, finish: str) -> None:
     whole = "<think>why</think><answer>7</answer>"
     assert (generation.text, generation.finish_reason) == (whole if text is None else text, finish)
     assert (generation.prompt_tokens, generation.completion_tokens, generation.failure) == (3, 5, None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param('"usage": ["many"]', id="usage_a_list"),
+        pytest.param('"usage": {"prompt_tokens": "many"}', id="tokens_a_word"),
+        pytest.param('"usage": {"prompt_tokens": [1]}', id="tokens_a_list"),
+        pytest.param('"usage": {"prompt_tokens": Infinity}', id="tokens_without_end"),
+    ],
+)
+def test_a_malformed_reply_harms_nobody_else(field: str) -> None:
+    body = reply("<answer>7</answer>").replace('"usage": {"prompt_tokens": 3, "completion_tokens": 5}', field)
+    with FaultServer(lambda name, nth: Fault(body=body) if name == "item 1" else None) as server:
+        generations = ask(server, 3)
+    kinds = [generation.failure and generation.failure.kind for generation in generations]
+    assert kinds == [None, "engine", None]
 
 
 def test_what_is_sent() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import FlexJudgeReward, Judge, Score, nano
+from flexjudge_reward import FlexJudgeReward, Judge, Listwise, Prompt, Quoted, Score, nano
 from flexjudge_reward.engines.scripted import ScriptedEngine
 
 pytestmark = [
@@ -133,6 +133,18 @@ def test_grpo_on_pictures_sees_each_picture_once(tmp_path: Path) -> None:
     assert [len(prompt.media) for prompt in prompts] == [1] * 8
     assert len({prompt.media[0].digest for prompt in prompts}) == 2
     assert trainer._logs["advantages"][0] < 0 < trainer._logs["advantages"][3]
+
+
+def test_grpo_judges_each_group_in_one_call(text_policy: str, tmp_path: Path) -> None:
+    def in_order(prompt: Prompt) -> str:
+        quoted = [part for part in prompt.messages[1].parts if isinstance(part, Quoted)]
+        return "<think></think>" + "".join(f"<answer>{score}</answer>" for score in range(1, len(quoted)))
+
+    engine = ScriptedEngine(in_order)
+    reward = FlexJudgeReward(Judge(Listwise(), engine))
+    log = finite(trained(text_policy, [reward], tmp_path, TEXT_ROWS))
+    assert len(engine.prompts) == 2  # eight completions, four of each prompt
+    assert log["frac_reward_zero_std"] == 0 and 0 < log[f"rewards/{reward.__name__}/mean"] < 0.5
 
 
 def test_rloo(text_policy: str, tmp_path: Path) -> None:

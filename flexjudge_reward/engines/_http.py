@@ -3,7 +3,7 @@
 Promised: every request ends as the server's JSON or as one named failure; a request that ends never waits for another;
 `post_all` returns at its deadline. Retried are what may pass by itself (connection errors, cut or broken bodies, a 200
 that holds an error, and the statuses of `_RETRIED`), with growing, jittered pauses, or the pause the server asks for up
-to `_LONGEST_PAUSE_S`. Keys and passwords appear in no message. Not known here: what a prompt or a reply is.
+to `_LONGEST_PAUSE_S`. Keys and passwords appear in no message. Not known here: how prompts and replies are written.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from flexjudge_reward.errors import EngineError
-from flexjudge_reward.types import Generation
+from flexjudge_reward.types import Generation, Prompt
 
 if TYPE_CHECKING:
     import aiohttp
 
-Answer = dict[str, Any] | Generation
 _T = TypeVar("_T")
 
 _RETRIED = {408, 409, 425, 429} | set(range(500, 600))
@@ -40,15 +39,19 @@ _SHOWN = 300  # characters of a server's message that a failure quotes
 _LARGE = 2**20  # bytes; aiohttp wants larger bodies as a file
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request to come: `build` makes its JSON body, or says why there is none."""
+class Language(Protocol):
+    """How the server is spoken to. Neither method raises."""
 
-    build: Callable[[], bytes | Generation]
-    relaxed: Callable[[], bytes | Generation]
-    """The same without a limit that a server may refuse (400) where the reply would not fit the model's context."""
-    slow: bool
-    """Whether building takes long (pictures to encode), so that it must not hold up the other requests."""
+    def write(self, prompt: Prompt, capped: bool) -> bytes | Generation:
+        """The JSON body of a request, or why there is none.
+
+        Not `capped`, it has no limit that a server may refuse (400) where the reply would not fit the model's context.
+        """
+        ...
+
+    def read(self, answer: Mapping[str, Any]) -> Generation:
+        """A chat completion as a reply."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ class _Refused:
 class _Batch:
     """What the requests of one `post_all` share."""
 
-    answers: list[Answer | None]
+    prompts: Sequence[Prompt]
+    language: Language
+    replies: list[Generation | None]
+    served: bool = False
+    """Whether the server answered one of them."""
     problems: dict[int, str] = field(default_factory=dict)
     """The last problem of each request that is being retried."""
     fatal: str = ""
@@ -103,7 +110,7 @@ class Client:
 
         self.pid = os.getpid()
         self._parts, self._start_command = urlsplit(url), start_command
-        self._concurrency, self._tries = concurrency, tries
+        self._concurrency, self._timeout, self._tries = concurrency, timeout, tries
         self._where = self._parts._replace(query="").geturl()
         self._secrets = [secret for secret in (key, *(login or ()), self._parts.query) if secret]
         self._listed: list[dict[str, Any]] | None = None
@@ -114,7 +121,7 @@ class Client:
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
         self._thread.start()
         self._chat_url = yarl.URL(self._address("chat/completions"), encoded=True)
-        self._session, self._slots = self._wait(self._open(login, key, concurrency, timeout))
+        self._session, self._slots = self._wait(self._open(login, key))
 
     def models(self) -> list[dict[str, Any]]:
         """The server's list of models; empty if it keeps none. Asks only at first, and after connection errors.
@@ -128,16 +135,17 @@ class Client:
                 self._unreachable = 0
             return self._listed
 
-    def post_all(self, requests: Sequence[Request], deadline: float) -> list[Answer]:
-        """The answer to each request, in order, within `deadline` seconds.
+    def post_all(self, prompts: Sequence[Prompt], language: Language, deadline: float) -> list[Generation]:
+        """The reply to each prompt, in order, within `deadline` seconds.
 
         Raises:
             EngineError: the server refused the key or the model before it answered anything.
         """
-        batch = self._wait(self._post_all(requests, deadline))
-        if batch.fatal and not any(isinstance(answer, dict) for answer in batch.answers):
+        batch = _Batch(prompts, language, [None] * len(prompts))
+        self._wait(self._post_all(batch, deadline))
+        if batch.fatal and not batch.served:
             raise EngineError(batch.fatal)
-        return [answer or self._unanswered(batch, index, deadline) for index, answer in enumerate(batch.answers)]
+        return [reply or self._unanswered(batch, index, deadline) for index, reply in enumerate(batch.replies)]
 
     def close(self) -> None:
         """Ends what is running, the connections and the thread; may be called twice, and in a forked child."""
@@ -164,19 +172,19 @@ class Client:
             raise
 
     async def _open(
-        self, login: tuple[str, str] | None, key: str | None, concurrency: int, timeout: float
+        self, login: tuple[str, str] | None, key: str | None
     ) -> tuple[aiohttp.ClientSession, asyncio.Semaphore]:
         import aiohttp
 
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         session = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),  # requests do not depend on each other
-            connector=aiohttp.TCPConnector(limit=concurrency + 1),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0)),
+            connector=aiohttp.TCPConnector(limit=self._concurrency + 1),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self._timeout, 10.0)),
             headers=headers,
             auth=aiohttp.BasicAuth(*login) if login and not key else None,
         )
-        return session, asyncio.Semaphore(concurrency)
+        return session, asyncio.Semaphore(self._concurrency)
 
     async def _shut(self) -> None:
         running = asyncio.all_tasks() - {asyncio.current_task()}
@@ -208,16 +216,15 @@ class Client:
             " or correct the address"
         )
 
-    async def _post_all(self, requests: Sequence[Request], deadline: float) -> _Batch:
-        batch = _Batch([None] * len(requests))
-        waiting = iter(enumerate(requests))
+    async def _post_all(self, batch: _Batch, deadline: float) -> None:
+        waiting = iter(range(len(batch.prompts)))
 
         async def work() -> None:
-            for index, request in waiting:  # shared: each takes the next one
+            for index in waiting:  # shared: each takes the next one
                 async with self._slots:
-                    batch.answers[index] = await self._answer(batch, index, request)
+                    batch.replies[index] = await self._reply(batch, index)
 
-        tasks = [asyncio.create_task(work()) for _ in range(min(len(requests), self._concurrency))]
+        tasks = [asyncio.create_task(work()) for _ in range(min(len(batch.prompts), self._concurrency))]
         try:
             await asyncio.wait(tasks, timeout=deadline)
         finally:
@@ -226,26 +233,35 @@ class Client:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-        return batch
 
-    async def _answer(self, batch: _Batch, index: int, request: Request) -> Answer:
-        if batch.fatal or batch.gone:
-            return self._left_out(batch)
-        body = await self._loop.run_in_executor(None, request.build) if request.slow else request.build()
-        outcome = body if isinstance(body, Generation) else await self._tried(batch, index, body)
-        if isinstance(outcome, _Refused) and outcome.too_long:
-            body = request.relaxed()
+    async def _reply(self, batch: _Batch, index: int) -> Generation:
+        prompt, write = batch.prompts[index], batch.language.write
+        refused = ""
+        for capped in (True, False):
+            if batch.fatal or batch.gone:
+                return self._left_out(batch)
+            # Pictures take long to encode; that must not hold up the other requests.
+            here = not prompt.media
+            body = write(prompt, capped) if here else await self._loop.run_in_executor(None, write, prompt, capped)
             outcome = body if isinstance(body, Generation) else await self._tried(batch, index, body)
-        return Generation.failed("engine", outcome.problem) if isinstance(outcome, _Refused) else outcome
+            if isinstance(outcome, Generation):
+                return outcome
+            refused = outcome.problem
+            if not outcome.too_long:
+                break
+        return Generation.failed("engine", refused)
 
-    async def _tried(self, batch: _Batch, index: int, body: bytes) -> Answer | _Refused:
-        """The answer to one body, tried until it is there, refused, or out of tries."""
+    async def _tried(self, batch: _Batch, index: int, body: bytes) -> Generation | _Refused:
+        """The reply to one body, tried until it is there, refused, or out of tries."""
         nobody = True
         for attempt in range(self._tries):
             outcome = await self._try(body)
             if not isinstance(outcome, _Retry):
                 self._unreachable = 0
-                if isinstance(outcome, _Refused) and outcome.all:
+                if isinstance(outcome, dict):
+                    batch.served = True
+                    return batch.language.read(outcome)
+                if outcome.all:
                     batch.fatal = outcome.problem
                     return self._left_out(batch)
                 return outcome
@@ -264,7 +280,11 @@ class Client:
 
         data = io.BytesIO(body) if len(body) > _LARGE else body
         try:
-            async with self._session.post(self._chat_url, data=data, allow_redirects=False) as response:
+            # aiohttp's own total timeout costs four times as much as this one, and a tenth of a request.
+            async with (
+                asyncio.timeout(self._timeout),
+                self._session.post(self._chat_url, data=data, allow_redirects=False) as response,
+            ):
                 raw = await response.read()
         except TimeoutError:
             return _Retry("the server did not answer within the timeout of one try")

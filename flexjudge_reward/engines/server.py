@@ -20,17 +20,16 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flexjudge_reward.errors import ConfigError, EngineError, MediaError
 from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, flatten
 from flexjudge_reward.media import Media
-from flexjudge_reward.types import FinishReason, Generation, Prompt, Sampling, TokenLogprob
+from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
-    from flexjudge_reward.engines._http import Answer, Client
+    from flexjudge_reward.engines._http import Client
 
 KEY_VARIABLE = "FLEXJUDGE_API_KEY"
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
@@ -99,15 +98,8 @@ class ServerEngine:
         """
         if not prompts:
             return []
-        from flexjudge_reward.engines._http import Request
-
-        served, client = self._served(), self._opened()
-        write = _Writer(self._shared_fields(sampling, served), sampling, self._control_tokens())
-        requests = [
-            Request(partial(write, prompt), partial(write, prompt, capped=False), slow=bool(prompt.media))
-            for prompt in prompts
-        ]
-        return [_generation(answer) for answer in client.post_all(requests, self.deadline)]
+        language = _Chat(self._shared_fields(sampling, self._served()), sampling, self._control_tokens())
+        return self._opened().post_all(prompts, language, self.deadline)
 
     def identity(self) -> dict[str, object]:
         """The address without secrets, the model as the server lists it, and `build`. Asks the server once.
@@ -216,30 +208,42 @@ def _shown(url: str) -> str:
     return urlsplit(url)._replace(query="").geturl()
 
 
-class _Writer:
-    """Writes the JSON of the requests of one call. Candidates of a group share a picture, so each is encoded once."""
+class _Chat:
+    """The language of one call's requests: JSON bodies and chat completions.
+
+    Candidates of a group share a picture and all prompts the instructions, so each of these is written once.
+    """
 
     def __init__(self, shared: Mapping[str, Any], sampling: Sampling, tokens: frozenset[str]) -> None:
         self._begin = json.dumps(shared)[:-1]  # the closing brace follows after the fields of one request
         self._sampling, self._tokens = sampling, tokens
         self._uris: dict[Media, str] = {}
+        self._systems: dict[Message, str] = {}
 
-    def __call__(self, prompt: Prompt, capped: bool = True) -> bytes | Generation:
-        """One request; a failure if its media cannot be used. Not `capped`, a reply may fill the model's context."""
+    def write(self, prompt: Prompt, capped: bool) -> bytes | Generation:
+        """One request; a failure if its media cannot be used."""
         try:
-            messages = [{"role": m.role, "content": self._content(flatten(m, self._tokens))} for m in prompt.messages]
+            messages = ", ".join([self._message(message) for message in prompt.messages])
         except MediaError as error:
             return Generation.failed("media", str(error))
         cap = f', "max_tokens": {self._sampling.max_tokens}' if capped else ""
         if prompt.messages[-1].role == "assistant":  # the judge's own beginning, as vLLM and SGLang name it
             cap += ', "continue_final_message": true, "add_generation_prompt": false'
         seed = self._sampling.seed + prompt.sample
-        return f'{self._begin}{cap}, "seed": {seed}, "messages": {json.dumps(messages)}}}'.encode()
+        return f'{self._begin}{cap}, "seed": {seed}, "messages": [{messages}]}}'.encode()
 
-    def _content(self, parts: tuple[str | Media, ...]) -> str | list[dict[str, Any]]:
-        if len(parts) == 1 and isinstance(parts[0], str):
-            return parts[0]
-        return [self._part(part) for part in parts]
+    def _message(self, message: Message) -> str:
+        if message.role != "system":
+            return self._written(message)
+        if message not in self._systems:
+            self._systems[message] = self._written(message)
+        return self._systems[message]
+
+    def _written(self, message: Message) -> str:
+        parts = flatten(message, self._tokens)
+        plain = len(parts) == 1 and isinstance(parts[0], str)
+        content = json.dumps(parts[0] if plain else [self._part(part) for part in parts])
+        return f'{{"role": "{message.role}", "content": {content}}}'
 
     def _part(self, part: str | Media) -> dict[str, Any]:
         if isinstance(part, str):
@@ -249,11 +253,15 @@ class _Writer:
         name = f"{part.kind}_url"
         return {"type": name, name: {"url": self._uris[part]}}
 
+    def read(self, answer: Mapping[str, Any]) -> Generation:
+        """What the server answered, as a reply; a failure where a field is not what it should be."""
+        try:
+            return _generation(answer)
+        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
+            return Generation.failed("engine", f"the server's reply has a malformed field: {error!r}")
 
-def _generation(answer: Answer) -> Generation:
-    """What the server answered, as a reply."""
-    if isinstance(answer, Generation):
-        return answer
+
+def _generation(answer: Mapping[str, Any]) -> Generation:
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     message = choice["message"]
     text, finish = message.get("content") or "", _FINISH.get(choice.get("finish_reason"))

@@ -116,7 +116,8 @@ class FaultServer:
         self.requests.append(body)
         found = _NAME.search(text)
         name = found.group() if found else "nobody"
-        fault = self.plan(name, self.tries[name])
+        # The dead answer nobody, also while their connections are being closed.
+        fault = Fault("die") if self._stopped.is_set() else self.plan(name, self.tries[name])
         self.tries[name] += 1
         await asyncio.sleep(self.delay)
         if fault is None:
