@@ -20,7 +20,7 @@ from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from flexjudge_reward.nano import world
+from flexjudge_reward.nano import traces, world
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")
@@ -46,12 +46,12 @@ def make_tokenizer() -> Tokenizer:
         "\n```\n",
         "```\n",
         "\n```",
-        " far near same other unclear a is in and the shape answer Think first Read it",
+        " near other unclear a is in and the shape answer Think first Read it",
     ] * 9
     texts += ["List Name Look at Restate steps"] * 9
     for _ in range(3000):
         asked = world.question(rng, world.scene(rng))
-        texts += [asked.text, asked.truth, world.reasoning(asked, [asked.truth, asked.truth, ""], "choice")]
+        texts += [asked.text, asked.truth, traces.reasoning(asked, [asked.truth, asked.truth, ""], "choice")]
     texts += [text.replace(" ", "\n") for text in texts]  # words at the start of a line have no space before them
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1400, min_frequency=2, initial_alphabet=alphabet, show_progress=False)

@@ -1,7 +1,6 @@
 """Train the embedded judge from nothing: tokenizer, base vision-language model, text-only judge, and the ablation.
 
     python recipes/train_nano.py                                   # base and judge, under two hours on two cores
-    python recipes/train_nano.py --steps 2000                      # what is shipped: without the judge's second cycle
     python recipes/train_nano.py --stages answer_first             # the ablation alone, from the shipped base
     python recipes/train_nano.py --install                         # and put the weights into the package
 
@@ -39,7 +38,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from flexjudge_reward import Choice, Example, Listwise, Pair, Rubric, Score
-from flexjudge_reward.nano import path, world
+from flexjudge_reward.nano import path, traces, world
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Quoted
 
@@ -51,14 +50,7 @@ ASKED = {
     for high in (5, 10)
 }
 SIZE = 24  # sequences per step
-PLANS = {  # cycles of steps and peak learning rate
-    "base": ((1500, 1.5e-3),),
-    "judge": ((2000, 1e-3), (1600, 1e-3)),
-    "answer_first": ((2000, 1e-3), (1600, 1e-3)),
-}
-
-# What is judged in the last cycle: more of what is hard to learn.
-HARD: tuple[world.Kind, ...] = (*["what"] * 2, "count", *["exists"] * 5, *["describe"] * 4)
+PLANS = {"base": (2000, 1.5e-3), "judge": (2000, 1e-3), "answer_first": (2000, 1e-3)}  # steps, peak learning rate
 
 # --------------------------------------------------------------------------------------------------------- data
 
@@ -109,7 +101,7 @@ class Maker:
         return result
 
 
-def prompt_of(asked: world.Question, replies: list[str], form: world.Form, high: int) -> tuple[str, str]:
+def prompt_of(asked: world.Question, replies: list[str], form: traces.Form, high: int) -> tuple[str, str]:
     """System and user text of the package's own judge prompt, with SCENE in the place of the scene."""
     (prompt,) = ASKED[form, high].render(Example(SCENE + asked.text, replies))
     return tuple("".join(p.text if isinstance(p, Quoted) else str(p) for p in m.parts) for m in prompt.messages)  # type: ignore[return-value]
@@ -121,17 +113,15 @@ def judge_sample(
     held_out: bool = False,
     medium: str = "words",
     first: str = "think",
-    kinds: tuple[world.Kind, ...] = (),
 ) -> Sample:
     """One judgement with its reasoning. Training calls this with words only."""
-    form: world.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
+    form: traces.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
-    count = {"score": 1, "pair": 2}.get(form) or rng.choice((2, 3, 4, 4))
-    mix = tuple(kind for kind in kinds if kind != "describe" or count < 3) if kinds else world.judged(count)
-    asked = world.question(rng, world.scene(rng, held_out), mix)
+    count = rng.choice({"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 6, 8), "choice": (2, 3, 4, 4)}[form])
+    asked = world.question(rng, world.scene(rng, held_out), world.judged(count))
     replies = world.candidates(rng, asked, count, single_best=form == "choice" and rng.random() < 0.9)
-    thought = f"<think>{world.reasoning(asked, replies, form, high)}</think>"
-    answer = world.verdict(asked, replies, form, high)
+    thought = f"<think>{traces.reasoning(asked, replies, form, high)}</think>"
+    answer = traces.verdict(asked, replies, form, high)
     system, user = prompt_of(asked, replies, form, high)
     reply = (thought + answer if first == "think" else answer + thought) + "<|im_end|>"
     sample = make.sample(rng, system, user, reply, asked, medium)
@@ -162,12 +152,12 @@ def base_sample(
             ("Think first.", "Think.", "Think in steps and answer.", f"Think {rng.randint(1, 10)} steps.")
         )
         user = f"```\n{user}\n```\n" if rng.random() < 0.5 else user
-        reply = f"<think>{world.derivation(asked)}</think><answer>{asked.truth}</answer><|im_end|>"
+        reply = f"<think>{traces.derivation(asked)}</think><answer>{asked.truth}</answer><|im_end|>"
     elif mode == "read":
         count = rng.choice((0, 1, 1, 2, 2, 3, 4))
         replies = world.candidates(rng, asked, count) if count else []
         system, user = page(rng, asked, replies)
-        reply = f"<think>{world.derivation(asked)}"
+        reply = f"<think>{traces.derivation(asked)}"
     sample = make.sample(rng, system, user, reply, asked, medium)
     sample.label = f"{medium} {mode} {asked.kind}"
     return sample
@@ -209,21 +199,20 @@ def batches(stage: str, make: Maker, seed: int, first: int) -> Iterator[list[Sam
     pool = 16
     for number in itertools.count(first // pool):
         rng = random.Random(f"{seed} {stage} {number}")
-        late = number * pool >= PLANS[stage][0][0]
-        samples = [training_sample(stage, make, rng, late) for _ in range(pool * SIZE)]
+        samples = [training_sample(stage, make, rng) for _ in range(pool * SIZE)]
         samples.sort(key=lambda sample: len(sample.ids))
         groups = [samples[i * SIZE : (i + 1) * SIZE] for i in range(pool)]
         rng.shuffle(groups)
         yield from groups[first % pool if number == first // pool else 0 :]
 
 
-def training_sample(stage: str, make: Maker, rng: random.Random, late: bool) -> Sample:
+def training_sample(stage: str, make: Maker, rng: random.Random) -> Sample:
     if stage == "base":
         return base_sample(make, rng)
-    kinds = HARD if late else world.judged(1)
     if rng.random() < 0.2:  # keeps its eyes open: pictures and clips read aloud, nothing judged, see base_sample
-        return base_sample(make, rng, medium=rng.choices(("picture", "clip"), (0.8, 0.2))[0], mode="read", kinds=kinds)
-    return judge_sample(make, rng, first="think" if stage == "judge" else "answer", kinds=kinds if late else ())
+        medium = rng.choices(("picture", "clip"), (0.8, 0.2))[0]
+        return base_sample(make, rng, medium=medium, mode="read", kinds=world.judged(1))
+    return judge_sample(make, rng, first="think" if stage == "judge" else "answer")
 
 
 def forward(model: Any, make: Maker, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -271,19 +260,14 @@ def report(model: Any, make: Maker, stage: str, per_label: int) -> dict[str, flo
 
 
 def rate(stage: str, step: int) -> float:
-    """The learning rate: in each cycle a warm-up over 100 steps, then a cosine down to a fiftieth."""
-    begin = 0
-    for steps, peak in PLANS[stage]:
-        if step < begin + steps:
-            part = (step - begin) / steps
-            return peak * min((step - begin + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * part)))
-        begin += steps
-    return 0.0
+    """The learning rate: a warm-up over 100 steps, then a cosine down to a fiftieth."""
+    steps, peak = PLANS[stage]
+    return peak * min((step + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
 def train(stage: str, model: Any, make: Maker, out: Path, seed: int, limit: int | None) -> None:
     """One stage: AdamW, a checkpoint and a report every few minutes; goes on from the last checkpoint."""
-    steps = min(limit or 10**9, sum(cycle[0] for cycle in PLANS[stage]))
+    steps = min(limit or 10**9, PLANS[stage][0])
     if stage != "base":
         model.model.visual.requires_grad_(False)  # what it sees stays as it is
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import Choice, Example, Generation, Judge, Listwise, Media, Pair, Rubric, Sampling, Scale, Score
-from flexjudge_reward.nano import path, world
+from flexjudge_reward.nano import path, traces, world
 
 SCENE = world.Scene(("red circle", "nothing", "blue square", "red star"))
 WHAT, EMPTY = world.Question(SCENE, "what", "top-left"), world.Question(SCENE, "what", "top-right")
@@ -76,10 +76,10 @@ def some(seed: int, count: int = 300) -> list[tuple[random.Random, world.Questio
 def test_the_trace_ends_in_the_score_that_the_answer_tag_repeats() -> None:
     for rng, asked in some(1):
         replies, high = world.candidates(rng, asked, 3), rng.choice((5, 10))
-        thought = world.reasoning(asked, replies, "listwise", high)
+        thought = traces.reasoning(asked, replies, "listwise", high)
         scores = [world.score(asked, reply, high) for reply in replies]
         assert [int(part.split()[0].rstrip(".")) for part in thought.split(" score ")[1:]] == scores
-        assert world.verdict(asked, replies, "listwise", high) == "".join(f"<answer>{s}</answer>" for s in scores)
+        assert traces.verdict(asked, replies, "listwise", high) == "".join(f"<answer>{s}</answer>" for s in scores)
 
 
 def test_a_choice_ends_in_the_first_of_the_best() -> None:
@@ -87,8 +87,40 @@ def test_a_choice_ends_in_the_first_of_the_best() -> None:
         replies = world.candidates(rng, asked, 4)
         scores = [world.score(asked, reply) for reply in replies]
         letter = "ABCD"[scores.index(max(scores))]
-        assert world.reasoning(asked, replies, "choice").endswith(f"best {letter}.")
-        assert world.verdict(asked, replies, "choice") == f"<answer>{letter}</answer>"
+        assert traces.reasoning(asked, replies, "choice").endswith(f"best {letter}.")
+        assert traces.verdict(asked, replies, "choice") == f"<answer>{letter}</answer>"
+
+
+TRACES = [
+    (WHAT, "green circle", "So top-left red circle.", "A green red no circle circle yes score 5."),
+    (WHAT, "red", "", "A red red yes unclear score 1."),
+    (WHAT, "nothing", "", "A nothing red no score 1."),
+    (WHAT, "red circle star", "", "A red red yes circle circle yes unclear score 1."),
+    (
+        COUNT,
+        "3",
+        "bottom-left blue square blue red no 1 bottom-right red star red red yes 2. So 2.",
+        "A 3 2 near score 5.",
+    ),
+    (COUNT, "many", "top-right nothing 1", "A unclear score 1."),
+    (EXISTS, "no", "top-left red circle red blue no circle square no no top-right nothing no", "A no yes no score 1."),
+    (EXISTS, "yes.", "bottom-left blue square blue blue yes square square yes yes", "A yes yes yes score 10."),
+    (DESCRIBE, "top-left red star top-right nothing.", TOLD, "no 0 top-right nothing nothing yes 1 unclear score 1."),
+]
+
+
+@pytest.mark.parametrize(("asked", "reply", "worked", "checked"), TRACES)
+def test_a_trace_compares_word_by_word(asked: world.Question, reply: str, worked: str, checked: str) -> None:
+    thought = traces.reasoning(asked, [reply], "score")
+    assert thought.startswith("top-left red circle") and thought.endswith(checked)
+    assert worked in thought
+
+
+def test_unclear_is_what_leaves_the_asked_form() -> None:
+    for rng, asked in some(12, 2000):
+        reply = world.candidate(rng, asked, junk=0.5)
+        thought = traces.reasoning(asked, [reply], "score")
+        assert ("unclear" in thought) == (world.parse(asked, reply) is None), reply
 
 
 def test_the_right_answer_is_right_and_junk_is_not() -> None:
@@ -141,7 +173,7 @@ def test_the_traces_are_what_the_formats_read() -> None:
     for rng, asked in some(10, 50):
         for form, kind in (("pair", Pair), ("choice", Choice)):
             replies = world.candidates(rng, asked, 2, single_best=True)
-            text = f"<think>{world.reasoning(asked, replies, form)}</think>{world.verdict(asked, replies, form)}"
+            text = f"<think>{traces.reasoning(asked, replies, form)}</think>{traces.verdict(asked, replies, form)}"
             verdict = kind(prompts="nano").read(Example(asked.text, replies), [Generation(text)])
             assert verdict.scores is not None
             assert verdict.scores.index(max(verdict.scores)) == world.best(asked, replies)
@@ -195,7 +227,7 @@ def test_the_recipe_sees_pictures_as_the_plain_model_does() -> None:
 
 
 def sanity(
-    form: world.Form, medium: str, candidates: int, count: int = 64
+    form: traces.Form, medium: str, candidates: int, count: int = 64
 ) -> tuple[list[Example], list[tuple[int, ...]]]:
     rng = random.Random(f"{form} {medium}")
     examples, truths = [], []

@@ -3,7 +3,7 @@
 A scene is a 2 x 2 grid of coloured shapes. It can be drawn as a picture (56 x 56, a cell is one merged patch of a
 Qwen2.5-VL), as a short clip, or told in words; picture and words stand at the same place of a question, so one can
 replace the other. Everything is known: the right answer, the score any answer deserves, and the reasoning that leads
-to the score. Everything random comes from the generator the caller passes, so a seed fixes all of it.
+to the score (`traces.py`). Everything random comes from the generator the caller passes, so a seed fixes all of it.
 
 Scores on the scale 1-10 (on 1-5: half of it, rounded up):
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Kind = Literal["what", "count", "exists", "describe"]
-Form = Literal["score", "pair", "listwise", "choice"]
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -48,6 +47,14 @@ _RGB = {
 }
 _FRAME = (150, 150, 150)
 _STAR = ((0, -10), (3, -3), (10, -3), (4, 2), (6, 9), (0, 5), (-6, 9), (-4, 2), (-10, -3), (-3, -3))
+_CONTENT = ((*COLOURS, NOTHING), SHAPES)
+VOCABULARY: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "what": _CONTENT,
+    "count": (("0", "1", "2", "3", "4", "5"),),
+    "exists": (("yes", "no"),),
+    "describe": _CONTENT,
+}
+"""What the words of an answer can be, one after the other; in a description, of each place."""
 _DESCRIBED = (1, 3, 5, 8, 10)
 
 
@@ -204,7 +211,7 @@ def question(rng: random.Random, about: Scene, kinds: Sequence[Kind] = KINDS) ->
 def judged(count: int) -> tuple[Kind, ...]:
     """The mix of questions the judge is asked about with `count` candidates, as often as each stands in it.
 
-    Looking for something is the hardest to learn; three descriptions are too long for so small a model.
+    Looking for something is the hardest to learn; three descriptions would make the longest traces by far.
     """
     mix: tuple[Kind, ...] = ("what", "what", "what", "what", "count", "count", "count") + ("exists",) * 5
     return mix if count > 2 else (*mix, "describe", "describe")
@@ -212,15 +219,11 @@ def judged(count: int) -> tuple[Kind, ...]:
 
 def parse(asked: Question, reply: str) -> tuple[str, ...] | None:
     """The answer in `reply` as a tuple (what: one content, describe: four), or None if it is not of the asked form."""
-    text = reply.strip().lower().rstrip(".").strip()
-    words = text.split(" ")
+    words = words_of(asked, reply)
     if asked.kind == "what":
-        words = words[1:] if words[0] == "a" else words
         return (" ".join(words),) if _is_content(words) else None
-    if asked.kind == "count":
-        return (text,) if text in ("0", "1", "2", "3", "4", "5") else None
-    if asked.kind == "exists":
-        return (text,) if text in ("yes", "no") else None
+    if asked.kind in ("count", "exists"):
+        return (words[0],) if len(words) == 1 and words[0] in VOCABULARY[asked.kind][0] else None
     cells = []
     for place in PLACES:
         size = 2 if words[1:2] == [NOTHING] else 3
@@ -229,6 +232,12 @@ def parse(asked: Question, reply: str) -> tuple[str, ...] | None:
             return None
         cells.append(" ".join(here[1:]))
     return None if words else tuple(cells)
+
+
+def words_of(asked: Question, reply: str) -> list[str]:
+    """The words of `reply` that count: without an article, capitals and the last full stop."""
+    words = reply.strip().lower().rstrip(".").strip().split(" ")
+    return words[1:] if asked.kind == "what" and words[0] == "a" else words
 
 
 def _is_content(words: Sequence[str]) -> bool:
@@ -263,70 +272,6 @@ def best(asked: Question, replies: Sequence[str]) -> int:
     """The index of the best reply, the first of them on a tie."""
     scores = [score(asked, reply) for reply in replies]
     return scores.index(max(scores))
-
-
-# Reasoning: tiny steps, each of which needs only what stands before it.
-
-
-def derivation(asked: Question) -> str:
-    """The scene transcribed and the right answer worked out on the way. It does not depend on any candidate.
-
-    Counting and looking write the answer so far after every place, so that the last one is the answer.
-    """
-    cells, subject = asked.scene.cells, asked.subject
-    if asked.kind == "count":
-        notes = [f" {sum(shows(cell, subject) for cell in cells[: i + 1])}" for i in range(4)]
-    elif asked.kind == "exists":
-        notes = [f" {_yes(any(shows(cell, subject) for cell in cells[: i + 1]))}" for i in range(4)]
-    else:
-        notes = [""] * 4
-    steps = " ".join(f"{place} {cell}{note}" for place, cell, note in zip(PLACES, cells, notes, strict=True)) + "."
-    if asked.kind == "describe":
-        return steps
-    return f"{steps} So {subject} {asked.truth}." if asked.kind == "what" else f"{steps} So {asked.truth}."
-
-
-def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
-    """The thought of a judge: the derivation, then each candidate checked against it, lettered from A."""
-    steps = [derivation(asked)]
-    for index, reply in enumerate(replies):
-        steps.append(f" {LETTERS[index]} {_check(asked, reply)} score {score(asked, reply, high)}")
-        if form == "choice":
-            steps.append(f" best {LETTERS[best(asked, replies[: index + 1])]}")
-    return "".join(steps) + "."
-
-
-def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
-    """The answer tags that follow the thought."""
-    if form == "choice":
-        return f"<answer>{LETTERS[best(asked, replies)]}</answer>"
-    return "".join(f"<answer>{score(asked, reply, high)}</answer>" for reply in replies)
-
-
-def _check(asked: Question, reply: str) -> str:
-    answer, truth = parse(asked, reply), parse(asked, asked.truth)
-    if answer is None or truth is None:
-        return "unclear"
-    if asked.kind == "what":
-        # The candidate's word, the true word beside it, whether they are the same.
-        return " ".join(f"{said} {true} {_yes(said == true)}" for said, true in _side_by_side(answer[0], truth[0]))
-    if asked.kind == "count":
-        off = abs(int(answer[0]) - int(truth[0]))
-        return f"{answer[0]} {('same', 'near')[off] if off < 2 else 'far'}"
-    if asked.kind == "exists":
-        return f"{answer[0]} {'same' if answer == truth else 'far'}"
-    hits = [sum(a == b for a, b in zip(answer[: i + 1], truth, strict=False)) for i in range(4)]
-    parts = zip(PLACES, answer, truth, hits, strict=True)
-    return " ".join(f"{place} {said} {true} {hit}" for place, said, true, hit in parts)
-
-
-def _side_by_side(said: str, true: str) -> list[tuple[str, str]]:
-    words, right = said.split(), true.split()
-    return [(word, right[min(index, len(right) - 1)]) for index, word in enumerate(words)]
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 # Candidate answers of known quality.
