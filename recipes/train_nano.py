@@ -50,7 +50,7 @@ ASKED = {
     for high in (5, 10)
 }
 SIZE = 24  # sequences per step
-PLANS = {"base": (2000, 1.5e-3), "judge": (2000, 1e-3), "answer_first": (2000, 1e-3)}  # steps, peak learning rate
+PLANS = {"base": (2000, 1.5e-3), "judge": (2400, 1e-3), "answer_first": (2400, 1e-3)}  # steps, peak learning rate
 
 # --------------------------------------------------------------------------------------------------------- data
 
@@ -119,7 +119,9 @@ def judge_sample(
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice({"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 6, 8), "choice": (2, 3, 4, 4)}[form])
     asked = world.question(rng, world.scene(rng, held_out), world.judged(count))
-    replies = world.candidates(rng, asked, count, single_best=form == "choice" and rng.random() < 0.9)
+    # Answers that only just leave the asked form are what it learns last, so it sees more of them than it will meet.
+    single_best = form == "choice" and rng.random() < 0.9
+    replies = world.candidates(rng, asked, count, single_best, junk=0.25)
     thought = f"<think>{traces.reasoning(asked, replies, form, high)}</think>"
     answer = traces.verdict(asked, replies, form, high)
     system, user = prompt_of(asked, replies, form, high)

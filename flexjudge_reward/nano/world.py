@@ -288,10 +288,12 @@ def candidate(rng: random.Random, asked: Question, right: float = 0.4, junk: flo
     return text + "." if rng.random() < 0.1 else text
 
 
-def candidates(rng: random.Random, asked: Question, count: int, single_best: bool = False) -> list[str]:
+def candidates(
+    rng: random.Random, asked: Question, count: int, single_best: bool = False, junk: float = 0.1
+) -> list[str]:
     """`count` answers in random order; with `single_best` one of them alone has the highest score."""
     while True:
-        replies = [candidate(rng, asked) for _ in range(count)]
+        replies = [candidate(rng, asked, junk=junk) for _ in range(count)]
         scores = sorted(score(asked, reply) for reply in replies)
         if not single_best or scores[-1] > scores[-2]:
             return replies
