@@ -292,7 +292,7 @@ def test_one_process_sets_the_file_aside_for_all(filled: Path) -> None:
     with filled.open("r+b") as file:
         file.write(b"\xff" * filled.stat().st_size)
     engine = CachedEngine(ScriptedEngine(echo), filled)
-    ask_all(engine, ["theirs"])
+    ask_all(engine, ["theirs", *NAMES])  # what the log does not hold is read from the file
     assert len(engine.store.set_aside) == 1
     damaged.set()
     assert results.get(timeout=60) == 1, "the other process sees the new file"
@@ -579,12 +579,14 @@ def test_only_the_user_may_read_it(path: Path) -> None:
 def test_an_interrupted_write_leaves_nothing_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(path, LIMIT)
     store.put([row(1)])
+    insert = tables.insert
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*arguments: Any) -> None:
+        insert(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "count", interrupted)
+        patch.setattr(tables, "insert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.put([row(2)])
     assert store.put([row(3)]) == 1 and aside(path) == []
@@ -610,6 +612,10 @@ def test_look_ups_are_counted_for_all_processes(path: Path, monkeypatch: pytest.
     monkeypatch.setattr(store, "_flushed", -1e9)  # a long run that only reads counts now and then
     store.get([b"x" * 32])
     assert Store(path, LIMIT).summary().misses == 4
+    store.get([b"y" * 32])
+    monkeypatch.setattr(store, "_flushed", -1e9)  # one that also writes, somewhat more often
+    store.put([row(1)])
+    assert Store(path, LIMIT).summary().misses == 5
 
 
 def test_verify_removes_bad_rows_and_sets_a_broken_structure_aside(filled: Path) -> None:

@@ -38,6 +38,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PAUSE = 60.0  # seconds without the file after it could not be used
+FLUSH = 1.0  # seconds between two notes of hits and misses in the file, while something else is written
 
 _REMOTE = frozenset(
     "nfs nfs4 cifs smb3 smbfs ncpfs afs lustre gpfs beegfs ceph glusterfs 9p pvfs2 orangefs wekafs fuse.sshfs "
@@ -259,7 +260,8 @@ class Store:
     def _insert(self, rows: Sequence[Row], db: sqlite3.Connection) -> bool:
         with tables.transaction(db):
             tables.insert(db, rows, self.max_bytes - min(MAX_WAL, self.max_bytes // 8))
-            self._count(db)
+            if time.monotonic() - self._flushed > FLUSH:  # it dirties one page more
+                self._count(db)
         if _size(self._beside("-wal")) > min(MAX_WAL, self.max_bytes // 16):
             tables.empty_log(db)  # readers kept SQLite from starting it over
         return True
@@ -323,7 +325,10 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 # SQLite's locks belong to a process, its notes about them to memory that a fork copies: a child that inherited an open
