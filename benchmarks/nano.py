@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from figures import record
@@ -167,14 +167,19 @@ def size(model: Path) -> tuple[int, float]:
 
 
 def answer_first(model: Path, count: int, batch: int) -> float:
-    """Share of uneven picture pairs in which the ablation finds the better answer; read loosely, in its favour."""
+    """Share of uneven picture pairs in which the ablation finds the better answer; read loosely, in its favour.
+
+    The answer tag is opened for it: left alone it reads pictures aloud, as both judges do in training, and stops there.
+    """
     group = cases("pair", "picture", count, 2, seed=1)
     engine, form = TransformersEngine(str(model), dtype="float32", batch_size=batch), Pair(prompts="nano")
-    replies = engine.generate([form.render(case.example)[0] for case in group], SAMPLING)
+    opened = Message("assistant", ("<answer>",))
+    prompts = [form.render(case.example)[0] for case in group]
+    replies = engine.generate([replace(one, messages=(*one.messages, opened)) for one in prompts], SAMPLING)
     engine.close()
     right = total = 0
     for case, reply in zip(group, replies, strict=True):
-        scores = [int(number) for number in re.findall(r"<answer>([0-9]+)</answer>", reply.text)[:2]]
+        scores = [int(number) for number in re.findall(r"<answer>([0-9]+)</answer>", "<answer>" + reply.text)[:2]]
         if case.truth[0] != case.truth[1]:
             total += 1
             right += (

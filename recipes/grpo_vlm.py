@@ -227,6 +227,8 @@ def main() -> None:
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    if quantization := get_quantization_config(model_args):  # TRL 1.6 has no argument for it yet
+        training_args.model_init_kwargs["quantization_config"] = quantization
     policy, processor = model_args.model_name_or_path, None
     if policy == "nano":
         policy = str(path("base"))
@@ -238,7 +240,6 @@ def main() -> None:
         args=training_args,
         train_dataset=training_data(options, training_args.seed),
         peft_config=get_peft_config(model_args),
-        quantization_config=get_quantization_config(model_args),
     )
     measure = Measure(HeldOut.draw(options.held_out), options.measure_every, reward.__name__) if nano else None
     if measure is not None:

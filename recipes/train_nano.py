@@ -50,7 +50,12 @@ ASKED = {
     for high in (5, 10)
 }
 SIZE = 24  # sequences per step
-PLANS = {"base": (2000, 1.5e-3), "judge": (2400, 1e-3), "answer_first": (2400, 1e-3)}  # steps, peak learning rate
+PLANS = {  # cycles of steps and peak learning rate
+    "base": ((2000, 1.5e-3),),
+    "judge": ((2000, 1e-3), (400, 3e-4)),
+    "answer_first": ((2000, 1e-3), (400, 3e-4)),
+}
+JUNK = (0.1, 0.25)  # of the judge's candidates, in each cycle: what only just leaves the asked form is learned last
 
 # --------------------------------------------------------------------------------------------------------- data
 
@@ -113,15 +118,15 @@ def judge_sample(
     held_out: bool = False,
     medium: str = "words",
     first: str = "think",
+    junk: float = JUNK[0],
 ) -> Sample:
     """One judgement with its reasoning. Training calls this with words only."""
     form: traces.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice({"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 6, 8), "choice": (2, 3, 4, 4)}[form])
     asked = world.question(rng, world.scene(rng, held_out), world.judged(count))
-    # Answers that only just leave the asked form are what it learns last, so it sees more of them than it will meet.
     single_best = form == "choice" and rng.random() < 0.9
-    replies = world.candidates(rng, asked, count, single_best, junk=0.25)
+    replies = world.candidates(rng, asked, count, single_best, junk)
     thought = f"<think>{traces.reasoning(asked, replies, form, high)}</think>"
     answer = traces.verdict(asked, replies, form, high)
     system, user = prompt_of(asked, replies, form, high)
@@ -201,20 +206,21 @@ def batches(stage: str, make: Maker, seed: int, first: int) -> Iterator[list[Sam
     pool = 16
     for number in itertools.count(first // pool):
         rng = random.Random(f"{seed} {stage} {number}")
-        samples = [training_sample(stage, make, rng) for _ in range(pool * SIZE)]
+        late = number * pool >= PLANS[stage][0][0]
+        samples = [training_sample(stage, make, rng, JUNK[late]) for _ in range(pool * SIZE)]
         samples.sort(key=lambda sample: len(sample.ids))
         groups = [samples[i * SIZE : (i + 1) * SIZE] for i in range(pool)]
         rng.shuffle(groups)
         yield from groups[first % pool if number == first // pool else 0 :]
 
 
-def training_sample(stage: str, make: Maker, rng: random.Random) -> Sample:
+def training_sample(stage: str, make: Maker, rng: random.Random, junk: float) -> Sample:
     if stage == "base":
         return base_sample(make, rng)
     if rng.random() < 0.2:  # keeps its eyes open: pictures and clips read aloud, nothing judged, see base_sample
         medium = rng.choices(("picture", "clip"), (0.8, 0.2))[0]
         return base_sample(make, rng, medium=medium, mode="read", kinds=world.judged(1))
-    return judge_sample(make, rng, first="think" if stage == "judge" else "answer")
+    return judge_sample(make, rng, first="think" if stage == "judge" else "answer", junk=junk)
 
 
 def forward(model: Any, make: Maker, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -262,14 +268,17 @@ def report(model: Any, make: Maker, stage: str, per_label: int) -> dict[str, flo
 
 
 def rate(stage: str, step: int) -> float:
-    """The learning rate: a warm-up over 100 steps, then a cosine down to a fiftieth."""
-    steps, peak = PLANS[stage]
-    return peak * min((step + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+    """The learning rate: in each cycle a warm-up over 100 steps, then a cosine down to a fiftieth."""
+    for steps, peak in PLANS[stage]:
+        if step < steps:
+            return peak * min((step + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+        step -= steps
+    return 0.0
 
 
 def train(stage: str, model: Any, make: Maker, out: Path, seed: int, limit: int | None) -> None:
     """One stage: AdamW, a checkpoint and a report every few minutes; goes on from the last checkpoint."""
-    steps = min(limit or 10**9, PLANS[stage][0])
+    steps = min(limit or 10**9, sum(cycle[0] for cycle in PLANS[stage]))
     if stage != "base":
         model.model.visual.requires_grad_(False)  # what it sees stays as it is
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -248,11 +248,11 @@ def test_the_judge_judges_held_out_scenes() -> None:
     try:
         # Well below the measured figures (nano/README.md), because 64 examples are few.
         for form, kind, medium, candidates, least in (
-            ("pair", Pair, "words", 2, 0.6),
-            ("pair", Pair, "picture", 2, 0.6),
-            ("score", Score, "picture", 1, 0.6),
-            ("listwise", Listwise, "picture", 3, 0.6),
-            ("choice", Choice, "picture", 4, 0.65),
+            ("pair", Pair, "words", 2, 0.85),
+            ("pair", Pair, "picture", 2, 0.75),
+            ("score", Score, "picture", 1, 0.8),
+            ("listwise", Listwise, "picture", 3, 0.7),
+            ("choice", Choice, "picture", 4, 0.8),
         ):
             examples, truths = sanity(form, medium, candidates)  # type: ignore[arg-type]
             verdicts = Judge(kind(rubric, "nano"), engine, sampling)(examples)
