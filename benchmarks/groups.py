@@ -187,9 +187,9 @@ def tokens(verdicts: Sequence[Verdict]) -> int:
 
 
 def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """One call for eight answers against eight calls."""
+    """Lists of four at most, for groups of eight answers, against eight calls."""
     alone, single = judged(engine, Score(prompts="nano"), groups)
-    together, listed = judged(engine, Chunked(Listwise(prompts="nano"), G), groups)
+    together, listed = judged(engine, Chunked(Listwise(prompts="nano"), 4), groups)
     ratio = tokens(listed) / tokens(single)
     taus = [
         statistics.mean(tau(outcomes, asked, example) for outcomes, (asked, example) in zip(found, groups, strict=True))
@@ -200,7 +200,7 @@ def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
         ratio,
         unit="ratio",
         target="<= 0.25",
-        note=f"{len(groups)} groups of 8",
+        note=f"{len(groups)} groups of 8, chunks of 4",
     )
     note = f"Kendall tau-b against the truth: pointwise {taus[0]:.3f}, listwise {taus[1]:.3f}"
     record("groups.listwise_tau_gain", taus[1] - taus[0], unit="tau", target=">= 0", note=note)

@@ -118,8 +118,7 @@ class JudgeConfig:
     budget: int | None = None
     """The most comparisons per group; None for the schedule's own number."""
     chunk: int = 4
-    """The most candidates in one list; larger groups come in chunks that share one candidate. By default 8 for the
-    embedded judge."""
+    """The most candidates in one list; larger groups come in chunks that share one candidate."""
     cache: str | None = None
     """The file of judge replies; None is one file per user, "off" is none."""
     device: str | None = None
@@ -152,7 +151,6 @@ class JudgeConfig:
         embedded = settings["model"] == NANO
         settings.setdefault("prompts", "nano" if embedded else "flex")
         settings.setdefault("max_tokens", 256 if embedded else 4096)
-        settings.setdefault("chunk", 8 if embedded else 4)  # the longest lists of nano's training
         return cls(**settings)
 
     def build(self, processes: int | None = None) -> Judge:
