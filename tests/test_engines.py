@@ -11,10 +11,11 @@ import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import pytest
@@ -477,9 +478,15 @@ def test_a_slow_item_misses_the_deadline_alone() -> None:
     assert kinds == [None, None, None, "timeout", None, None]
 
 
-def test_a_try_that_takes_too_long_is_tried_again(pauses: list[float | None]) -> None:
-    with FaultServer(lambda name, nth: Fault("hang") if name == "item 3" and nth == 0 else None) as server:
-        assert len(texts(ask(server, timeout=0.5))) == 6
+@pytest.mark.parametrize("concurrency", [1, 6])
+def test_a_try_that_takes_too_long_is_tried_again(concurrency: int, pauses: list[float | None]) -> None:
+    """Also the second time, and behind requests that were in time."""
+    with FaultServer(lambda name, nth: Fault("hang") if name in ("item 3", "item 4") and nth < 2 else None) as server:
+        start = monotonic()
+        assert len(texts(ask(server, timeout=0.5, concurrency=concurrency))) == 6
+        waited = monotonic() - start
+    assert server.tries == Counter({f"item {n}": 3 if n in (3, 4) else 1 for n in range(6)})
+    assert waited >= (2.0 if concurrency == 1 else 1.0)
 
 
 def test_a_thousand_requests_through_a_storm(pauses: list[float | None]) -> None:
