@@ -51,7 +51,7 @@ def nano_vllm() -> Iterator[VLLMEngine]:
 
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # vLLM and what it imports use deprecated parts of torch
+        warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
         engine.generate([Prompt((Message("user", ("What is top-left?",)),))], Sampling(max_tokens=4))
     yield engine
     engine.close()
