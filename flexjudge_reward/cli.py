@@ -1,7 +1,8 @@
-"""The command line: `score` and `rerank` judge a file, `cache` looks after the file of judge replies.
+"""The command line: `score`, `rerank` and `annotate` judge a file, `cache` looks after the file of judge replies.
 
     flexjudge score answers.jsonl -o verdicts.jsonl --media-root pictures/
     flexjudge rerank samples.jsonl -o ranked.jsonl --format listwise
+    flexjudge annotate samples.jsonl -o pairs.jsonl --format pair --margin 2
     flexjudge cache stats                       what is in it
     flexjudge cache verify                      check every row, remove damaged ones
     flexjudge cache prune --max-size 500M       keep the most recently used
@@ -54,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_judging(score, score_rows, "Judges every row of a JSONL file")
     _add_judging(rerank, rerank_rows, "Puts the candidates of every row of a JSONL file in order, best first")
     rerank.add_argument("--seed", type=int, default=0, help="of ties, orders and schedules")
+    annotate = commands.add_parser("annotate", help="make preference pairs from the candidates of a JSONL file")
+    _add_judging(annotate, annotate_rows, "Makes preference pairs for DPO from the candidates of every row")
+    annotate.add_argument("--pairs", choices=("best", "all"), default="best", help="of each row; by default the best")
+    annotate.add_argument("--margin", type=float, default=0.0, help="the least difference of the scores of a pair")
     _add_cache(commands.add_parser("cache", help="the file of judge replies"))
     return parser
 
@@ -97,6 +102,21 @@ def rerank_rows(arguments: argparse.Namespace) -> int:
         )
         summary = rerank_file(arguments.file, whole, arguments.output, arguments.media_root, arguments.seed)
         print(summary, file=sys.stderr)
+    return 0
+
+
+def annotate_rows(arguments: argparse.Namespace) -> int:
+    """Makes pairs of a file; prints how it went."""
+    from flexjudge_reward.annotate import annotate_file
+
+    if arguments.output is None:
+        raise ConfigError("give the file of the pairs: -o pairs.jsonl")
+    with _judge(arguments) as (judge, _):
+        counts = annotate_file(
+            arguments.file, judge, arguments.output, arguments.pairs, arguments.margin, arguments.media_root
+        )
+    skipped = ", ".join(f"{count} {why}" for why, count in sorted(counts.items()) if why not in ("rows", "pairs"))
+    print(f"{counts['pairs']} pairs from {counts['rows']} rows; skipped: {skipped or 'none'}", file=sys.stderr)
     return 0
 
 

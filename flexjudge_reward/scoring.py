@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,8 @@ class Row:
     """From 1."""
     id: object
     example: Example
+    entry: Mapping[str, Any]
+    """The row as it stands in the file."""
 
 
 @dataclass
@@ -121,7 +123,7 @@ Answer = Callable[[Sequence[Row]], Iterator[tuple[dict[str, object], Sequence[Ve
 def _file(
     source: Path, output: Path | None, media_root: Path | None, check: Callable[[Row], None], answer: Answer
 ) -> Summary:
-    count = _checked(source, media_root, check)
+    count = check_rows(source, media_root, check)
     rows = read_rows(source, media_root)
     if output is None:
         return _answered(rows, count, answer, sys.stdout)
@@ -132,8 +134,12 @@ def _file(
     return summary
 
 
-def _checked(source: Path, media_root: Path | None, check: Callable[[Row], None]) -> int:
-    """The number of rows, after reading every one; nothing is generated and no media is opened."""
+def check_rows(source: Path, media_root: Path | None, check: Callable[[Row], None]) -> int:
+    """The number of rows, after reading every one; nothing is generated and no media is opened.
+
+    Raises:
+        ConfigError: no rows, or one that is wrong or that `check` refuses, named by its line.
+    """
     count = 0
     for row in read_rows(source, media_root):
         try:
@@ -230,7 +236,7 @@ def _row(number: int, entry: Any, media_root: Path | None) -> Row:
         None if reference is None else _content(reference, media_root),
         _rubric(entry.get("rubric")),
     )
-    return Row(number, entry.get("id"), example)
+    return Row(number, entry.get("id"), example, entry)
 
 
 def _paths(entry: dict[str, Any], name: str) -> Sequence[Any]:

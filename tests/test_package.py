@@ -40,9 +40,10 @@ ORDER = {  # DESIGN: imports run one way; a module may import only modules of a 
     "rerank": 8,
     "config": 8,
     "scoring": 9,
+    "annotate": 10,
     "trainers": 9,
-    "cli": 10,
-    "__init__": 10,
+    "cli": 11,
+    "__init__": 11,
 }
 
 
