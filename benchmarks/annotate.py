@@ -85,8 +85,8 @@ def main() -> None:
         pairs = [json.loads(line)["id"] for line in (broken / "pairs.jsonl").read_text().splitlines()]
         twice = sum(count - 1 for count in Counter(pairs).values())
         asked = [Counter((folder / "asked.log").read_text().splitlines()) for folder in (whole, broken)]
-        again = (asked[1].total() - asked[0].total()) / asked[0].total() * ROWS / BATCH
-    note = f"{kills} kills of {ROWS} rows; {twice} pairs twice; {again / max(1, kills):.2f} batches of {BATCH} again a kill"
+        again = (asked[1].total() - asked[0].total()) / asked[0].total() * ROWS / BATCH / max(1, kills)
+    note = f"{kills} kills of {ROWS} rows; {twice} pairs twice; a kill costs {again:.2f} batches of {BATCH} rows"
     record("annotate.kill_resume_differences", different + twice, unit="files or rows", target="<= 0", note=note)
 
 
