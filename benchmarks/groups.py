@@ -191,6 +191,13 @@ def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
     alone, single = judged(engine, Score(prompts="nano"), groups)
     together, listed = judged(engine, Chunked(Listwise(prompts="nano"), 4), groups)
     ratio = tokens(listed) / tokens(single)
+    once = tokens(listed) / tokens(
+        [
+            verdict
+            for verdicts, (_, example) in zip(verdicts_by_group(single), groups, strict=True)
+            for verdict in {candidate: v for candidate, v in zip(example.candidates, verdicts, strict=True)}.values()
+        ]
+    )
     taus = [
         statistics.mean(tau(outcomes, asked, example) for outcomes, (asked, example) in zip(found, groups, strict=True))
         for found in (alone, together)
@@ -200,7 +207,7 @@ def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
         ratio,
         unit="ratio",
         target="<= 0.25",
-        note=f"{len(groups)} groups of 8, chunks of 4",
+        note=f"{len(groups)} groups of 8, chunks of 4; {once:.2f} where pointwise too judges equal answers only once",
     )
     note = f"Kendall tau-b against the truth: pointwise {taus[0]:.3f}, listwise {taus[1]:.3f}"
     record("groups.listwise_tau_gain", taus[1] - taus[0], unit="tau", target=">= 0", note=note)

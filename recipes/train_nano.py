@@ -44,6 +44,7 @@ from flexjudge_reward.types import Quoted
 
 SCENE = "<scene>"  # where the picture or the words go in a rendered prompt
 FORMATS = {"score": Score, "pair": Pair, "listwise": Listwise, "choice": Choice}
+COUNTS = {"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 5, 6, 7, 8), "choice": (2, 3, 4, 4)}  # candidates
 ASKED = {
     (form, high): kind(Rubric("right or wrong", Scale(1, high)), "nano")
     for form, kind in FORMATS.items()
@@ -123,7 +124,7 @@ def judge_sample(
     """One judgement with its reasoning. Training calls this with words only."""
     form: traces.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
-    count = rng.choice({"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 6, 8), "choice": (2, 3, 4, 4)}[form])
+    count = rng.choice(COUNTS[form])
     asked = world.question(rng, world.scene(rng, held_out), world.judged(count))
     single_best = form == "choice" and rng.random() < 0.9
     replies = world.candidates(rng, asked, count, single_best, junk)
@@ -149,10 +150,11 @@ def base_sample(
     direct    no system message: the answer at once, with the habits of `habit`
     think     a system line: the scene, the working, the answer
     read      a page laid out like a judge's, with other instructions: the scene and the working, where the loss ends
+    quote     such a page again: the scene and the working, then the answers on the page in their own words
     """
     medium = medium or rng.choices(("picture", "clip", "words"), (0.5, 0.1, 0.4))[0]
-    mode = mode or rng.choices(("direct", "think", "read"), (0.2, 0.25, 0.55))[0]
-    asked = world.question(rng, world.scene(rng, held_out), kinds)
+    mode = mode or rng.choices(("direct", "think", "read", "quote"), (0.2, 0.25, 0.2, 0.35))[0]
+    asked = world.question(rng, world.scene(rng, held_out), (*kinds, "describe") if mode == "quote" else kinds)
     system, user, reply = "", SCENE + asked.text, habit(rng, asked) + "<|im_end|>"
     if mode == "think":
         system = rng.choice(
@@ -160,21 +162,21 @@ def base_sample(
         )
         user = f"```\n{user}\n```\n" if rng.random() < 0.5 else user
         reply = f"<think>{traces.derivation(asked)}</think><answer>{asked.truth}</answer><|im_end|>"
-    elif mode == "read":
-        count = rng.choice((0, 1, 1, 2, 2, 3, 4))
+    elif mode in ("read", "quote"):
+        count = rng.choice((0, 1, 1, 2, 2, 3, 4) if mode == "read" else (1, 2, 2, 3, 4))
         replies = world.candidates(rng, asked, count) if count else []
-        system, user = page(rng, asked, replies)
-        reply = f"<think>{traces.derivation(asked)}"
+        verbs = ("Look at", "Name", "Think of") if mode == "read" else ("Read", "List", "Restate")
+        system, user = page(rng, asked, replies, rng.choice(verbs))
+        reply = f"<think>{traces.derivation(asked)}" + (traces.quotes(rng, asked, replies) if mode == "quote" else "")
     sample = make.sample(rng, system, user, reply, asked, medium)
     sample.label = f"{medium} {mode} {asked.kind}"
     return sample
 
 
-def page(rng: random.Random, asked: world.Question, replies: list[str]) -> tuple[str, str]:
+def page(rng: random.Random, asked: world.Question, replies: list[str], verb: str) -> tuple[str, str]:
     """A random instruction and a page with blocks after the question: a judge's page that asks for no judgement."""
     letters = [world.LETTERS[i] for i in range(len(replies))]
     named = rng.choice((", ".join(letters), " and ".join(letters), "it")) or "it"
-    verb = rng.choice(("Read", "List", "Name", "Look at", "Restate", "Think of"))
     system = (
         verb + " " + named + rng.choice(("", f" from {rng.randint(0, 5)} to {rng.randint(5, 10)}", " in steps")) + "."
     )

@@ -105,7 +105,7 @@ TRACES = [
     (COUNT, "many", "top-right nothing 1", "A unclear score 1."),
     (EXISTS, "no", "top-left red circle red blue no circle square no no top-right nothing no", "A no yes no score 1."),
     (EXISTS, "yes.", "bottom-left blue square blue blue yes square square yes yes", "A yes yes yes score 10."),
-    (DESCRIBE, "top-left red star top-right nothing.", TOLD, "no 0 top-right nothing nothing yes 1 unclear score 1."),
+    (DESCRIBE, "top-left red star top-right nothing.", TOLD, "no 0 A top-right nothing nothing yes 1 unclear score 1."),
 ]
 
 
@@ -114,6 +114,15 @@ def test_a_trace_compares_word_by_word(asked: world.Question, reply: str, worked
     thought = traces.reasoning(asked, [reply], "score")
     assert thought.startswith("top-left red circle") and thought.endswith(checked)
     assert worked in thought
+
+
+def test_quotes_say_what_stands_on_the_page_and_nothing_else() -> None:
+    replies = ["top-left red star top-right nothing bottom-left blue square bottom-right red star.", "red", TOLD]
+    quoted = traces.quotes(random.Random(1), DESCRIBE, replies)
+    letters = {place: f" A {place}" for place in world.PLACES}
+    assert all(quoted.count(letter) == 1 and quoted.count(letter.replace("A", "C")) == 1 for letter in letters.values())
+    assert " A top-left red star" in quoted and " C top-left red circle" in quoted and " B " not in quoted
+    assert traces.quotes(random.Random(1), WHAT, ["a red star.", "4", "nothing"]) == " A red star C nothing"
 
 
 def test_unclear_is_what_leaves_the_asked_form() -> None:

@@ -6,6 +6,7 @@ tells two neighbouring words apart at once, and words far apart only after very 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,7 +21,7 @@ from flexjudge_reward.nano.world import (
     best,
     parse,
     score,
-    words_of,
+    spoken,
 )
 
 Form = Literal["score", "pair", "listwise", "choice"]
@@ -60,10 +61,24 @@ def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 1
     """The thought of a judge: the derivation, then each candidate checked against it, lettered from A."""
     steps = [derivation(asked)]
     for index, reply in enumerate(replies):
-        steps.append(f" {LETTERS[index]} {_check(asked, reply)} score {score(asked, reply, high)}")
+        letter = LETTERS[index]
+        steps.append(f" {letter} {_check(asked, reply, letter)} score {score(asked, reply, high)}")
         if form == "choice":
             steps.append(f" best {LETTERS[best(asked, replies[: index + 1])]}")
     return "".join(steps) + "."
+
+
+def quotes(rng: random.Random, asked: Question, replies: Sequence[str]) -> str:
+    """Answers of the asked form in their own words, each after its letter; nothing is compared or judged.
+
+    A description is quoted place by place, in a random order: "B bottom-left red circle B top-right nothing".
+    """
+    said = []
+    for letter, reply in zip(LETTERS, replies, strict=False):
+        parts, whole = spoken(asked, reply)
+        for place, words in rng.sample(parts, len(parts)) if whole else ():
+            said.append(" ".join(["", letter, *[place] * bool(place), *words]))
+    return "".join(said)
 
 
 def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
@@ -73,31 +88,24 @@ def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10)
     return "".join(f"<answer>{score(asked, reply, high)}</answer>" for reply in replies)
 
 
-def _check(asked: Question, reply: str) -> str:
+def _check(asked: Question, reply: str, letter: str) -> str:
     """Every word of the answer, the true word beside it, whether they are the same: "red blue no circle circle yes".
 
     A description says after every place how many were right; where an answer leaves the asked form, "unclear" ends it.
     """
-    words, hits = words_of(asked, reply), 0
+    parts, whole = spoken(asked, reply)
     steps: list[str] = []
-    places = PLACES if asked.kind == "describe" else ("",)
-    for place, true in zip(places, parse(asked, asked.truth) or (), strict=True):
-        if place:
-            if words[:1] != [place]:
-                return " ".join([*steps, "unclear"])
-            steps.append(words.pop(0))
-        same = []
-        for index, known in enumerate(VOCABULARY[asked.kind]):
-            if not words or words[0] not in known:
-                return " ".join([*steps, "unclear"])
-            right = true.split()[min(index, len(true.split()) - 1)]
-            same.append(_same(words[0], right))
-            steps += [words[0], right, same[-1]]
-            if words.pop(0) == NOTHING:
-                break
-        hits += set(same) == {"yes"}
-        steps += [str(hits)] if place else []
-    return " ".join([*steps, "unclear"] if words else steps)
+    hits = 0
+    for (place, words), true in zip(parts, parse(asked, asked.truth) or (), strict=False):
+        right = [true.split()[min(index, len(true.split()) - 1)] for index in range(len(words))]
+        same = [_same(said, other) for said, other in zip(words, right, strict=True)]
+        steps += [*[letter] * bool(steps), place] if place else []
+        for three in zip(words, right, same, strict=True):
+            steps += three
+        if place and (words == [NOTHING] or len(words) == len(VOCABULARY["describe"])):
+            hits += set(same) == {"yes"}
+            steps.append(str(hits))
+    return " ".join(steps if whole else [*steps, "unclear"])
 
 
 def _same(said: str, true: str) -> str:

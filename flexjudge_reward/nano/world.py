@@ -219,29 +219,30 @@ def judged(count: int) -> tuple[Kind, ...]:
 
 def parse(asked: Question, reply: str) -> tuple[str, ...] | None:
     """The answer in `reply` as a tuple (what: one content, describe: four), or None if it is not of the asked form."""
-    words = words_of(asked, reply)
-    if asked.kind == "what":
-        return (" ".join(words),) if _is_content(words) else None
-    if asked.kind in ("count", "exists"):
-        return (words[0],) if len(words) == 1 and words[0] in VOCABULARY[asked.kind][0] else None
-    cells = []
-    for place in PLACES:
-        size = 2 if words[1:2] == [NOTHING] else 3
-        here, words = words[:size], words[size:]
-        if here[:1] != [place] or not _is_content(here[1:]):
-            return None
-        cells.append(" ".join(here[1:]))
-    return None if words else tuple(cells)
+    parts, whole = spoken(asked, reply)
+    return tuple(" ".join(words) for _, words in parts) if whole else None
 
 
-def words_of(asked: Question, reply: str) -> list[str]:
-    """The words of `reply` that count: without an article, capitals and the last full stop."""
+def spoken(asked: Question, reply: str) -> tuple[list[tuple[str, list[str]]], bool]:
+    """`reply` as far as it is of the asked form: (place, words) of each part, and whether that is all of it.
+
+    A description has a part for every place; any other answer has one, without a place.
+    """
     words = reply.strip().lower().rstrip(".").strip().split(" ")
-    return words[1:] if asked.kind == "what" and words[0] == "a" else words
-
-
-def _is_content(words: Sequence[str]) -> bool:
-    return list(words) == [NOTHING] or (len(words) == 2 and words[0] in COLOURS and words[1] in SHAPES)
+    if asked.kind == "what" and words[0] == "a":
+        words = words[1:]
+    parts: list[tuple[str, list[str]]] = []
+    for place in PLACES if asked.kind == "describe" else ("",):
+        if place and (not words or words.pop(0) != place):
+            return parts, False
+        parts.append((place, []))
+        for known in VOCABULARY[asked.kind]:
+            if not words or words[0] not in known:
+                return parts, False
+            parts[-1][1].append(words.pop(0))
+            if parts[-1][1] == [NOTHING]:
+                break
+    return parts, not words
 
 
 def is_correct(asked: Question, reply: str) -> bool:
