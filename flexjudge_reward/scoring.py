@@ -266,7 +266,7 @@ def _media(kind: str, path: Any, media_root: Path | None) -> Media:
     if media_root is None:
         raise ConfigError(f"{kind} {path!r} needs a folder that files may be read from: give --media-root DIR")
     make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}
-    return make[kind](media_root / path, roots=[media_root])
+    return make[kind](Path(path), roots=[media_root])  # a relative path starts at the root
 
 
 def _rubric(value: Any) -> Rubric | None:

@@ -60,7 +60,7 @@ def file_questions(source: Path, media_root: Path, count: int) -> list[Asked]:
     found = []
     for line in source.read_text("utf-8").splitlines()[:count]:
         row = json.loads(line)
-        pictures = [Media.image(media_root / name, roots=[media_root]) for name in row["images"]]
+        pictures = [Media.image(Path(name), roots=[media_root]) for name in row["images"]]
         found.append(Asked((*pictures, row["question"]), lambda reply, row=row: str(row["answer"]) in reply))
     return found
 

@@ -173,3 +173,13 @@ def test_the_command_judges_with_the_embedded_judge(tmp_path: Path, capsys: pyte
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(tmp_path / "none.jsonl"), "--cache", "off"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("flexjudge: error: no file")
+
+
+def test_a_media_root_may_be_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pictures", "cats").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("pictures/cats/7.png")
+    rows = [{**QA, "images": [name]} for name in ("cats/7.png", str(tmp_path / "pictures/cats/7.png"), "7.png")]
+    source = write(Path("in.jsonl"), rows)
+    score_file(source, Judge(Score(), ScriptedEngine(length)), Path("out.jsonl"), media_root=Path("pictures"))
+    assert [row["failure"] and row["failure"]["kind"] for row in read(Path("out.jsonl"))] == [None, None, "media"]
