@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
 from datasets import Dataset, load_dataset
+from nano_task import KINDS, HeldOut, chat, pictures_only
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -59,12 +58,6 @@ class RecipeArguments:
 # ------------------------------------------------------------------------------------------------------------ data
 
 
-def chat(question: str, system: str | None = None) -> list[dict[str, str]]:
-    """A conversational prompt; TRL puts the row's pictures in."""
-    opening = [{"role": "system", "content": system}] if system else []
-    return [*opening, {"role": "user", "content": question}]
-
-
 def training_data(options: RecipeArguments, seed: int) -> Dataset:
     """Rows with a `prompt` and pictures. No column of the nano rows holds the truth."""
     if options.dataset_name == "nano":
@@ -75,68 +68,6 @@ def training_data(options: RecipeArguments, seed: int) -> Dataset:
     if "prompt" in rows.column_names:
         return rows
     return rows.map(lambda row: {"prompt": chat(row[options.question_column], options.system_prompt)})
-
-
-KINDS: tuple[world.Kind, ...] = ("what", "count")  # the base model's bad habits are in these two
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Questions about pictures that no training ever saw, with known answers."""
-
-    asked: list[world.Question]
-    pictures: list[Any]
-
-    @classmethod
-    def draw(cls, count: int) -> HeldOut:
-        """Always the same ones."""
-        rng = random.Random("held out")
-        asked = [world.question(rng, world.scene(rng, held_out=True), KINDS) for _ in range(count)]
-        return cls(asked, [world.draw(one.scene, rng) for one in asked])
-
-    def accuracy(self, model: Any, processor: Any, batch: int = 100) -> float:
-        """The share that greedy decoding answers right."""
-        right = 0
-        for start in range(0, len(self.asked), batch):
-            part = slice(start, start + batch)
-            replies = answer(model, processor, self.asked[part], self.pictures[part])
-            right += sum(world.is_correct(one, reply) for one, reply in zip(self.asked[part], replies, strict=True))
-        return right / len(self.asked)
-
-
-def answer(model: Any, processor: Any, asked: Sequence[world.Question], pictures: Sequence[Any]) -> list[str]:
-    """Greedy answers to questions about pictures."""
-    import torch
-
-    messages = [
-        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": one.text}]}]
-        for one, picture in zip(asked, pictures, strict=True)
-    ]
-    inputs = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    ).to(model.device)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        written = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    model.train(training)
-    return list(processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-
-
-def pictures_only(folder: str) -> Any:
-    """The nano policy's processor. Its part for clips needs torchvision, which two CPU cores have no use for."""
-
-    class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):  # type: ignore[misc]
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
-
-    return Qwen2_5_VLProcessor.from_pretrained(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- measure
