@@ -1,8 +1,8 @@
 """How well the embedded judge judges: held-out scenes of its world, in words and as pictures, greedy.
 
-    python benchmarks/nano.py                              # about ten minutes on one core, all figures recorded
+    python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
-    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation beside it
+    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation: see recipes/train_nano.py
 
 Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
 verdict; a failed verdict counts as wrong. True scores come from `flexjudge_reward/nano/world.py`. The judge was trained
@@ -190,33 +190,40 @@ def answer_first(model: Path, count: int, batch: int) -> float:
     return right / total
 
 
-def main() -> None:
-    """Measure, print, record."""
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--count", type=int, default=500)
-    args.add_argument("--batch", type=int, default=64)
-    args.add_argument("--model", type=Path, default=path("judge"))
-    args.add_argument("--answer-first", type=Path, help="folder of the ablation, from recipes/train_nano.py")
-    args.add_argument("--clips", action="store_true", help="clips too; transformers reads these with torchvision")
-    args.add_argument("--dry", action="store_true", help="print, record nothing")
-    options = args.parse_args()
-    began = time.monotonic()
+def figures(options: argparse.Namespace) -> list[tuple[str, float, str, str, str]]:
+    """(name, value, unit, target, note) of the shipped judge and its base."""
     bench = Bench(options.model, options.batch)
     measured = measure(bench, options.count)
     if options.clips:
         clips = share(exact, *bench("pair", "clip", options.count // 4, 2))
         measured.append(("nano.clip_pair_exact", clips, "", "clips of four frames, never judged on in training"))
     bench.engine.close()
-    lines = [(*line[:2], "fraction", *line[2:]) for line in measured + policy(options.count, options.batch)]
     parameters, megabytes = size(options.model)
-    lines += [
+    return [(*line[:2], "fraction", *line[2:]) for line in measured + policy(options.count, options.batch)] + [
         ("nano.parameters", parameters, "count", "<= 8000000", ""),
         ("nano.checkpoint_mb", megabytes, "MB", "<= 16", ""),
     ]
-    if options.answer_first:
-        value = answer_first(options.answer_first, options.count, options.batch)
-        note = "ablation: the same data and budget, answer before reasoning"
-        lines.append(("nano.answer_first_image_pair_better", value, "fraction", "", note))
+
+
+def ablation(options: argparse.Namespace) -> list[tuple[str, float, str, str, str]]:
+    """The same of the judge that answers first."""
+    value = answer_first(options.answer_first, options.count, options.batch)
+    note = "ablation: the same data and budget, answer before reasoning"
+    return [("nano.answer_first_image_pair_better", value, "fraction", "", note)]
+
+
+def main() -> None:
+    """Measure, print, record."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--count", type=int, default=500)
+    args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--model", type=Path, default=path("judge"))
+    args.add_argument("--answer-first", type=Path, help="measure this ablation instead")
+    args.add_argument("--clips", action="store_true", help="clips too; transformers reads these with torchvision")
+    args.add_argument("--dry", action="store_true", help="print, record nothing")
+    options = args.parse_args()
+    began = time.monotonic()
+    lines = ablation(options) if options.answer_first else figures(options)
     for name, value, unit, target, note in lines:
         if options.dry:
             print(f"{name} = {value:.4f} {unit} (target {target or 'none'})")
