@@ -25,7 +25,7 @@ lint: .venv/test.ok ## style and types
 figures: ## the measured figures against their targets
 	python3 benchmarks/figures.py
 
-nano: .venv/demo.ok ## retrains the embedded judge and its base from nothing (about two hours on two cores)
+nano: .venv/demo.ok ## retrains the embedded judge and its base from nothing (about an hour on two cores)
 	$(PY) recipes/train_nano.py
 
 clean: ## removes the virtual environment

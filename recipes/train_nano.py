@@ -1,12 +1,12 @@
 """Train the embedded judge from nothing: tokenizer, base vision-language model, text-only judge, and the ablation.
 
-    python recipes/train_nano.py                                   # base and judge, under two hours on two cores
+    python recipes/train_nano.py                                   # base and judge, about an hour on two cores
     python recipes/train_nano.py --stages answer_first             # the ablation alone, from the shipped base
     python recipes/train_nano.py --install                         # and put the weights into the package
 
 Stages; a stopped run goes on from its last checkpoint:
 
-    base          a Qwen2.5-VL from scratch: it reads scenes aloud and answers questions, from pictures and from words
+    base          a Qwen2.5-VL from scratch: reads scenes aloud, quotes a page, answers questions; pictures and words
     judge         from base: scores and comparisons with reasoning, on scenes told in words; it never judges a picture,
                   but one sample in five is a picture to read aloud, so that it does not forget how
     answer_first  from base: the same data and budget, the answer before the reasoning, to see what reasoning is worth
