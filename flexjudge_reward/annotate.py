@@ -73,12 +73,16 @@ def annotate_file(
         Counts: `rows`, `pairs`, and each reason for which pairs were skipped.
 
     Raises:
-        ConfigError: a margin below 0, a wrong row (named by its line), a format that cannot compare two candidates, or
-            an unfinished run of other settings at `output`.
+        ConfigError: a margin below 0, an output that is no .jsonl file or the input, a wrong row (named by its line), a
+            format that cannot compare two candidates, or an unfinished run of other settings at `output`.
         EngineError: the judge can answer nothing; what was judged is kept for the next run.
     """
     if not margin >= 0:
         raise ConfigError(f"margin must be at least 0, found {margin!r}")
+    if which not in ("best", "all"):
+        raise ConfigError(f"pairs are 'best' or 'all', found {which!r}")
+    if output.suffix != ".jsonl" or output.resolve() == source.resolve():
+        raise ConfigError(f"the pairs go to a .jsonl file of their own, found {str(output)!r}")
     fewest, most = group_size(judge.format)
     if most > 1 and not fewest <= 2 <= most:
         raise ConfigError(f"pairs need a format for one or two candidates, this one judges {fewest:g} to {most:g}")

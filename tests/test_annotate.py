@@ -266,11 +266,31 @@ def test_a_wrong_row_is_named_before_anything_is_judged(tmp_path: Path, bad: Any
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_settings_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("output", "settings", "message"),
+    [
+        pytest.param("out.jsonl", {"margin": float("nan")}, "margin must be at least 0, found nan", id="margin"),
+        pytest.param("out.jsonl", {"which": "worst"}, "pairs are 'best' or 'all', found 'worst'", id="which"),
+        pytest.param("out.md", {}, "a .jsonl file of their own", id="the_card"),
+        pytest.param("in.jsonl", {}, "a .jsonl file of their own", id="the_input"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, output: str, settings: dict[str, Any], message: str) -> None:
     source = write(tmp_path / "in.jsonl", [row(1, "5 a", "9 b")])
-    with pytest.raises(ConfigError, match="margin must be at least 0, found nan"):
-        annotate_file(source, Judge(Pair(), ScriptedEngine([])), tmp_path / "out.jsonl", margin=float("nan"))
-    assert main(["annotate", str(source)]) == 2
+    with pytest.raises(ConfigError, match=message):
+        annotate_file(source, Judge(Pair(), ScriptedEngine([])), tmp_path / output, **settings)
+
+
+def test_a_format_for_three_makes_no_pairs(tmp_path: Path) -> None:
+    class Three(Listwise):
+        fewest, most = 3, 3
+
+    with pytest.raises(ConfigError, match="one or two candidates, this one judges 3 to 3"):
+        annotated(tmp_path, [row(1, "5 a", "9 b")], format=Three())
+
+
+def test_the_command_asks_for_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["annotate", str(write(tmp_path / "in.jsonl", [row(1, "5 a", "9 b")]))]) == 2
     assert "give the file of the pairs: -o pairs.jsonl" in capsys.readouterr().err
 
 
