@@ -91,7 +91,8 @@ def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10)
 def _check(asked: Question, reply: str, letter: str) -> str:
     """Every word of the answer, the true word beside it, whether they are the same: "red blue no circle circle yes".
 
-    A description says after every place how many were right; where an answer leaves the asked form, "unclear" ends it.
+    In a description the letter stands before every place, so that the answer to look at is always near, and after it how
+    many were right so far. Where an answer leaves the asked form, "unclear" ends it.
     """
     parts, whole = spoken(asked, reply)
     steps: list[str] = []
