@@ -329,6 +329,7 @@ def grpo(seeds: Sequence[int] = (1, 2, 3)) -> None:
     (seconds, written), (seconds_listed, written_listed) = spent["score"], spent["listwise"]
     note = f"{len(seeds)} seeds: {after['listwise']:.1f} % against {after['score']:.1f} % right after training; judge"
     note += f" {seconds_listed:.0f} s against {seconds:.0f} s, {written_listed} tokens against {written}"
+    note += ", cached ones counted"
     difference = after["listwise"] - after["score"]
     record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
     plot(found)
