@@ -91,7 +91,7 @@ def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10)
 def _check(asked: Question, reply: str, letter: str) -> str:
     """Every word of the answer, the true word beside it, whether they are the same: "red blue no circle circle yes".
 
-    In a description the letter stands before every place, so that the answer to look at is always near, and after it how
+    In a description the letter stands before every place, so that the answer to look at is near, and after it how
     many were right so far. Where an answer leaves the asked form, "unclear" ends it.
     """
     parts, whole = spoken(asked, reply)
