@@ -33,7 +33,7 @@ from flexjudge_reward.adaptive import Swapped
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats import group_size, steps
 from flexjudge_reward.judge import Judge
-from flexjudge_reward.scoring import Row, check_rows, read_rows
+from flexjudge_reward.scoring import Row, check_id, check_rows, read_rows
 from flexjudge_reward.types import Content, Example, Verdict
 
 BATCH = 64  # rows that are judged together, and that a killed run judges again
@@ -192,12 +192,7 @@ def _check(row: Row, seen: dict[str, int]) -> None:
         raise ConfigError(f"a pair needs at least two candidates, found {len(kinds)}")
     if len(set(kinds)) > 1:
         raise ConfigError(f"the candidates are of unequal kind: {' and '.join(sorted(set(kinds)))}")
-    if row.id is None:
-        raise ConfigError("the entry 'id' is missing")
-    name = json.dumps(row.id, sort_keys=True)
-    if name in seen:
-        raise ConfigError(f"the id {row.id!r} stands in line {seen[name]} already")
-    seen[name] = row.line
+    check_id(row, seen)
 
 
 def _kind(candidate: Content) -> str:

@@ -102,18 +102,27 @@ def rerank_file(
     def check(row: Row) -> None:
         if len(row.example.candidates) < 2:
             raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
-        if row.id is None:
-            raise ConfigError("the entry 'id' is missing")
-        name = json.dumps(row.id, sort_keys=True)
-        if name in seen:
-            raise ConfigError(f"the id {row.id!r} stands in line {seen[name]} already")
-        seen[name] = row.line
+        check_id(row, seen)
 
     def answer(rows: Sequence[Row]) -> Iterator[tuple[dict[str, object], Sequence[Verdict]]]:
         for row, ranking in zip(rows, rerank([row.example for row in rows], judge, seed), strict=True):
             yield _ranking_row(row, ranking), ranking.verdicts
 
     return _file(source, output, media_root, check, answer)
+
+
+def check_id(row: Row, seen: dict[str, int]) -> None:
+    """That the row has an id and no row before it has the same; `seen` keeps the line of each.
+
+    Raises:
+        ConfigError: it has none, or one seen before.
+    """
+    if row.id is None:
+        raise ConfigError("the entry 'id' is missing")
+    name = json.dumps(row.id, sort_keys=True)
+    if name in seen:
+        raise ConfigError(f"the id {row.id!r} stands in line {seen[name]} already")
+    seen[name] = row.line
 
 
 Answer = Callable[[Sequence[Row]], Iterator[tuple[dict[str, object], Sequence[Verdict]]]]
