@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.errors import ConfigError, MediaError
+from flexjudge_reward.media import MediaKind
 from flexjudge_reward.store import Row, Store
 from flexjudge_reward.types import Engine, Generation, Part, Prompt, Quoted, Sampling, TokenLogprob
 
@@ -100,6 +101,11 @@ class CachedEngine:
     def identity(self) -> dict[str, object]:
         """That of the engine inside: a cache does not change replies."""
         return self.engine.identity()
+
+    def takes(self, kind: MediaKind) -> bool:
+        """Whether the engine inside can show the judge media of this kind; True if it does not know."""
+        takes = getattr(self.engine, "takes", None)
+        return takes is None or bool(takes(kind))
 
     def close(self) -> None:
         """Closes the file and the engine."""

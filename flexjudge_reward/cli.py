@@ -1,8 +1,9 @@
-"""The command line: `score`, `rerank` and `annotate` judge a file, `cache` looks after the file of judge replies.
+"""The command line: `score`, `rerank` and `annotate` judge a file or data set, `cache` looks after the judge's replies.
 
     flexjudge score answers.jsonl -o verdicts.jsonl --media-root pictures/
     flexjudge rerank samples.jsonl -o ranked.jsonl --format listwise
     flexjudge annotate samples.jsonl -o pairs.jsonl --format pair --margin 2
+    flexjudge annotate org/name -o pairs.jsonl --split train --column question=prompt --column candidates=responses
     flexjudge cache stats                       what is in it
     flexjudge cache verify                      check every row, remove damaged ones
     flexjudge cache prune --max-size 500M       keep the most recently used
@@ -28,6 +29,7 @@ from flexjudge_reward.errors import ConfigError, FlexJudgeError
 if TYPE_CHECKING:
     from flexjudge_reward.config import JudgeConfig
     from flexjudge_reward.judge import Judge
+    from flexjudge_reward.rows import RowOptions
     from flexjudge_reward.store import Row, Store
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -50,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    score = commands.add_parser("score", help="judge the rows of a JSONL file")
-    rerank = commands.add_parser("rerank", help="put the candidates of each row of a JSONL file in order")
-    _add_judging(score, score_rows, "Judges every row of a JSONL file")
-    _add_judging(rerank, rerank_rows, "Puts the candidates of every row of a JSONL file in order, best first")
+    score = commands.add_parser("score", help="judge the rows of a file or data set")
+    rerank = commands.add_parser("rerank", help="put the candidates of each row in order, best first")
+    _add_judging(score, score_rows, "Judges every row of a file or data set")
+    _add_judging(rerank, rerank_rows, "Puts the candidates of every row in order, best first")
     rerank.add_argument("--seed", type=int, default=0, help="of ties, orders and schedules")
-    annotate = commands.add_parser("annotate", help="make preference pairs from the candidates of a JSONL file")
+    annotate = commands.add_parser("annotate", help="make preference pairs from the candidates of each row")
     _add_judging(annotate, annotate_rows, "Makes preference pairs for DPO from the candidates of every row")
     annotate.add_argument("--pairs", choices=("best", "all"), default="best", help="of each row; by default the best")
     annotate.add_argument("--margin", type=float, default=0.0, help="the least difference of the scores of a pair")
@@ -64,10 +66,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_judging(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], does: str) -> None:
-    command.description = f"{does}; the form of a row is in flexjudge_reward/scoring.py."
-    command.add_argument("file", type=Path, metavar="FILE.jsonl")
+    command.description = f"{does}; the form of a row is in flexjudge_reward/rows.py."
+    command.add_argument("source", metavar="SOURCE", help="a .jsonl or .parquet file, a folder, or org/name on the Hub")
     command.add_argument("-o", "--output", type=Path, help="where the rows go; by default standard output")
     command.add_argument("--media-root", type=Path, help="the folder below which pictures and clips may be read")
+    command.add_argument("--split", help="of a data set that has several")
+    command.add_argument("--config-name", help="of a data set that has several configurations")
+    command.add_argument(
+        "--column",
+        action="append",
+        type=parse_column,
+        metavar="NAME=COLUMN",
+        help="where an entry has another name, such as question=prompt; may be repeated, candidates= also for a list",
+    )
     judge = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
     judge.add_argument("--format", choices=("score", "pair", "listwise", "choice", "relation"))
     judge.add_argument("--model", help="nano, a folder, or a Hub id")
@@ -86,7 +97,7 @@ def score_rows(arguments: argparse.Namespace) -> int:
     from flexjudge_reward.scoring import score_file
 
     with _judge(arguments) as (judge, _):
-        print(score_file(arguments.file, judge, arguments.output, arguments.media_root), file=sys.stderr)
+        print(score_file(arguments.source, judge, arguments.output, **_reading(arguments)), file=sys.stderr)
     return 0
 
 
@@ -100,7 +111,7 @@ def rerank_rows(arguments: argparse.Namespace) -> int:
         whole = Judge(
             whole_groups(judge.format, config.schedule, config.budget, config.chunk), judge.engine, judge.sampling
         )
-        summary = rerank_file(arguments.file, whole, arguments.output, arguments.media_root, arguments.seed)
+        summary = rerank_file(arguments.source, whole, arguments.output, arguments.seed, **_reading(arguments))
         print(summary, file=sys.stderr)
     return 0
 
@@ -113,11 +124,23 @@ def annotate_rows(arguments: argparse.Namespace) -> int:
         raise ConfigError("give the file of the pairs: -o pairs.jsonl")
     with _judge(arguments) as (judge, _):
         counts = annotate_file(
-            arguments.file, judge, arguments.output, arguments.pairs, arguments.margin, arguments.media_root
+            arguments.source, judge, arguments.output, arguments.pairs, arguments.margin, **_reading(arguments)
         )
     skipped = ", ".join(f"{count} {why}" for why, count in sorted(counts.items()) if why not in ("rows", "pairs"))
     print(f"{counts['pairs']} pairs from {counts['rows']} rows; skipped: {skipped or 'none'}", file=sys.stderr)
     return 0
+
+
+def _reading(arguments: argparse.Namespace) -> RowOptions:
+    columns: dict[str, list[str]] = {}
+    for name, column in arguments.column or ():
+        columns.setdefault(name, []).append(column)
+    return {
+        "media_root": arguments.media_root,
+        "split": arguments.split,
+        "config_name": arguments.config_name,
+        "columns": columns,
+    }
 
 
 @contextmanager
@@ -211,6 +234,14 @@ def cache_explain(arguments: argparse.Namespace) -> int:
     for difference in differences(*rows):
         print(f"{difference.field}\n  one    {difference.one or '-'}\n  other  {difference.other or '-'}")
     return 0
+
+
+def parse_column(text: str) -> tuple[str, str]:
+    """The entry and the column of a text such as question=prompt."""
+    name, _, column = text.partition("=")
+    if not (name and column):
+        raise argparse.ArgumentTypeError(f"expected NAME=COLUMN such as question=prompt, found {text!r}")
+    return name, column
 
 
 def parse_size(text: str) -> int:

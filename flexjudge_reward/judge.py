@@ -40,6 +40,21 @@ class Judge:
                 return verdicts
             replies = self._generate(prompts)
 
+    def check_media(self, example: Example) -> None:
+        """Whether the judge can be shown the pictures and clips of `example`, as far as its files say.
+
+        Only an engine that loads a model itself can know; what a server cannot show fails row by row.
+
+        Raises:
+            ConfigError: it cannot.
+            EngineError: there is no such model.
+        """
+        takes = getattr(self.engine, "takes", None)
+        for kind in sorted({media.kind for media in example.media} & {"image", "video"}):
+            if takes is not None and not takes(kind):
+                name = self.engine.identity().get("model")
+                raise ConfigError(f"the judge {name} reads text only and cannot be shown {kind}s: take one that sees")
+
     def close(self) -> None:
         """Closes the engine."""
         self.engine.close()

@@ -240,7 +240,8 @@ class Engine(Protocol):
     """The second seam: text generation. An engine does not know what a score is.
 
     `generate` returns one Generation per prompt in the same order. A request that fails alone is a Generation with a
-    `failure`; EngineError is for an engine that can answer nothing.
+    `failure`; EngineError is for an engine that can answer nothing. An engine that knows which media its model can be
+    shown also has `takes(kind) -> bool`.
     """
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]: ...

@@ -271,8 +271,8 @@ def test_a_wrong_row_is_named_before_anything_is_judged(tmp_path: Path, bad: Any
     [
         pytest.param("out.jsonl", {"margin": float("nan")}, "margin must be at least 0, found nan", id="margin"),
         pytest.param("out.jsonl", {"which": "worst"}, "pairs are 'best' or 'all', found 'worst'", id="which"),
-        pytest.param("out.md", {}, "a .jsonl file of their own", id="the_card"),
-        pytest.param("in.jsonl", {}, "a .jsonl file of their own", id="the_input"),
+        pytest.param("out.md", {}, "go to a .jsonl file", id="the_card"),
+        pytest.param("in.jsonl", {}, "would change the input", id="the_input"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path: Path, output: str, settings: dict[str, Any], message: str) -> None:

@@ -13,7 +13,8 @@ from flexjudge_reward import ConfigError, Judge, Listwise, Prompt, Score
 from flexjudge_reward.cache import CachedEngine
 from flexjudge_reward.cli import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.scoring import read_rows, rerank_file, score_file
+from flexjudge_reward.rows import Rows
+from flexjudge_reward.scoring import rerank_file, score_file
 
 QA = {"question": "q", "answer": "a"}
 
@@ -68,7 +69,7 @@ def test_pictures_are_read_below_the_root_and_a_bad_one_fails_its_row_only(tmp_p
     (root / "broken.png").write_bytes(b"no picture")
     shown = [["red.png", "red.png"], ["broken.png"], ["gone.png"], ["../secret.png"], []]
     source = write(tmp_path / "in.jsonl", [{**QA, "images": images} for images in shown])
-    summary = score_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl", root)
+    summary = score_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl", media_root=root)
     rows = read(tmp_path / "out.jsonl")
     assert [row["reasoning"] for row in rows] == ["2 pictures", "", "", "", "0 pictures"]
     assert [(row["failure"] or {}).get("kind") for row in rows] == [None, "media", "media", "media", None]
@@ -79,7 +80,7 @@ def test_parts_may_stand_anywhere(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     content = ["see ", {"type": "image", "image": "p.png"}, {"type": "text", "text": " here"}]
     source = write(tmp_path / "in.jsonl", [{"question": content, "candidates": ["a", content], "reference": "r"}])
-    (row,) = read_rows(source, tmp_path)
+    (row,) = Rows(source, media_root=tmp_path).read(lambda row: None)
     assert [len(part) for part in (row.example.question, *row.example.candidates)] == [3, 1, 3]
     assert len(row.example.media) == 2 and row.example.reference == ("r",)
 
@@ -87,7 +88,7 @@ def test_parts_may_stand_anywhere(tmp_path: Path) -> None:
 def test_a_row_brings_its_own_rubric(tmp_path: Path) -> None:
     rubrics = ["helpfulness-5", {"criteria": "blue?", "low": 0, "high": 3}]
     source = write(tmp_path / "in.jsonl", [{**QA, "rubric": rubric} for rubric in rubrics])
-    found = [row.example.rubric for row in read_rows(source, None)]
+    found = [row.example.rubric for row in Rows(source).read(lambda row: None)]
     assert [(rubric.scale.low, rubric.scale.high) for rubric in found if rubric] == [(1, 5), (0, 3)]
 
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.fence import flatten
-from flexjudge_reward.media import Media
+from flexjudge_reward.media import Media, MediaKind
 from flexjudge_reward.types import Prompt
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what can change a reply: weights, settings, vocabulary
+_READS_PICTURES = ("preprocessor_config.json", "processor_config.json")  # what every model that sees brings
 _PROBE = "probe-of-the-template"
 
 
@@ -86,6 +87,15 @@ class Source:
             if found:
                 return str(found)
         raise EngineError(f"{self.model} has no chat template: a judge must be a chat model")
+
+
+@lru_cache(maxsize=16)
+def takes(source: Source, kind: MediaKind) -> bool:
+    """Whether the model can be shown pictures or clips: its chat template names them, and it brings what reads them.
+
+    False is certain; whether the template also places them shows in the first prompt.
+    """
+    return kind in source.template() and any(source.file(name) for name in _READS_PICTURES)
 
 
 def check_trust(model: str, revision: str | None, trust_remote_code: bool) -> None:

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexjudge_reward.engines._model import Chat, Source, check_trust
+from flexjudge_reward.engines._model import Chat, Source, check_trust, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
+from flexjudge_reward.media import MediaKind
 from flexjudge_reward.types import Generation, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -108,6 +109,15 @@ class TransformersEngine:
                 "min_pixels": self.pixels.get("min_pixels"),
                 "max_pixels": self.pixels.get("max_pixels"),
             }
+
+    def takes(self, kind: MediaKind) -> bool:
+        """Whether the model can be shown media of this kind, "image" or "video". Loads no weights.
+
+        Raises:
+            EngineError: there is no such model.
+        """
+        with self._lock:
+            return takes(self._find(), kind)
 
     def close(self) -> None:
         """Frees the model. A later `generate` loads it anew."""

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexjudge_reward.engines._model import Chat, Source, check_trust, load_tokenizer
+from flexjudge_reward.engines._model import Chat, Source, check_trust, load_tokenizer, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
-from flexjudge_reward.media import Media
+from flexjudge_reward.media import Media, MediaKind
 from flexjudge_reward.types import FinishReason, Generation, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -103,6 +103,15 @@ class VLLMEngine:
                 "min_pixels": self.pixels.get("min_pixels"),
                 "max_pixels": self.pixels.get("max_pixels"),
             }
+
+    def takes(self, kind: MediaKind) -> bool:
+        """Whether the model can be shown media of this kind, "image" or "video". Loads no weights.
+
+        Raises:
+            EngineError: there is no such model.
+        """
+        with self._lock:
+            return takes(self._find(), kind)
 
     def close(self) -> None:
         """Ends the engine's process and frees its memory, within seconds. A later `generate` starts it anew."""
