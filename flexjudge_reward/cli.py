@@ -77,7 +77,7 @@ def _add_judging(command: argparse.ArgumentParser, run: Callable[[argparse.Names
         action="append",
         type=parse_column,
         metavar="NAME=COLUMN",
-        help="where an entry has another name, such as question=prompt; may be repeated, candidates= also for a list",
+        help="where an entry has another name, such as question=prompt; several candidates= are a list, id= is none",
     )
     judge = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
     judge.add_argument("--format", choices=("score", "pair", "listwise", "choice", "relation"))
@@ -134,7 +134,7 @@ def annotate_rows(arguments: argparse.Namespace) -> int:
 def _reading(arguments: argparse.Namespace) -> RowOptions:
     columns: dict[str, list[str]] = {}
     for name, column in arguments.column or ():
-        columns.setdefault(name, []).append(column)
+        columns.setdefault(name, []).extend([column] if column else [])
     return {
         "media_root": arguments.media_root,
         "split": arguments.split,
@@ -237,9 +237,9 @@ def cache_explain(arguments: argparse.Namespace) -> int:
 
 
 def parse_column(text: str) -> tuple[str, str]:
-    """The entry and the column of a text such as question=prompt."""
-    name, _, column = text.partition("=")
-    if not (name and column):
+    """The entry and the column of a text such as question=prompt; the column may be empty."""
+    name, given, column = text.partition("=")
+    if not (name and given):
         raise argparse.ArgumentTypeError(f"expected NAME=COLUMN such as question=prompt, found {text!r}")
     return name, column
 

@@ -12,7 +12,7 @@ A row, whatever it is read from:
 `answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
 a text, {"text": ..}, {"image": path} or {"video": path}. `images` and `videos` go before the question. Paths are
 relative to the media root and may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and
-decimals. Other entries are ignored. `columns` says which entries have other names.
+decimals. Other entries are ignored. `columns` says which entries have other names, or are not meant.
 
 A data set may hold pictures themselves, wherever a path may stand; they are read undecoded, and what is wrong with one
 fails its row only. One picture may stand for a list of one. Its rows need no id: the row's index, from 0, is one.
@@ -53,7 +53,8 @@ class RowOptions(TypedDict, total=False):
     config_name: str | None
     """Of a data set; needed if it has several configurations."""
     columns: Mapping[str, Sequence[str]] | None
-    """The names that entries have here; several columns are one list: {"candidates": ["jpg_0", "jpg_1"]}."""
+    """The names that entries have here. Several columns are one list: {"candidates": ["jpg_0", "jpg_1"]}; none leaves
+    an entry out that means something else here: {"id": []}."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,9 @@ class Rows:
             if missing := [column for column in columns if column not in given]:
                 raise ConfigError(f"the entry {missing[0]!r} is missing; there are {', '.join(given)}")
             values = [given[column] for column in columns]
-            entry[name] = values if len(values) > 1 else values[0]
+            entry.pop(name, None)
+            if values:
+                entry[name] = values if len(values) > 1 else values[0]
         for name in ("images", "videos"):
             if name in entry and (self._table is not None or name in self._columns):
                 entry[name] = _listed(entry[name])
@@ -183,7 +186,8 @@ class Rows:
             raise ConfigError("the entry 'id' is missing")
         name = json.dumps(row.id, sort_keys=True)
         if name in seen:
-            raise ConfigError(f"the id {row.id!r} stands in {self.unit} {seen[name]} already")
+            numbered = "" if self._table is None else "; --column id= numbers the rows instead"
+            raise ConfigError(f"the id {row.id!r} stands in {self.unit} {seen[name]} already{numbered}")
         seen[name] = row.number
 
     def _check_columns(self, table: Table) -> None:
@@ -252,7 +256,7 @@ def _media(kind: str, value: Any, root: Path | None) -> Media:
     if isinstance(value, Media) and value.kind == kind:
         return value
     if not isinstance(value, str):
-        raise ConfigError(f"an {kind} is given by its path, found {value!r:.80}")
+        raise ConfigError(f"the {kind} is given by its path, found {value!r:.80}")
     if root is None:
         raise ConfigError(f"{kind} {value!r:.200} needs a folder that files may be read from: give --media-root DIR")
     make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}

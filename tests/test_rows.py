@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, List
 from PIL import Image
 
 from flexjudge_reward import ConfigError, Judge, Media, MediaError, MissingExtra, Pair, Score
+from flexjudge_reward._tables import Table
 from flexjudge_reward.cli import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.rows import Row, Rows
@@ -263,7 +264,7 @@ ROW = {"question": "q", "candidates": ["a", "b"]}
         pytest.param({"question": "q", "candidates": "a"}, {}, "row 0: 'candidates' must be a list", id="text"),
         pytest.param({"question": None, "answer": "a"}, {}, "row 0: a part is a text", id="null"),
         pytest.param(
-            {**ROW, "videos": [b"clip"]}, {"media_root": Path()}, "row 0: an video is given by its path", id="clip"
+            {**ROW, "videos": [b"clip"]}, {"media_root": Path()}, "row 0: the video is given by its path", id="clip"
         ),
     ],
 )
@@ -303,6 +304,28 @@ def test_a_file_of_lines_has_no_splits_and_names_what_it_has(tmp_path: Path) -> 
         Rows(source, split="train")
     with pytest.raises(ConfigError, match="line 1: the entry 'prompt' is missing; there are id, question, candidates"):
         read(source, columns={"question": ["prompt"]})
+
+
+def test_an_entry_that_means_something_else_is_left_out(tmp_path: Path) -> None:
+    rows = [{**ROW, "id": "same", "rubric": "R4", "reference": 3} for _ in range(2)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
+    left_out: dict[str, list[str]] = {"rubric": [], "reference": []}
+    with pytest.raises(
+        ConfigError, match="row 1: the id 'same' stands in row 0 already; --column id= numbers the rows"
+    ):
+        Rows(tmp_path / "in.parquet", columns=left_out).verify(any_row, unique=True)
+    assert [row.id for row in read(tmp_path / "in.parquet", columns={**left_out, "id": []})] == [0, 1]
+
+
+def test_rows_that_stop_coming_are_an_error_with_their_number(tmp_path: Path) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield ROW
+        raise OSError("the line\nwas cut")
+
+    rows = Table("org/name", tuple(ROW), (), None, False, "commit", broken()).rows()
+    assert next(rows) == ROW
+    with pytest.raises(ConfigError, match="org/name cannot be read after 1 rows: OSError: the line was cut"):
+        next(rows)
 
 
 def test_a_data_set_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
