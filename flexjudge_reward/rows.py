@@ -10,7 +10,8 @@ A row, whatever it is read from:
     {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"], "reference": "a dog"}
 
 `answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
-a text, {"text": ..}, {"image": path} or {"video": path}. `images` and `videos` go before the question. Paths are
+a text, {"text": ..}, {"image": path} or {"video": path}; or a list of one chat message that has one of these as its
+`content`. `images` and `videos` go before the question. Paths are
 relative to the media root and may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and
 decimals. Other entries are ignored. `columns` says which entries have other names, or are not meant.
 
@@ -95,8 +96,10 @@ class Rows:
         """What a row's number counts."""
 
     def __str__(self) -> str:
-        """The source without its folder, and how it is read."""
-        name = Path(self.name).name if Path(self.name).exists() else self.name
+        """The source without its folder, or with its commit on the Hub, and how it is read."""
+        name = Path(self.name).name
+        if self._table is not None and not self._table.local:
+            name = self._table.version
         how = [value for value in (self._config_name, self._split) if value]
         how += [f"{entry}={column}" for entry, columns in self._columns.items() for column in columns]
         return f"{name} ({', '.join(how)})" if how else name
@@ -168,6 +171,10 @@ class Rows:
             entry.pop(name, None)
             if values:
                 entry[name] = values if len(values) > 1 else values[0]
+        for name in {"question", "answer", "reference"} & entry.keys():
+            entry[name] = _said(entry[name])
+        if isinstance(entry.get("candidates"), list):
+            entry["candidates"] = [_said(candidate) for candidate in entry["candidates"]]
         for name in ("images", "videos"):
             if name in entry and (self._table is not None or name in self._columns):
                 entry[name] = _listed(entry[name])
@@ -205,6 +212,14 @@ class Rows:
             if column not in (*named, *ENTRIES):
                 shows = f"--column images={column} shows them to the judge"
                 _log.warning("%s: the pictures in %r are not used; %s", self.name, column, shows)
+
+
+def _said(value: Any) -> Any:
+    """The content of a lone chat message; everything else as it is."""
+    match value:
+        case [{"role": str(), "content": said}]:
+            return said
+    return value
 
 
 def _listed(value: Any) -> list[Any]:

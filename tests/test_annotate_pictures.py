@@ -227,7 +227,7 @@ def test_a_hub_data_set_is_streamed_and_named_by_its_commit(tmp_path: Path, hub:
     engine = ScriptedEngine(Stopping())
     counts = annotate_file("org/pairs", Judge(Pair(), engine), output)
     assert counts["rows"] == BATCH * 3 and len(engine.prompts) <= BATCH * 2 * 2
-    assert "Preference pairs of org/pairs" in output.with_suffix(".md").read_text()
+    assert "Preference pairs of org/pairs@c0ffee" in output.with_suffix(".md").read_text()
 
 
 def test_a_wrong_row_of_a_hub_data_set_is_named_when_it_comes(tmp_path: Path, hub: SimpleNamespace) -> None:

@@ -111,6 +111,22 @@ def test_columns_by_other_names(tmp_path: Path, stored: Callable[[Path, list[dic
     assert [row.id for row in found] == ([None] * 4 if stored is as_lines else [0, 1, 2, 3])
 
 
+@pytest.mark.parametrize("stored", [as_lines, as_parquet])
+def test_a_lone_chat_message_is_its_content(
+    tmp_path: Path, stored: Callable[[Path, list[dict[str, Any]]], Path]
+) -> None:
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    row = {"prompt": said("user", "q"), "chosen": said("assistant", "a"), "rejected": said("assistant", "b")}
+    columns = {"question": ["prompt"], "candidates": ["chosen", "rejected"]}
+    (found,) = read(stored(tmp_path, [row]), columns=columns)
+    assert found.example.question == ("q",) and found.example.candidates == (("a",), ("b",))
+    assert found.entry["candidates"] == ["a", "b"]
+    with pytest.raises(ConfigError, match="a part is a text"):
+        read(stored(tmp_path, [{**row, "prompt": row["prompt"] * 2}]), columns=columns)
+
+
 IMAGE = {"image": datasets.Image()}
 PICTURES: list[Any] = [
     pytest.param({"images": [png(3)]}, {"images": List(datasets.Image())}, {}, id="list"),
