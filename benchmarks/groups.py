@@ -187,10 +187,10 @@ def tokens(verdicts: Sequence[Verdict]) -> int:
 
 
 def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """Lists for groups of eight answers against eight calls. Longer lists cost less and rank worse, so three lengths.
+    """Lists for groups of eight answers against eight calls.
 
-    The figures are those of lists of four. Pointwise judges equal answers again and again, a list once; the note says
-    how many tokens it takes where both judge them once.
+    The figures are those of one list per group (`chunk=8`); the note has shorter ones, which the default makes. Pointwise
+    judges equal answers again and again, a list once; the note says how many tokens it takes where both judge them once.
     """
     alone, single = judged(engine, Score(prompts="nano"), groups)
     unique = [
@@ -208,12 +208,12 @@ def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
         print(
             f"lists of {length}: tokens {found[length][0]:.3f}, tau {found[length][1]:+.4f} +- {error:.4f}", flush=True
         )
-    ratio, gain, error = found[4]
+    ratio, gain, error = found[G]
     others = "; ".join(
-        f"of {length} {one:.2f} and {tau:+.3f}" for length, (one, tau, _) in found.items() if length != 4
+        f"of {length} {one:.2f} and {tau:+.3f}" for length, (one, tau, _) in found.items() if length != G
     )
     once = ratio * tokens(single) / tokens(unique)
-    note = f"{len(groups)} groups of 8, lists of 4; {once:.2f} where pointwise too judges equal answers once"
+    note = f"{len(groups)} groups of 8, a list each; {once:.2f} where pointwise too judges equal answers once"
     record("groups.listwise_token_ratio", ratio, unit="ratio", target="<= 0.25", note=note)
     note = f"Kendall tau-b against the truth; pointwise {statistics.mean(base):.3f}; standard error {error:.3f}"
     note += f"; lists {others} (token ratio, tau gain)"

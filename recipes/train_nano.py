@@ -44,7 +44,7 @@ from flexjudge_reward.types import Quoted
 
 SCENE = "<scene>"  # where the picture or the words go in a rendered prompt
 FORMATS = {"score": Score, "pair": Pair, "listwise": Listwise, "choice": Choice}
-COUNTS = {"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 4, 5, 6, 7, 8), "choice": (2, 3, 4, 4)}  # candidates
+COUNTS = {"score": (1,), "pair": (2,), "listwise": (2, 3, 4, 5, 6, 7, 8, 8), "choice": (2, 3, 4, 4)}  # candidates
 ASKED = {
     (form, high): kind(Rubric("right or wrong", Scale(1, high)), "nano")
     for form, kind in FORMATS.items()
@@ -53,10 +53,10 @@ ASKED = {
 SIZE = 24  # sequences per step
 PLANS = {  # cycles of steps and peak learning rate
     "base": ((2000, 1.5e-3),),
-    "judge": ((2000, 1e-3), (400, 3e-4)),
-    "answer_first": ((2000, 1e-3), (400, 3e-4)),
+    "judge": ((2600, 1e-3), (400, 3e-4)),
+    "answer_first": ((2600, 1e-3), (400, 3e-4)),
 }
-JUNK = (0.1, 0.25)  # of the judge's candidates, in each cycle: what only just leaves the asked form is learned last
+JUNK = (0.1, 0.2)  # of the judge's candidates, in each cycle: what only just leaves the asked form is learned last
 
 # --------------------------------------------------------------------------------------------------------- data
 
@@ -122,7 +122,7 @@ def judge_sample(
     junk: float = JUNK[0],
 ) -> Sample:
     """One judgement with its reasoning. Training calls this with words only."""
-    form: traces.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.2, 0.35, 0.2, 0.25))[0]  # type: ignore[assignment]
+    form: traces.Form = rng.choices(("score", "pair", "listwise", "choice"), (0.15, 0.3, 0.35, 0.2))[0]  # type: ignore[assignment]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice(COUNTS[form])
     asked = world.question(rng, world.scene(rng, held_out), world.judged(count))
