@@ -1,0 +1,358 @@
+"""Diffusion-DPO: the loss, the families of pipelines, and the recipe run short from pictures to a LoRA."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("diffusers")
+
+from support.real import prepare
+
+prepare()
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+pytestmark = [
+    pytest.mark.trainer,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+KINDS = ("unet", "flow")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Any:
+    """recipes/diffusion_dpo.py as a module; its neighbours are found beside it."""
+    sys.path.insert(0, str(RECIPES))
+    yield importlib.import_module("diffusion_dpo")
+    sys.path.remove(str(RECIPES))
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both nano pipelines, hardly trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    nano = recipe.diffusion_nano
+    patch = pytest.MonkeyPatch()
+    patch.setattr(nano, "VAE_STEPS", 2)
+    patch.setattr(nano, "PICTURES", 40)
+    for kind in KINDS:
+        nano.pretrain(kind, folder / f"nano-{kind}", steps=3)
+    patch.undo()
+    return folder
+
+
+def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+    flags = {"prompts": 12, "pictures": 2, "denoising_steps": 2, "held_out_prompts": 3, "max_steps": 4} | flags
+    flags |= {"output_dir": folder, "judge_cache": "off", "logging_steps": 1}
+    config = RECIPES / "configs" / f"diffusion_dpo_nano_{kind}.yaml"
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["diffusion_dpo.py", "--config", str(config), *words])
+    recipe.main()
+
+
+def scripted(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge of pictures that always sees a difference: barely trained pipelines draw nothing to tell apart."""
+    from flexjudge_reward import Judge, Score
+    from flexjudge_reward.engines.scripted import ScriptedEngine
+
+    def reply(prompt: Any) -> str:
+        return f"<think></think><answer>{1 + int(prompt.media[0].digest, 16) % 10}</answer>"
+
+    monkeypatch.setattr(recipe, "judge_of", lambda options: Judge(Score(), ScriptedEngine(reply)))
+
+
+# ---------------------------------------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "sign"),
+    [
+        pytest.param(1.0, 1.0, 0, id="as before"),
+        pytest.param(0.5, 1.0, 1, id="winner drawn better"),
+        pytest.param(1.0, 2.0, 1, id="loser drawn worse"),
+        pytest.param(2.0, 1.0, -1, id="winner drawn worse"),
+        pytest.param(2.0, 3.0, 1, id="both worse, the loser more"),
+    ],
+)
+@pytest.mark.parametrize("safeguard", [0.0, 0.9])
+def test_the_loss_compares_both_errors_with_those_before(
+    recipe: Any, won: float, lost: float, sign: int, safeguard: float
+) -> None:
+    import torch
+
+    before = torch.ones(2, 3, 4)
+    errors = torch.stack([torch.full((3, 4), won), torch.full((3, 4), lost)])
+    loss, margin = recipe.preference_loss(errors, before, 1.0, safeguard)
+    assert margin.item() == pytest.approx((1 - won**2) - (1 - lost**2))
+    assert (margin.item() > 0) - (margin.item() < 0) == sign
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin.item() / 2)))
+
+
+def test_the_safeguard_keeps_the_winners_descent(recipe: Any) -> None:
+    """What the step does to the winner's prediction points down its error, by a tenth of its own gradient at least."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for share, wanted in ((0.9, True), (0.0, False)):
+        kept = []
+        for _ in range(50):
+            won = torch.randn(1, 8, generator=generator)
+            lost = (2 * won + torch.randn(1, 8, generator=generator)).requires_grad_()
+            value = recipe.guarded(won, lost, share) if share else lost.square().mean(1)
+            assert value.item() == pytest.approx(lost.square().mean().item())
+            (pushed,) = torch.autograd.grad(value.sum(), lost)
+            own = 2 * won / 8
+            kept.append(bool((own * (own - pushed)).sum() >= (1 - 0.9) * own.square().sum() - 1e-6))
+        assert all(kept) == wanted
+
+
+# ------------------------------------------------------------------------------------------------------- the families
+
+
+def xl_pipeline(nano: Any) -> Any:
+    """A Stable Diffusion XL of the nano parts."""
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=nano.vae(),
+        text_encoder=nano.text_encoder(CLIPTextModel),
+        text_encoder_2=nano.text_encoder(CLIPTextModelWithProjection),
+        tokenizer=nano.tokenizer(),
+        tokenizer_2=nano.tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        add_watermarker=False,
+    )
+
+
+def flux_pipeline(nano: Any) -> Any:
+    """A FLUX of the nano parts, with a tiny T5."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=32,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    t5 = T5Config(vocab_size=32, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=nano.vae(),
+        text_encoder=nano.text_encoder(CLIPTextModel),
+        tokenizer=nano.tokenizer(),
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=nano.tokenizer(),
+        transformer=transformer,
+    )
+
+
+PIPELINES: dict[str, Callable[[Any], Any]] = {
+    "Stable Diffusion": lambda nano: nano.unet_pipeline(),
+    "Stable Diffusion XL": xl_pipeline,
+    "Stable Diffusion 3": lambda nano: nano.flow_pipeline(),
+    "FLUX": flux_pipeline,
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_family_trains_a_lora_on_its_own_pictures(name: str, recipe: Any) -> None:
+    """The LoRA lowers the error on one picture: conditions, times, targets and predictions belong together."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    pipe = PIPELINES[name](recipe.diffusion_nano)
+    pipe.vae.register_to_config(shift_factor=0.0)
+    own = recipe.family(pipe)
+    picture = recipe.diffusion_nano.Wish("red", "star", "top-left").picture()
+    clean = own.latents([picture] * 8, 32, 32)
+    assert clean.shape == (8, 8, 8, 8)
+    own.network.requires_grad_(False)
+    network = get_peft_model(own.network, LoraConfig(r=4, target_modules=own.layers()))
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 2e-2)
+    with torch.no_grad():
+        conditions = own.conditions(["red star top-left"] * 8)
+    found = []
+    for _ in range(25):
+        generator = torch.Generator().manual_seed(1)
+        noise, times = torch.randn(clean.shape, generator=generator), own.times(8, generator)
+        noisy, target = own.noised(clean, noise, times)
+        loss = (own.predict(network, noisy, times, conditions) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < found[0]
+
+
+def test_flux_latents_go_in_and_come_out_as_its_pipeline_packs_them(recipe: Any) -> None:
+    import torch
+    from diffusers import FluxPipeline
+
+    own = recipe.family(flux_pipeline(recipe.diffusion_nano))
+    noisy = torch.randn(2, 8, 8, 8)
+    seen: dict[str, Any] = {}
+
+    def network(row: torch.Tensor, **given: Any) -> Any:
+        seen.update(given, row=row)
+        return SimpleNamespace(sample=row)
+
+    assert torch.equal(own.predict(network, noisy, torch.tensor([0.1, 0.9]), {}), noisy)
+    assert torch.equal(seen["row"], FluxPipeline._pack_latents(noisy, 2, 8, 8, 8))
+    places = FluxPipeline._prepare_latent_image_ids(2, 4, 4, torch.device("cpu"), torch.float32)
+    assert torch.equal(seen["img_ids"], places) and seen["guidance"].tolist() == [1.0, 1.0]
+
+
+def test_a_pipeline_of_another_kind_is_refused(recipe: Any) -> None:
+    from flexjudge_reward import ConfigError
+
+    with pytest.raises(ConfigError, match="SimpleNamespace is not known here; known are StableDiffusionPipeline"):
+        recipe.family(SimpleNamespace())
+    own = recipe.family(recipe.diffusion_nano.flow_pipeline())
+    with pytest.raises(ConfigError, match="pictures of 30 x 32: this pipeline draws multiples of 8 pixels"):
+        own.size((32, 30))
+    from PIL import Image
+
+    with pytest.raises(ConfigError, match="a picture of 64 x 32 for a pipeline of 32 x 32"):
+        own.latents([Image.new("RGB", (64, 32))], 32, 32)
+
+
+# ----------------------------------------------------------------------------------------------------------- the truth
+
+
+def test_the_truth_reads_every_picture_that_is_as_asked_for(recipe: Any) -> None:
+    nano, rng = recipe.diffusion_nano, random.Random(0)
+    for _ in range(100):
+        wish, other = nano.Wish.drawn(rng), nano.Wish.drawn(rng)
+        found = nano.truth(wish.picture(), str(other))
+        right = (wish.colour == other.colour) + (wish.shape == other.shape) if wish.place == other.place else 0
+        assert found.score == (1, 5, 10)[right], (wish, other)
+        assert (found.stain < 1) == (wish.place == other.place)
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipe
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (RECIPES / "configs").glob("diffusion_*.yaml")))
+def test_every_setting_of_the_diffusion_configs_exists(config: str, recipe: Any) -> None:
+    from transformers import TrainingArguments
+    from trl import TrlParser
+
+    parser = TrlParser((recipe.RecipeArguments, TrainingArguments))
+    words = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
+    options, args = parser.parse_args_and_config(words, fail_with_unknown_args=True)
+    assert options.judge_model and args.max_steps > 0 and "diffusion" in args.output_dir
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recipe_draws_judges_trains_and_reports(
+    kind: str, recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs / f"whole-{kind}"
+    scripted(recipe, monkeypatch)
+    run(recipe, folder, kind, monkeypatch, prepare_only=True, fewest_pairs=2)
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert pairs and (folder / pairs[0]["chosen"]).exists() and not (folder / "report.json").exists()
+
+    drawn = (folder / "pictures" / "0-0.png").stat().st_mtime_ns
+    run(recipe, folder, kind, monkeypatch, fewest_pairs=2)
+    assert (folder / "pictures" / "0-0.png").stat().st_mtime_ns == drawn
+    found = json.loads((folder / "report.json").read_text())
+    assert found["pairs"] == len(pairs) and 0 <= found["implicit_accuracy"] <= 1 and 0 <= found["win_rate"] <= 1
+    assert (folder / "grid.png").stat().st_size > 1000 and (folder / "curve.png").stat().st_size > 1000
+    card = (folder / "README.md").read_text()
+    assert f"base_model: nano-{kind}" in card and "as preferred by" in card
+    assert "same-seed win rate, by the truth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_saved_lora_draws_what_the_trained_model_draws(
+    kind: str, recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    scripted(recipe, monkeypatch)
+    kept: dict[str, list[bytes]] = {}
+    train = recipe.train
+
+    def trained(options: Any, args: Any, own: Any, pairs: Any, folder: Path) -> Any:
+        found = train(options, args, own, pairs, folder)
+        files = [folder / "pictures" / f"trained-{n}.png" for n in range(3)]
+        recipe.draw(own, recipe.asked(options, args.seed)[1], files, options, args.seed + 1)
+        kept["trained"] = [Image.open(file).tobytes() for file in files]
+        return found
+
+    monkeypatch.setattr(recipe, "train", trained)
+    run(recipe, runs / f"lora-{kind}", kind, monkeypatch, fewest_pairs=2, learning_rate=0.05, denoising_steps=4)
+    pictures = runs / f"lora-{kind}" / "pictures"
+    for when in ("before", "after"):
+        kept[when] = [Image.open(pictures / f"{when}-{n}.png").tobytes() for n in range(3)]
+    assert kept["after"] == kept["trained"] != kept["before"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from flexjudge_reward import ConfigError
+
+    scripted(recipe, monkeypatch)
+    flags = {"fewest_pairs": 2, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+    run(recipe, runs / "unbroken", "flow", monkeypatch, **flags)
+    run(recipe, runs / "broken", "flow", monkeypatch, **flags | {"max_steps": 2})
+    with pytest.raises(ConfigError, match=r"of another run: beta was 100.0 and is 7.0"):
+        run(recipe, runs / "broken", "flow", monkeypatch, **flags, resume_from_checkpoint=True, beta=7.0)
+    run(recipe, runs / "broken", "flow", monkeypatch, **flags, resume_from_checkpoint=True)
+    one, other = (load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("unbroken", "broken"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_bad_input_is_refused_before_anything_is_drawn(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flexjudge_reward import ConfigError
+
+    with pytest.raises(ConfigError, match=r"pairs are too few to train on .*counts why"):
+        run(recipe, runs / "few", "flow", monkeypatch, prompts=2, margin=9.5, prepare_only=True)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"text": "a cat"}\n')
+    with pytest.raises(ConfigError, match="no column 'prompt'; it has text"):
+        run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data)
+    with pytest.raises(ConfigError, match="has 1 rows, 15 prompts are wanted"):
+        run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data, prompt_column="text")
