@@ -34,13 +34,14 @@ import diffusion_nano
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from common import checkpoint
 from datasets import Dataset, load_dataset
 from diffusion_families import Family, family, load
 from diffusion_report import Shown, report
 from huggingface_hub import upload_folder
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from trl import TrlParser
 
 from flexjudge_reward import ConfigError, FlexJudgeError, Judge, JudgeConfig, Sampling, TransformersEngine
@@ -301,12 +302,14 @@ def train(
     if args.gradient_checkpointing:  # diffusers has its own name for it
         own.network.enable_gradient_checkpointing()
         args.gradient_checkpointing = False
+    set_seed(args.seed)  # the LoRA starts at random, before there is a trainer that would seed it
     network = get_peft_model(own.network, config)
     trainer = DiffusionTrainer(own, options, folder, model=network, args=args, train_dataset=parts["train"])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress())
-    check_resume(options, args, pairs, folder)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    begun = checkpoint(args)
+    check_resume(options, args, pairs, folder, begun is not None)
+    trainer.train(resume_from_checkpoint=begun)
     accuracy = trainer.implicit_accuracy(parts["test"])
     if trainer.is_world_process_zero():
         weights = get_peft_model_state_dict(network)
@@ -324,7 +327,9 @@ def train(
     }
 
 
-def check_resume(options: RecipeArguments, args: TrainingArguments, pairs: Dataset, folder: Path) -> None:
+def check_resume(
+    options: RecipeArguments, args: TrainingArguments, pairs: Dataset, folder: Path, resumed: bool
+) -> None:
     """Writes the settings that a checkpoint belongs to, or compares them.
 
     Raises:
@@ -333,7 +338,7 @@ def check_resume(options: RecipeArguments, args: TrainingArguments, pairs: Datas
     file = folder / "settings.json"
     fixed = ("model_name_or_path", "lora_r", "beta", "safeguard", "height", "width", "held_out_share")
     now = {name: asdict(options)[name] for name in fixed} | {"seed": args.seed, "pairs": len(pairs)}
-    if args.resume_from_checkpoint and file.exists():
+    if resumed and file.exists():
         before = json.loads(file.read_text())
         if changed := [name for name in now if now[name] != before.get(name)]:
             name = changed[0]

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from common import checkpoint
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
 from transformers import PrinterCallback, TrainerCallback
@@ -180,7 +181,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress())
     shares = [held_out.shares(trainer.model, trainer.processing_class)] if held_out else []
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint(args))
     trainer.save_model(args.output_dir)
     if held_out is not None:
         shares.append(held_out.shares(trainer.model, trainer.processing_class))

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import checkpoint
 from datasets import Dataset, load_dataset
 from nano_task import KINDS, HeldOut, chat, pictures_only
 from transformers import PrinterCallback, TrainerCallback
@@ -177,7 +178,7 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)  # thirty numbers a line
         trainer.add_callback(measure)
 
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint(training_args))
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         report(trainer, reward, measure, Path(training_args.output_dir))
