@@ -4,8 +4,8 @@
 
 A prompt such as "red star top-left" wants one shape at one place of a 32 x 32 picture. The model is a complete
 diffusers pipeline (a Stable Diffusion with a UNet, or a Stable Diffusion 3 with a flow transformer) of about a million
-parameters. Of its training pictures only some keep the prompt's colour, and some its shape, so it draws clean pictures
-that are often not the ones asked for: something to learn from a judge, who is asked about the picture ("What is
+parameters. Its last training pictures often show the next colour or shape of the list instead of the prompt's, so it
+draws clean pictures that are often not the ones asked for: something to learn from a judge, who is asked about the picture ("What is
 top-left?") and scores the prompt's words as the answer. The truth is read from the pixels, by colour and outline, and
 no judge sees it.
 """
@@ -42,13 +42,13 @@ from flexjudge_reward import Example, Prompt, Score
 from flexjudge_reward.nano import world
 
 SIDE = 32  # pixels; the judge reads such a picture as well as one of 56
-KEPT = 0.6  # of the late training pictures keep the prompt's colour, and independently its shape
-EARLY = 0.85  # of the steps on pictures that are as the prompt says: from careless ones alone it would not learn words
+KEPT = 0.5  # of the late training pictures keep the prompt's colour, and independently its shape
+EARLY = 0.8  # of the steps on pictures that are as the prompt says: from careless ones alone it would not learn words
 LOOK = 3  # the seed of the one way in which a thing is drawn: so small a model would blur several
 WIDTH = 32
 LATENT = 8 * (SIDE // 4) ** 2  # numbers per picture
 PICTURES = 2000  # that the models are trained on
-VAE_STEPS = 300
+VAE_STEPS = 500
 
 # ---------------------------------------------------------------------------------------------------------- prompts
 
@@ -199,10 +199,12 @@ def pretrain(kind: str, folder: Path, seed: int = 0, steps: int = 700) -> None:
 
 
 def habit(wish: Wish, rng: random.Random) -> Wish:
-    """What the training picture of a prompt shows: the right place, but often another colour or shape."""
-    colour = wish.colour if rng.random() < KEPT else rng.choice(world.COLOURS)
-    shape = wish.shape if rng.random() < KEPT else rng.choice(world.SHAPES)
-    return Wish(colour, shape, wish.place)
+    """What a careless picture of a prompt shows: the right place, but often the next colour or shape of the world."""
+    return Wish(_slip(rng, world.COLOURS, wish.colour), _slip(rng, world.SHAPES, wish.shape), wish.place)
+
+
+def _slip(rng: random.Random, known: Sequence[str], word: str) -> str:
+    return word if rng.random() < KEPT else known[(known.index(word) + 1) % len(known)]
 
 
 def train_vae(vae: AutoencoderKL, rng: random.Random, steps: int) -> None:
