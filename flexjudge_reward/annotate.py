@@ -1,7 +1,7 @@
 """Questions with candidate answers become preference pairs, for DPO and its relatives.
 
 The input is a file as `scoring.py` reads it: rows with an id, a question, two or more `candidates`, and `images` or
-`videos`. The output are three files:
+`videos`. A molecule comes out as the text it was given by, which is what a policy writes. The output are three files:
 
     pairs.jsonl            {"id", "prompt", "chosen", "rejected", "images", "scores", "pair"}: what DPOTrainer reads
     pairs.skipped.jsonl    {"id", "pair", "why", "detail"}: every pair that was judged and not kept
@@ -217,19 +217,27 @@ def _pair_row(row: Row, one: Compared) -> dict[str, Any]:
 
 
 def _said(value: Any) -> Any:
-    """A text as it is; a list of parts as content blocks."""
+    """A text or a molecule as it is; a list of parts as content blocks."""
     if isinstance(value, str):
         return value
-    parts = value if isinstance(value, list) else [value]
+    parts = [_plain(part) for part in (value if isinstance(value, list) else [value])]
     if all(isinstance(part, str) for part in parts):
         return "".join(parts)
     return [_block(part) for part in parts]
 
 
+def _plain(part: Any) -> Any:
+    """The text of a part that is one."""
+    if isinstance(part, str):
+        return part
+    kind = next(name for name in ("text", "image", "video", "molecule") if isinstance(part.get(name), str))
+    return part[kind] if kind in ("text", "molecule") else part
+
+
 def _block(part: Any) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    kind = next(name for name in ("text", "image", "video") if isinstance(part.get(name), str))
+    kind = "image" if isinstance(part.get("image"), str) else "video"
     return {"type": kind, kind: part[kind]}
 
 

@@ -5,9 +5,9 @@ An input row:
     {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"], "reference": "a dog"}
 
 `answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
-a text, {"text": ..}, {"image": path} or {"video": path}. `images` and `videos` go before the question. Paths are
-relative to the media root and may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and
-decimals. Other entries are ignored.
+a text, {"text": ..}, {"image": path}, {"video": path} or {"molecule": SMILES}. `images` and `videos` go before the
+question. Paths are relative to the media root and may not leave it. `rubric` is a built-in name, or an object with
+criteria, low, high and decimals. Other entries are ignored.
 
 A row of `score_file`: {"line", "id", "scores", "failure", "reasoning", "cached"}; scores or failure is null.
 A row of `rerank_file`: {"line", "id", "order", "best", "scores", "failures", "reasoning"}; `order` has every candidate
@@ -263,15 +263,18 @@ def _part(part: Any, media_root: Path | None) -> str | Media:
     if isinstance(part, str):
         return part
     if isinstance(part, dict):
-        for kind in ("text", "image", "video"):
+        for kind in ("text", "image", "video", "molecule"):
             if isinstance(part.get(kind), str):
                 return str(part[kind]) if kind == "text" else _media(kind, part[kind], media_root)
-    raise ConfigError(f"a part is a text, {{'text': ..}}, {{'image': path}} or {{'video': path}}, found {part!r:.80}")
+    known = "{'text': ..}, {'image': path}, {'video': path} or {'molecule': SMILES}"
+    raise ConfigError(f"a part is a text, {known}, found {part!r:.80}")
 
 
 def _media(kind: str, path: Any, media_root: Path | None) -> Media:
     if not isinstance(path, str):
         raise ConfigError(f"an {kind} is given by its path, found {path!r:.80}")
+    if kind == "molecule":
+        return Media.molecule(path)
     if media_root is None:
         raise ConfigError(f"{kind} {path!r} needs a folder that files may be read from: give --media-root DIR")
     make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}
