@@ -19,6 +19,7 @@ from flexjudge_reward.rerank import Ranking, rerank
 
 SMALL = "small"  # the name of the judge that is trained here
 HEATS = (0.7, 1.0)  # of the samples that become pairs; colder ones are more often molecules
+FACTS = 3  # of the samples of a row that are no molecule become pairs, so that they do not outweigh the judged ones
 NAMES = ("validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge")
 
 
@@ -124,7 +125,8 @@ def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list
     if not pairs.exists():
         judge = build_judge(options)
         try:
-            print(f"judge          {dict(annotate_file(file, judge, pairs, margin=options.margin))}", flush=True)
+            counts = annotate_file(file, judge, pairs, which="all", margin=options.margin)
+            print(f"judge          {dict(counts)}", flush=True)
         finally:
             judge.close()
     lines = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
@@ -152,7 +154,7 @@ def _sample_rows(options: Any, policy: str, seed: int, file: Path, facts: Path) 
             candidates = [{"molecule": one} for one in valid]
             rows.append({"id": number, "question": options.question, "candidates": candidates})
         if valid:
-            pairs += [{"chosen": rng.choice(valid), "rejected": one} for one in broken]
+            pairs += [{"chosen": rng.choice(valid), "rejected": one} for one in broken[:FACTS]]
     if not rows:
         raise ConfigError(
             f"no row of {options.answers} samples has two molecules: the policy must be pretrained longer"
