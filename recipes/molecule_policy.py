@@ -1,7 +1,7 @@
 """A small SMILES policy: GPT-2's architecture, one token per atom or bond, pretrained on molecules made by rule.
 
-Pretrained for a minute and stopped early on purpose: about one sample in three is a molecule, so there is something to
-learn from a judge.
+Pretrained for a minute or two and stopped early on purpose: about one sample in five is a molecule, so there is
+something to learn.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def known(seed: int) -> list[str]:
 
 
 def pretrain(folder: Path, seed: int, steps: int) -> Path:
-    """The pretrained policy in `folder`: made if it is not there, in under a minute on one thread."""
+    """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread."""
     if (folder / "config.json").exists():
         return folder
     tokenizer, began = make_tokenizer(), time.monotonic()

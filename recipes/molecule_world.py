@@ -1,7 +1,7 @@
 """Molecules made by rule, and the truth that no judge is shown: QED, synthetic accessibility, variety.
 
 The rules join common rings, linkers and end groups at random; RDKit checks what comes out. They teach a policy what
-SMILES look like and nothing else: about half of what they make is no good as a drug. No list of molecules is shipped.
+SMILES look like and nothing else; chemists would smile at some of them. No list of molecules is shipped.
 
 QED (0 to 1, higher is more drug-like) and the SA score (1 easy to 10 hard to make, of RDKit's Contrib folder) are
 themselves formulas with blind spots; here they stand for the truth because the judge is never shown them.
