@@ -161,7 +161,9 @@ def draw_long(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), dpi=110, sharey=True)
+    figure, panels = plt.subplots(
+        1, len(curves), figsize=(5 * len(curves), 4), dpi=110, sharey=True, layout="constrained"
+    )
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         for what, share in (("judge", 1.0), ("qed", 1.0), ("qed_all", 1.0), ("sa", 0.1), ("diversity", 1.0)):
             rows = {int(step): share * found[what] for step, found in curve.items() if what in found}
@@ -169,7 +171,7 @@ def draw_long(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> Non
         axes.axvline(parting(curve), color="grey", linestyle=":")
         axes.set(title=name, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     figure.savefig(file, bbox_inches="tight")
     plt.close(figure)
 
