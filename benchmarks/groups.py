@@ -189,8 +189,9 @@ def tokens(verdicts: Sequence[Verdict]) -> int:
 def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
     """Lists for groups of eight answers against eight calls.
 
-    The figures are those of one list per group (`chunk=8`); the note has shorter ones, which the default makes. Pointwise
-    judges equal answers again and again, a list once; the note says how many tokens it takes where both judge them once.
+    The figures are those of one list per group (`chunk=8`); the note has shorter ones, as the default makes them.
+    Pointwise judges equal answers again and again, a list once; the note also says how many tokens it takes where both
+    judge them once.
     """
     alone, single = judged(engine, Score(prompts="nano"), groups)
     unique = [

@@ -1,7 +1,8 @@
 """Questions with candidate answers become preference pairs, for DPO and its relatives.
 
 The input is a file or data set as `rows.py` reads it: rows with a question, two or more `candidates`, and `images` or
-`videos`; those of a file of lines also need an id. The output:
+`videos`; those of a file of lines also need an id. A molecule comes out as the text it was given by, which is what a
+policy writes. The output:
 
     pairs.jsonl            {"id", "prompt", "chosen", "rejected", "images", "scores", "pair"}: what DPOTrainer reads
     pairs.skipped.jsonl    {"id", "pair", "why", "detail"}: every pair that was judged and not kept
@@ -266,13 +267,13 @@ def _said(value: Any, journal: Journal) -> Any:
 
 
 def _named(part: Any) -> tuple[str, Any]:
-    """What kind of part it is, and its text, path or picture."""
+    """What kind of part it is, and its text, path or picture; a molecule is a text."""
     if isinstance(part, str):
         return "text", part
     if isinstance(part, Media):
         return part.kind, part
-    kind = next(name for name in ("text", "image", "video") if isinstance(part.get(name), str | Media))
-    return kind, part[kind]
+    kind = next(name for name in ("text", "image", "video", "molecule") if isinstance(part.get(name), str | Media))
+    return ("text" if kind == "molecule" else kind), part[kind]
 
 
 def _path(value: str | Media, journal: Journal) -> str:

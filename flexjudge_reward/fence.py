@@ -76,18 +76,27 @@ def fence(parts: Content) -> tuple[Part, ...]:
 
 
 def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) -> tuple[str | Media, ...]:
-    """The parts of `message` as plain text and media, ready for a chat template, quoted text neutralised.
+    """The parts of `message` as plain text, pictures and clips, ready for a chat template, quoted text neutralised.
 
-    Neighbouring quoted texts are neutralised as one, so that a token cannot be split across two of them.
+    Molecules become what is shown of them; their text is quoted text. Neighbouring quoted texts are neutralised as one,
+    so that a token cannot be split across two of them. Raises MediaError if a media item cannot be used.
     """
     flat: list[str | Media] = []
-    for part in _joined(message.parts):
+    for part in _joined(tuple(_shown(message.parts))):
         plain = neutralise(part.text, tokens) if isinstance(part, Quoted) else part
         if isinstance(plain, str) and flat and isinstance(flat[-1], str):
             flat[-1] += plain
         else:
             flat.append(plain)
     return tuple(flat)
+
+
+def _shown(parts: Sequence[Part]) -> Iterator[Part]:
+    for part in parts:
+        if isinstance(part, Media):
+            yield from (Quoted(one) if isinstance(one, str) else one for one in part.shown())
+        else:
+            yield part
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:

@@ -1,12 +1,12 @@
 """Media: one picture, clip, sound or molecule, given in any form and seen in one.
 
-A `Media` is a value. It is cheap to build and read once, at first use; what it holds is then 8-bit RGB frames, and two
-are equal when these are. Whatever is wrong with it is a `MediaError` from `load()` (or from what needs the content),
-never from building one, so that a bad row fails alone.
+A `Media` is a value. It is cheap to build and read once, at first use; what it holds is then 8-bit RGB frames, of a
+molecule RDKit's own text about it, and two are equal when these are. Whatever is wrong with it is a `MediaError` from
+`load()` (or from what needs the content), never from building one, so that a bad row fails alone.
 
 Promised: no URL is fetched, no file outside the given roots is opened, and size in bytes, pixels and frames is checked
-before anything is decoded. Not known here: how a model wants its pictures (`engines/`). Sounds and molecules have an
-identity and cannot be judged yet.
+before anything is decoded; of a molecule's text nothing is shown that RDKit did not write (`_molecule.py`). Not known
+here: how a model wants its pictures (`engines/`). Sounds have an identity and cannot be judged yet.
 """
 
 from __future__ import annotations
@@ -59,7 +59,20 @@ class Media:
     It may be shared by threads and processes: it pickles as lossless pictures, never as a path or an open file.
     """
 
-    __slots__ = ("_digest", "_fps", "_frames", "_limits", "_lock", "_name", "_problem", "_roots", "_source", "kind")
+    __slots__ = (
+        "_digest",
+        "_drawn",
+        "_fps",
+        "_frames",
+        "_limits",
+        "_lock",
+        "_name",
+        "_problem",
+        "_roots",
+        "_source",
+        "_text",
+        "kind",
+    )
 
     def __init__(self, kind: MediaKind, source: object, fps: float, roots: Roots, limits: Limits) -> None:
         """Use `image`, `video`, `audio` and `molecule`, or `as_media`."""
@@ -71,6 +84,8 @@ class Media:
         self._roots = tuple(roots)
         self._limits = limits
         self._name = _described(source)
+        self._drawn = False
+        self._text = ""  # of a molecule that was loaded
         self._frames: tuple[Image, ...] | None = None
         self._problem: str | None = None
         self._digest: str | None = None
@@ -105,9 +120,18 @@ class Media:
         return cls("audio", data, 0.0, (), Limits())
 
     @classmethod
-    def molecule(cls, text: str) -> Media:
-        """One molecule, as its text (SMILES). It has an identity and cannot be judged yet."""
-        return cls("molecule", text, 0.0, (), Limits())
+    def molecule(cls, smiles: str, drawn: bool = False) -> Media:
+        """One molecule. A judge sees RDKit's canonical SMILES of it and descriptors: weight, logP, rings and so on.
+
+        Needs `pip install 'flexjudge-reward[molecules]'`.
+
+        Args:
+            smiles: at most 500 characters, and 150 atoms that are not hydrogen; no name, extension or reaction.
+            drawn: a drawing of the structure goes before the text, for a judge that sees.
+        """
+        media = cls("molecule", smiles, 0.0, (), Limits())
+        media._drawn = drawn
+        return media
 
     def load(self) -> None:
         """Reads and decodes, at the first call; later calls do nothing, or raise the same error.
@@ -126,8 +150,17 @@ class Media:
             if self._problem is not None:
                 raise MediaError(self._problem)
 
+    def shown(self) -> tuple[str | Media, ...]:
+        """What a judge is given: itself; of a molecule its text, after its drawing if drawn. Raises MediaError."""
+        if self.kind != "molecule":
+            return (self,)
+        return (*map(Media.image, self.images()), self._text)
+
     def images(self) -> tuple[Image, ...]:
-        """The RGB frames: one for a picture. They are shared: copy before drawing on them. Raises MediaError."""
+        """The RGB frames: one for a picture or a drawn molecule. They are shared: copy before drawing on them.
+
+        Raises MediaError.
+        """
         self.load()
         assert self._frames is not None
         return self._frames
@@ -142,13 +175,15 @@ class Media:
     def digest(self) -> str:
         """SHA-256 over kind, frame rate, and number, mode, size and pixels of the frames, in hex. Raises MediaError.
 
+        Of a molecule also over the text that a judge sees.
+
         The sizes stand before the pixels: 30 x 150 and 150 x 30 of the same bytes differ.
         """
         if self._digest is None:
             hashed = hashlib.sha256(f"{self.kind}\n".encode())
-            if self.kind in ("image", "video"):
+            if self.kind != "audio":
                 frames = self.images()
-                hashed.update(f"{self._fps!r} {len(frames)}\n".encode())
+                hashed.update(f"{self._text}{self._fps!r} {len(frames)}\n".encode())
                 for frame in frames:
                     hashed.update(f"{frame.mode} {frame.width} {frame.height}\n".encode() + frame.tobytes())
             else:
@@ -190,14 +225,19 @@ class Media:
                 source = frames if self.kind == "video" else frames[0]
             except MediaError as error:
                 problem = str(error)
-        return _restored, (self.kind, source, self._fps, self._limits, self._name, problem)
+        return _restored, (self.kind, source, self._fps, self._limits, self._name, problem, self._drawn)
 
     def _decoded(self) -> tuple[tuple[Image, ...], float]:
         if self.kind == "image":
             return (_picture(self._source, self._roots, self._limits),), 0.0
         if self.kind == "video":
             return _clip(self._source, self._fps, self._roots, self._limits)
-        raise MediaError("this kind cannot be judged yet; image and video can")
+        if self.kind == "molecule":
+            from flexjudge_reward import _molecule
+
+            self._text = _molecule.describe(self._source)
+            return ((_molecule.draw(self._source),) if self._drawn else ()), 0.0
+        raise MediaError("this kind cannot be judged yet; image, video and molecule can")
 
 
 def as_media(value: object, roots: Roots = (), limits: Limits = Limits()) -> Media:
@@ -310,11 +350,9 @@ def _check_bytes(size: int, limits: Limits) -> None:
 
 
 def _raw(source: object) -> bytes:
-    if isinstance(source, str):
-        return source.encode("utf-8", "surrogatepass")
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
-    raise MediaError(f"expected bytes or text, found {type(source).__name__}")
+    raise MediaError(f"expected bytes, found {type(source).__name__}")
 
 
 def _described(source: object) -> str:
@@ -333,7 +371,9 @@ def _described(source: object) -> str:
     return type(source).__name__
 
 
-def _restored(kind: MediaKind, source: object, fps: float, limits: Limits, name: str, problem: str | None) -> Media:
+def _restored(
+    kind: MediaKind, source: object, fps: float, limits: Limits, name: str, problem: str | None, drawn: bool
+) -> Media:
     media = Media(kind, source, fps, (), limits)
-    media._name, media._problem = name, problem
+    media._name, media._problem, media._drawn = name, problem, drawn
     return media

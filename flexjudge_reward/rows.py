@@ -10,10 +10,10 @@ A row, whatever it is read from:
     {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"], "reference": "a dog"}
 
 `answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
-a text, {"text": ..}, {"image": path} or {"video": path}; or a list of one chat message that has one of these as its
-`content`. `images` and `videos` go before the question. Paths are
-relative to the media root and may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and
-decimals. Other entries are ignored. `columns` says which entries have other names, or are not meant.
+a text, {"text": ..}, {"image": path}, {"video": path} or {"molecule": SMILES}; or a list of one chat message that has
+one of these as its `content`. `images` and `videos` go before the question. Paths are relative to the media root and
+may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and decimals. Other entries are
+ignored. `columns` says which entries have other names, or are not meant.
 
 A data set may hold pictures themselves, wherever a path may stand; they are read undecoded, and what is wrong with one
 fails its row only. One picture may stand for a list of one. Its rows need no id: the row's index, from 0, is one.
@@ -261,10 +261,11 @@ def _part(part: Any, root: Path | None) -> str | Media:
     if isinstance(part, str | Media):
         return part
     if isinstance(part, dict):
-        for kind in ("text", "image", "video"):
+        for kind in ("text", "image", "video", "molecule"):
             if isinstance(part.get(kind), str | Media):
                 return str(part[kind]) if kind == "text" else _media(kind, part[kind], root)
-    raise ConfigError(f"a part is a text, {{'text': ..}}, {{'image': path}} or {{'video': path}}, found {part!r:.80}")
+    known = "{'text': ..}, {'image': path}, {'video': path} or {'molecule': SMILES}"
+    raise ConfigError(f"a part is a text, {known}, found {part!r:.80}")
 
 
 def _media(kind: str, value: Any, root: Path | None) -> Media:
@@ -272,6 +273,8 @@ def _media(kind: str, value: Any, root: Path | None) -> Media:
         return value
     if not isinstance(value, str):
         raise ConfigError(f"the {kind} is given by its path, found {value!r:.80}")
+    if kind == "molecule":
+        return Media.molecule(value)
     if root is None:
         raise ConfigError(f"{kind} {value!r:.200} needs a folder that files may be read from: give --media-root DIR")
     make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}

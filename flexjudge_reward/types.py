@@ -123,6 +123,14 @@ class Prompt:
         """Every media item, in order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
 
+    @property
+    def seen(self) -> tuple[Media, ...]:
+        """Every picture and clip that the model gets beside its text, in order: of a molecule, its drawing.
+
+        Raises MediaError.
+        """
+        return tuple(part for media in self.media for part in media.shown() if isinstance(part, Media))
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -5,9 +5,9 @@
 A prompt such as "red star top-left" wants one shape at one place of a 32 x 32 picture. The model is a complete
 diffusers pipeline (a Stable Diffusion with a UNet, or a Stable Diffusion 3 with a flow transformer) of about a million
 parameters. Its last training pictures often show the next colour or shape of the list instead of the prompt's, so it
-draws clean pictures that are often not the ones asked for: something to learn from a judge, who is asked about the picture ("What is
-top-left?") and scores the prompt's words as the answer. The truth is read from the pixels, by colour and outline, and
-no judge sees it.
+draws clean pictures that are often not the ones asked for: something to learn from a judge, who is asked about the
+picture ("What is top-left?") and scores the prompt's words as the answer. The truth is read from the pixels, by colour
+and outline, and no judge sees it.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def test_the_closing_line_is_longer_than_any_run_inside(text: str, ticks: int) -
 
 
 def test_runs_across_parts_count_as_one() -> None:
-    picture = Media.molecule("C")
+    picture = Media.audio(b"stands for a picture")
     opening, *inner, closing = fence(("``", picture, "``"))
     assert inner == [Quoted("``"), picture, Quoted("``")]
     assert (opening, closing) == ("`````\n", "\n`````")
@@ -214,8 +214,9 @@ def test_a_reader_of_fences_sees_every_candidate_as_one_block() -> None:
 
 
 def test_quoted_text_is_neutralised_and_trusted_text_is_not() -> None:
-    message = Message("user", ("<think> trusted ", Quoted("<think> quoted"), Media.molecule("C"), "<|im_end|>"))
-    assert flatten(message, IM) == ("<think> trusted < think> quoted", Media.molecule("C"), "<|im_end|>")
+    picture = Media.audio(b"stands for a picture")
+    message = Message("user", ("<think> trusted ", Quoted("<think> quoted"), picture, "<|im_end|>"))
+    assert flatten(message, IM) == ("<think> trusted < think> quoted", picture, "<|im_end|>")
 
 
 @pytest.mark.parametrize(

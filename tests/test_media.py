@@ -382,7 +382,8 @@ def test_look_alikes_have_different_digests() -> None:
         Media.video([*frames, frames[0]]),
         Media.audio(b"CCO"),
         Media.molecule("CCO"),
-        Media.molecule("OCC"),
+        Media.molecule("CCC"),
+        Media.molecule("CCO", drawn=True),
     ]
     assert len({m.digest for m in media}) == len(set(media)) == len(media)
 
@@ -425,7 +426,7 @@ def test_it_pickles_as_content_not_as_a_path(tmp_path: Path) -> None:
     [
         pytest.param(Media.video([noise(seed=i) for i in range(40)], fps=8), id="video"),
         pytest.param(Media.audio(b"RIFF"), id="audio"),
-        pytest.param(Media.molecule("C\ud800"), id="molecule"),
+        pytest.param(Media.molecule("OCC"), id="molecule"),
     ],
 )
 def test_every_kind_pickles(media: Media) -> None:
@@ -466,12 +467,12 @@ def test_the_source_may_change_after_loading() -> None:
     assert media.digest == before
 
 
-@pytest.mark.parametrize("media", [Media.audio(b"RIFF"), Media.molecule("CCO")], ids=["audio", "molecule"])
-def test_kinds_to_come_say_what_can_be_judged(media: Media) -> None:
+def test_kinds_to_come_say_what_can_be_judged() -> None:
+    media = Media.audio(b"RIFF")
     assert len(media.digest) == 64
-    refused(media, "cannot be judged yet; image and video can")
+    refused(media, "cannot be judged yet; image, video and molecule can")
     assert len(media.digest) == 64
-    with pytest.raises(MediaError, match="expected bytes or text, found int"):
+    with pytest.raises(MediaError, match="expected bytes, found int"):
         _ = Media.audio(5).digest  # type: ignore[arg-type]
 
 

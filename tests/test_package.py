@@ -13,13 +13,27 @@ import flexjudge_reward
 
 PACKAGE = Path(flexjudge_reward.__file__).parent
 
-HEAVY = {"torch", "transformers", "vllm", "trl", "datasets", "aiohttp", "PIL", "numpy", "accelerate", "peft", "av"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "vllm",
+    "trl",
+    "datasets",
+    "aiohttp",
+    "PIL",
+    "numpy",
+    "accelerate",
+    "peft",
+    "av",
+    "rdkit",
+}
 
 ORDER = {  # DESIGN: imports run one way; a module may import only modules of a lower number, or of its own folder
     "errors": 0,
     "files": 0.2,
     "video_child": 0.2,
     "image": 0.4,
+    "molecule": 0.4,
     "video": 0.6,
     "media": 1,
     "rubric": 1,

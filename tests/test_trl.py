@@ -205,7 +205,7 @@ def test_one_bad_picture_fails_its_row_only(tmp_path: Path) -> None:
         pytest.param(["q"], [b"a"], {}, "row 0: a completion must be .* found bytes", id="bytes"),
         pytest.param(["q"], [[1, 2]], {}, "row 0: a completion .* with 'role' and 'content', found 1", id="token-ids"),
         pytest.param([{"role": "user"}], ["a"], {}, "row 0: a prompt must be .* found dict", id="one-message"),
-        pytest.param([user({"type": "audio"}, TEXT)], ["a"], {}, "must be text, image or video", id="audio"),
+        pytest.param([user({"type": "audio"}, TEXT)], ["a"], {}, "must be text, image, video or molecule", id="audio"),
         pytest.param(
             [user({"type": "image"}, TEXT)], ["a"], {}, "1 image places but .* have 0", id="no-picture-for-it"
         ),

@@ -65,8 +65,8 @@ class Decoder:
     def _inputs(self, texts: list[str], prompts: list[Prompt]) -> Any:
         # The chat template has written the model's opening tokens already.
         options = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
-        images = [[m.images()[0] for m in prompt.media if m.kind == "image"] for prompt in prompts]
-        clips = [media for prompt in prompts for media in prompt.media if media.kind == "video"]
+        images = [[m.images()[0] for m in prompt.seen if m.kind == "image"] for prompt in prompts]
+        clips = [media for prompt in prompts for media in prompt.seen if media.kind == "video"]
         if not any(images) and not clips:
             return self.tokenizer(texts, **options)
         if self.processor is None:

@@ -85,9 +85,10 @@ class TransformersEngine:
                 else:
                     texts[index] = rendered
             # Media make a prompt longer than its text: prompts share a batch with those of as many.
-            order = sorted(texts, key=lambda index: (len(prompts[index].media), len(texts[index])))
+            seen = {index: len(prompts[index].seen) for index in texts}
+            order = sorted(texts, key=lambda index: (seen[index], len(texts[index])))
             while order:
-                alike = [i for i in order[: self._fits] if len(prompts[i].media) == len(prompts[order[0]].media)]
+                alike = [i for i in order[: self._fits] if seen[i] == seen[order[0]]]
                 results.update(self._batch(decoder, alike, texts, prompts, sampling))
                 order = order[len(alike) :]
             return [results[index] for index in range(len(prompts))]

@@ -196,7 +196,7 @@ def _add(llm: LLM, chat: Chat, prompt: Prompt, sampling: Sampling) -> Generation
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
-        request = {"prompt": chat.render(prompt), **_media(prompt.media)}
+        request = {"prompt": chat.render(prompt), **_media(prompt.seen)}
         params = _params(sampling, prompt.sample)
         # The chat template has written the model's opening tokens already.
         llm.enqueue([request], [params], use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})

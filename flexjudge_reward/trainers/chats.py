@@ -1,6 +1,6 @@
 """A trainer's rows as Examples: prompts and completions, plain or conversational, with their pictures and clips.
 
-    prompt       a text, or chat messages whose content is a text or a list of text, image and video parts
+    prompt       a text, or chat messages whose content is a text or a list of text, image, video and molecule parts
     completion   a text, or the messages the policy added (more than one where it called tools)
     columns      what else the data set has: `image`, `images`, `video`, `videos`, and columns named by the user
 
@@ -76,11 +76,11 @@ def text_of(example: Example) -> str:
     """The one candidate of a row as text, which is what travels between ranks.
 
     Raises:
-        ConfigError: it holds a picture or a clip.
+        ConfigError: it holds a picture, a clip or a molecule.
     """
     (candidate,) = example.candidates
     if any(isinstance(part, Media) for part in candidate):
-        raise ConfigError("a group format compares texts; a completion with pictures or clips needs format='score'")
+        raise ConfigError("a group format compares texts; a completion with media parts needs format='score'")
     return "".join(str(part) for part in candidate)
 
 
@@ -185,11 +185,13 @@ class _Reader:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return part["text"]
+        if kind == "molecule" and isinstance(part.get("molecule"), str):
+            return Media.molecule(part["molecule"])
         if kind in ("image", "video"):
             sources = (part.get(name) for name in (kind, "path", "url"))
             source = next((source for source in sources if source is not None), None)
             return _Hole(kind) if source is None else self._media(kind, source)
-        raise ConfigError(f"a part of a message must be text, image or video, found {_shown(part)}")
+        raise ConfigError(f"a part of a message must be text, image, video or molecule, found {_shown(part)}")
 
     def _column(self, kind: Kind, cells: Mapping[str, Any]) -> list[Media]:
         several, one = cells.get(f"{kind}s"), cells.get(kind)

@@ -1,0 +1,147 @@
+"""A small SMILES policy: GPT-2's architecture, one token per atom or bond, pretrained on molecules made by rule.
+
+Pretrained for a minute or two and stopped early on purpose: about one sample in five is a molecule, so there is
+something to learn.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import molecule_world as world
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+_TOKENS = (
+    *("Br", "Cl", "[nH]", "[N+]", "[O-]", "[n+]", "[C@H]", "[C@@H]", "[NH+]", "[S-]"),
+    *"BCFHINOPSbcnops#=-+()[]@/\\.%0123456789",
+)
+POOL, BATCH, LENGTH = 6000, 64, 80  # molecules to learn from, per step, and tokens
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A fixed vocabulary; what is not in it is unknown."""
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *_TOKENS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"Br|Cl|\[nH\]|\[[A-Za-z@]+H?[+-]?\]|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    pad, bos, eos, unk = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        model_max_length=2 * LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def known(seed: int) -> list[str]:
+    """The molecules that the policy of `seed` is pretrained on, canonical."""
+    return world.molecules(POOL, f"policy {seed}")
+
+
+def pretrain(folder: Path, seed: int, steps: int) -> Path:
+    """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread."""
+    if (folder / "config.json").exists():
+        return folder
+    tokenizer, began = make_tokenizer(), time.monotonic()
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=2 * LENGTH,
+            n_embd=128,
+            n_layer=3,
+            n_head=4,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            activation_function="gelu",  # the usual "gelu_new" costs a third of a step on a CPU
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps + 1, pct_start=0.1)
+    for step, texts in zip(range(steps), _batches(known(seed), seed), strict=False):
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            print(f"policy {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
+    whole(folder, model, tokenizer)
+    return folder
+
+
+def _batches(texts: list[str], seed: int) -> Iterator[list[str]]:
+    """Endless batches of about equal length."""
+    rng = random.Random(seed)
+    while True:
+        pool = sorted((f"<bos>{text}<eos>" for text in rng.choices(texts, k=16 * BATCH)), key=len)
+        groups = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
+        rng.shuffle(groups)
+        yield from groups
+
+
+def whole(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Saves both so that the folder has all of it or is not there."""
+    fresh = folder.with_name(folder.name + ".new")
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    # Under its own name transformers takes the tokenizer that is usual for the architecture instead of this one.
+    settings = json.loads((fresh / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (fresh / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    fresh.rename(folder)
+
+
+def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a policy, the pretrained or a trained one, or a Hub id."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def sample(
+    model: Any, tokenizer: Any, count: int, seed: int, temperature: float = 1.0, longest: int = LENGTH
+) -> list[str]:
+    """`count` samples, drawn without cut-offs; the trainer's own random numbers are left as they were."""
+    found: list[str] = []
+    with _still(model, seed):
+        while len(found) < count:
+            start = torch.full((min(256, count - len(found)), 1), tokenizer.bos_token_id, device=model.device)
+            written = model.generate(
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=temperature,
+                max_new_tokens=longest,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            found += [text.replace(" ", "") for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    return found
+
+
+@contextmanager
+def _still(model: Any, seed: int) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+    model.train(training)

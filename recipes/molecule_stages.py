@@ -1,0 +1,288 @@
+"""What the stages of `molecules.py` are made of: the judge, best of N, preference pairs, measurement, report."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import molecule_judge
+import molecule_policy
+import molecule_world as world
+from transformers import TrainerCallback
+
+from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
+from flexjudge_reward.annotate import annotate_file
+from flexjudge_reward.rerank import Ranking, rerank
+
+SMALL = "small"  # the name of the judge that is trained here
+HEATS = (0.7, 1.0)  # of the samples that become pairs; colder ones are more often molecules
+FACTS = 3  # of the samples of a row that are no molecule become pairs, so that they do not outweigh the judged ones
+NAMES = ("validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge")
+
+
+@dataclass
+class Options:
+    """What is asked, who judges, and how much is measured. The judge's other settings can come from FLEXJUDGE_*."""
+
+    prepared: str = field(default="runs/molecules", metadata={"help": "The folder of the pretrained policy and judge."})
+    question: str = field(
+        default=molecule_judge.QUESTION, metadata={"help": "What the judge is told the policy was asked."}
+    )
+    judge_model: str | None = field(
+        default=SMALL, metadata={"help": "A model name or folder, or 'small' for the one that is trained here."}
+    )
+    judge_base_url: str | None = field(default=None, metadata={"help": "The judge server, http://host:8001/v1."})
+    judge_rubric: str = field(default="molecule", metadata={"help": "A built-in rubric's name, or a TOML file."})
+    judge_cache: str | None = field(default=None, metadata={"help": "The file of judge replies, or 'off'."})
+    judge_steps: int | None = field(default=None, metadata={"help": "Steps of training the small judge."})
+    pretrain_steps: int = field(default=400, metadata={"help": "Steps of pretraining the policy."})
+    samples: int = field(default=500, metadata={"help": "How many samples measure a policy."})
+    judged: int = field(default=100, metadata={"help": "How many of their molecules the judge scores for the report."})
+    most: int = field(default=16, metadata={"help": "best_of_n: the largest N, a power of 2."})
+    groups: int = field(default=40, metadata={"help": "best_of_n: how many groups of that size are sampled."})
+
+
+# ------------------------------------------------------------------------------------------------------------- judge
+
+
+def prepared_judge(options: Options) -> str:
+    """The folder of the small judge, trained if it is not there."""
+    return str(molecule_judge.train(Path(options.prepared, "judge"), options.judge_steps))
+
+
+def judge_options(options: Options) -> dict[str, Any]:
+    """The judge, as settings of `JudgeConfig`."""
+    found: dict[str, Any] = {"rubric": options.judge_rubric, "cache": options.judge_cache}
+    if options.judge_model == SMALL and options.judge_base_url is None:
+        return found | {"model": prepared_judge(options), "prompts": "nano", "max_tokens": 128, "force_tokens": 0}
+    return found | {"model": options.judge_model, "base_url": options.judge_base_url}
+
+
+def build_judge(options: Options) -> Any:
+    """The same judge, ready."""
+    return JudgeConfig.resolve(judge_options(options)).build()  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------- best of N
+
+
+def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: Path) -> dict[str, Any]:
+    """Mean QED, 0 for what is no molecule, of the judge's choice among 1, 2, 4 and so on; written to report.json.
+
+    Each group of the largest N is cut into parts of every smaller N, so that all sizes are measured on all samples.
+    """
+    samples = molecule_policy.sample(model, tokenizer, options.most * options.groups, seed)
+    groups = [samples[start : start + options.most] for start in range(0, len(samples), options.most)]
+    judge = build_judge(options)
+    try:
+        asked = [Example(options.question, [Media.molecule(text) for text in group]) for group in groups]
+        rankings = rerank(asked, judge, seed)
+    finally:
+        judge.close()
+    values = [[world.qed(text) for text in group] for group in groups]
+    sizes = [2**power for power in range(options.most.bit_length())]
+    picked = {size: _mean(_picked(values, rankings, size)) for size in sizes}
+    best = {size: _mean([max(row[i : i + size]) for row in values for i in range(0, len(row), size)]) for size in sizes}
+    print("N      judge's choice   best there was   (mean QED)")
+    for size in sizes:
+        print(f"{size:<6} {picked[size]:<16.3f} {best[size]:.3f}")
+    found = {"judge": picked, "best": best, "samples": len(samples)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _picked(values: list[list[float]], rankings: list[Ranking], size: int) -> list[float]:
+    """The value of the best-ranked of each part of `size`."""
+    found = []
+    for row, ranking in zip(values, rankings, strict=True):
+        place = {candidate: rank for rank, candidate in enumerate(ranking.order)}
+        for start in range(0, len(row), size):
+            found.append(row[min(range(start, start + size), key=place.__getitem__)])
+    return found
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+# ------------------------------------------------------------------------------------------------------------- pairs
+
+
+def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list[dict[str, str]]:
+    """Pairs for DPO, as {"chosen", "rejected"}: molecules as the judge prefers them, and molecules above what is none.
+
+    Leaves candidates.jsonl, pairs.jsonl (`flexjudge annotate`) and facts.jsonl in `folder`; what is there is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, facts = folder / "candidates.jsonl", folder / "facts.jsonl"
+    if not file.exists():
+        _sample_rows(options, policy, seed, file, facts)
+    pairs = folder / "pairs.jsonl"
+    if not pairs.exists():
+        judge = build_judge(options)
+        try:
+            counts = annotate_file(file, judge, pairs, which="all", margin=options.margin)
+            print(f"judge          {dict(counts)}", flush=True)
+        finally:
+            judge.close()
+    lines = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
+    judged = [{side: line[side][0]["content"] for side in ("chosen", "rejected")} for line in lines]
+    if len(judged) < options.fewest_pairs:
+        raise ConfigError(
+            f"{len(judged)} judged pairs are too few to train on (fewest_pairs={options.fewest_pairs}):"
+            f" {pairs.with_suffix('.md')} counts why the others were skipped. Ask for more rows or answers"
+        )
+    known = [json.loads(line) for line in facts.read_text("utf-8").splitlines()]
+    print(f"pairs          {len(judged)} judged, {len(known)} of a molecule and what is none", flush=True)
+    return judged + known
+
+
+def _sample_rows(options: Any, policy: str, seed: int, file: Path, facts: Path) -> None:
+    model, tokenizer = molecule_policy.load(policy)
+    each = options.rows * options.answers // len(HEATS)
+    drawn = [molecule_policy.sample(model, tokenizer, each, seed, heat) for heat in HEATS]
+    rng, rows, pairs = random.Random(f"pairs {seed}"), [], []
+    for number in range(options.rows):
+        texts = [text for part in drawn for text in part[number :: options.rows]]
+        valid = list(dict.fromkeys(one for one in map(world.canonical, texts) if one is not None))
+        broken = [text for text in texts if world.canonical(text) is None]
+        if len(valid) > 1:
+            candidates = [{"molecule": one} for one in valid]
+            rows.append({"id": number, "question": options.question, "candidates": candidates})
+        if valid:
+            pairs += [{"chosen": rng.choice(valid), "rejected": one} for one in broken[:FACTS]]
+    if not rows:
+        raise ConfigError(
+            f"no row of {options.answers} samples has two molecules: the policy must be pretrained longer"
+        )
+    # The candidates last: they say that this step is done.
+    for path, lines in ((facts, pairs), (file, rows)):
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        fresh.replace(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- measure
+
+
+class Measure(TrainerCallback):  # type: ignore[misc]
+    """What a policy's samples are worth: before, every so many steps, and after."""
+
+    def __init__(self, options: Any, seed: int) -> None:
+        self.options, self.seed, self.judge = options, seed, build_judge(options)
+        # Of a policy from elsewhere it is not known what it was trained on.
+        own = Path(options.prepared, f"policy-{seed}").is_dir()
+        self.known = frozenset(molecule_policy.known(seed)) if own else frozenset()
+        self.curve: dict[int, dict[str, float]] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """One short line per log."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            names = ("loss", "molecule/valid", "molecule/judge", "rewards/accuracies")
+            shown = "   ".join(f"{name} {logs[name]:.3f}" for name in names if name in logs)
+            print(f"step {state.global_step:3}   {shown}", flush=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before."""
+        self._measure(state, kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """In between."""
+        every = self.options.measure_every
+        if every and state.global_step % every == 0:
+            self._measure(state, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After."""
+        if state.global_step not in self.curve:
+            self._measure(state, kwargs)
+
+    def _measure(self, state: Any, kwargs: dict[str, Any]) -> None:
+        if not state.is_world_process_zero:
+            return
+        samples = molecule_policy.sample(kwargs["model"], kwargs["processing_class"], self.options.samples, self.seed)
+        found = world.truth(samples, self.known)
+        if not self.known:
+            del found["novelty"]
+        self.curve[state.global_step] = found | self._judged(samples)
+        print(f"step {state.global_step:3}   {_line(self.curve[state.global_step])}", flush=True)
+
+    def _judged(self, samples: list[str]) -> dict[str, float]:
+        """The mean score in [0, 1] of the first molecules among the samples; failed judgements are left out."""
+        valid = [one for one in map(world.canonical, samples) if one is not None][: self.options.judged]
+        verdicts = self.judge([Example(self.options.question, [Media.molecule(one)]) for one in valid]) if valid else []
+        scores = [verdict.scale.unit(verdict.scores[0]) for verdict in verdicts if verdict.scores is not None]
+        return {"judge": _mean(scores)} if scores else {}
+
+    def report(self, folder: Path, log: list[dict[str, Any]], about: dict[str, Any]) -> None:
+        """Prints the table; writes report.json, curve.png and the model card."""
+        before, after = self.curve[min(self.curve)], self.curve[max(self.curve)]
+        found = {"before": before, "after": after, "curve": self.curve, "about": about, "log": log}
+        print(f"\n{table(before, after)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(found, indent=2, default=str) + "\n")
+        (folder / "README.md").write_text(card(before, after, about))
+        draw(self.curve, folder / "curve.png")
+        print(f"curve          {folder / 'curve.png'}")
+
+    def close(self) -> None:
+        """Closes the judge."""
+        self.judge.close()
+
+
+def _line(found: dict[str, float]) -> str:
+    return "   ".join(f"{name} {found[name]:.3f}" for name in NAMES if name in found)
+
+
+def table(before: dict[str, float], after: dict[str, float]) -> str:
+    """A Markdown table of the figures before and after."""
+    rows = [
+        f"| {name} | {before[name]:.3f} | {after[name]:.3f} |" for name in NAMES if name in before and name in after
+    ]
+    return "\n".join(["| | before | after |", "|---|---|---|", *rows])
+
+
+def card(before: dict[str, float], after: dict[str, float], about: dict[str, Any]) -> str:
+    """The model card of the trained policy."""
+    settings = "\n".join(f"- {name}: {value}" for name, value in sorted(about.items()) if value is not None)
+    return f"""# A SMILES generator, trained by `recipes/molecules.py`
+
+Judge: {about["judge_model"]}{f" at {about['judge_base_url']}" if about["judge_base_url"] else ""}; it saw canonical
+SMILES and descriptors. Rubric {about["judge_rubric"]}: {Rubric.load(about["judge_rubric"]).criteria}
+
+Data: the policy's own samples. Measured on {about["samples"]} samples at temperature 1:
+
+{table(before, after)}
+
+validity is the share of samples that RDKit accepts, uniqueness that of different ones among these, novelty the share
+of these that the policy was not pretrained on, diversity 1 less their mean Tanimoto similarity, qed and sa means over
+the valid ones (sa: 1 easy to make, 10 hard), judge its mean score moved to 0 to 1. Not for choosing substances: nothing
+here was checked by a chemist, and a molecule that scores well may be impossible to make, or dangerous.
+
+{settings}
+"""
+
+
+def draw(curve: dict[int, dict[str, float]], file: Path) -> None:
+    """The figures over the steps; the SA score as a tenth, so that all share a scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    for name in NAMES:
+        rows = {step: found[name] for step, found in sorted(curve.items()) if name in found}
+        share = 0.1 if name == "sa" else 1.0
+        axes.plot(
+            list(rows), [share * value for value in rows.values()], "o-", label="sa / 10" if name == "sa" else name
+        )
+    axes.set(xlabel="step", ylim=(0, 1.02))
+    axes.legend(loc="lower right", ncols=2)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, bbox_inches="tight")
+    plt.close(figure)

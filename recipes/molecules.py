@@ -1,0 +1,177 @@
+"""Molecules: a judge picks, prefers and rewards what a SMILES generator writes. RDKit measures what became of it.
+
+    python recipes/molecules.py best_of_n --config recipes/configs/molecules_best_of_n.yaml
+    python recipes/molecules.py dpo       --config recipes/configs/molecules_dpo.yaml
+    python recipes/molecules.py grpo      --config recipes/configs/molecules_grpo.yaml
+
+Two CPU cores, nothing to download, pip install 'flexjudge-reward[trl,molecules]'. Two steps come first and can be run
+alone, `pretrain` (a small SMILES policy) and `judge` (a small judge); each is left in `prepared` and made only if it is
+not there. The judge sees canonical SMILES and descriptors, never QED or the SA score, by which the recipe is measured.
+
+With real models, on GPUs (see that file): a public generator and a judge on a server.
+
+    accelerate launch recipes/molecules.py grpo --config recipes/configs/molecules_grpo_zinc.yaml
+
+Every flag of TRL's GRPOConfig, DPOConfig and ModelConfig works, in the file or on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import molecule_policy
+import molecule_stages as stages
+from accelerate import PartialState
+from common import checkpoint
+from datasets import Dataset
+from molecule_reward import MoleculeReward
+from transformers import PrinterCallback, TrainingArguments
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    ModelConfig,
+    TrlParser,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from flexjudge_reward import FlexJudgeError, FlexJudgeReward
+
+
+@dataclass
+class RecipeArguments(stages.Options):
+    """What only training needs, beside `molecule_stages.Options`."""
+
+    rows: int = field(default=256, metadata={"help": "dpo: how often the policy is asked."})
+    answers: int = field(default=8, metadata={"help": "dpo: how many molecules are sampled each time."})
+    margin: float = field(default=1.0, metadata={"help": "dpo: least difference of the scores of a pair."})
+    fewest_pairs: int = field(default=50, metadata={"help": "dpo: with fewer pairs nothing is trained."})
+    diversity: float = field(default=0.0, metadata={"help": "grpo: the price of similarity, see molecule_reward.py."})
+    measure_every: int = field(default=0, metadata={"help": "grpo: steps between measurements; 0 for none."})
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def pretrain(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
+    """The policy."""
+    print(f"policy         {policy_of(options, args.seed, model_args)}")
+
+
+def judge(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
+    """The judge."""
+    print(f"judge          {stages.prepared_judge(options)}")
+
+
+def best_of_n(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
+    """Samples, and what the judge picks of them."""
+    model, tokenizer = molecule_policy.load(policy_of(options, args.seed, model_args))
+    stages.best_of_n(options, model, tokenizer, args.seed, Path(args.output_dir))
+
+
+def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> None:
+    """Samples become pairs, and pairs a better policy."""
+    policy, folder = policy_of(options, args.seed, model_args), Path(args.output_dir)
+    with PartialState().main_process_first():  # one process samples and judges, the others find its files
+        rows = stages.preference_pairs(options, policy, args.seed, folder)
+    args.model_init_kwargs = _loading(model_args, args.model_init_kwargs)
+    _, tokenizer = molecule_policy.load(policy)
+    trainer = DPOTrainer(
+        model=policy,
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": tokenizer.bos_token, **row} for row in rows]),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    _train(trainer, options, args, {"pairs": len(rows)})
+
+
+def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> None:
+    """The judge as the reward."""
+    policy = policy_of(options, args.seed, model_args)
+    with PartialState().main_process_first():
+        judged_by = FlexJudgeReward(**stages.judge_options(options), name="judge")  # type: ignore[arg-type]
+    reward = MoleculeReward(judged_by, options.question, options.diversity)
+    args.model_init_kwargs = _loading(model_args, args.model_init_kwargs)
+    _, tokenizer = molecule_policy.load(policy)
+    trainer = GRPOTrainer(
+        model=policy,
+        reward_funcs=[reward],
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": tokenizer.bos_token}] * 1024),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    _train(trainer, options, args, {"beta": args.beta, "diversity_price": options.diversity})
+    print(f"judge          {judged_by.summary}")
+    judged_by.close()
+
+
+def _loading(model_args: ModelConfig, given: dict[str, Any] | None) -> dict[str, Any]:
+    found = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(given or {}),
+    }
+    if quantization := get_quantization_config(model_args):
+        found["quantization_config"] = quantization
+    return found
+
+
+def _train(trainer: Any, options: RecipeArguments, args: Any, about: dict[str, Any]) -> None:
+    """Trains, and measures the truth before, in between and after."""
+    measure = stages.Measure(options, args.seed)
+    trainer.remove_callback(PrinterCallback)  # thirty numbers a line
+    trainer.add_callback(measure)
+    trainer.train(resume_from_checkpoint=checkpoint(args))
+    trainer.save_model(args.output_dir)
+    if trainer.accelerator.is_main_process:
+        measure.report(Path(args.output_dir), trainer.state.log_history, dataclasses.asdict(options) | about)
+    measure.close()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def policy_of(options: RecipeArguments, seed: int, model_args: ModelConfig) -> str:
+    """The policy's folder or Hub id; "nano" is pretrained here if need be, one for each seed."""
+    name = str(model_args.model_name_or_path)
+    if name != "nano":
+        return name
+    with PartialState().main_process_first():
+        folder = Path(options.prepared, f"policy-{seed}")
+        return str(molecule_policy.pretrain(folder, seed, options.pretrain_steps))
+
+
+Stage = Callable[[RecipeArguments, Any, ModelConfig], None]
+STAGES: dict[str, tuple[Stage, type]] = {
+    "pretrain": (pretrain, TrainingArguments),
+    "judge": (judge, TrainingArguments),
+    "best_of_n": (best_of_n, TrainingArguments),
+    "dpo": (dpo, DPOConfig),
+    "grpo": (grpo, GRPOConfig),
+}
+
+
+def main(words: list[str]) -> None:
+    """Runs the stage that the first word names, with the rest as its arguments."""
+    if not words or words[0] not in STAGES:
+        raise SystemExit(f"molecules: the first word is one of {', '.join(STAGES)}")
+    stage, arguments = STAGES[words[0]]
+    parser = TrlParser((RecipeArguments, arguments, ModelConfig))
+    options, args, model_args = parser.parse_args_and_config(words[1:], fail_with_unknown_args=True)
+    stage(options, args, model_args)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except FlexJudgeError as error:
+        raise SystemExit(f"molecules: {error}") from None

@@ -1,0 +1,247 @@
+"""The molecule recipes, run short: every stage, what a second run finds, and what bad input gets.
+
+The policy is a real one that knows a dozen molecules by heart; except where it is itself trained, the judge is its own
+teacher behind the scripted engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("rdkit")
+
+from flexjudge_reward import (
+    ConfigError,
+    Example,
+    FlexJudgeReward,
+    Generation,
+    Judge,
+    JudgeConfig,
+    Media,
+    Prompt,
+    Sampling,
+    Score,
+    TransformersEngine,
+)
+from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.fence import flatten
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+pytestmark = [
+    pytest.mark.trainer,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """recipes/molecules.py as a module."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    return importlib.import_module("molecules")
+
+
+def teacher(prompt: Prompt) -> str:
+    judge: Any = importlib.import_module("molecule_judge")
+    return str(judge.trace("".join(map(str, flatten(prompt.messages[-1])))))
+
+
+@pytest.fixture
+def taught(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's teacher in place of the judge, wherever settings would build one."""
+    monkeypatch.setattr(JudgeConfig, "build", lambda self: Judge(Score("molecule", "nano"), ScriptedEngine(teacher)))
+    monkeypatch.setattr(recipe.stages, "prepared_judge", lambda options: "nano")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a policy that knows a dozen molecules."""
+    folder = tmp_path_factory.mktemp("molecules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RECIPES))
+        policy: Any = importlib.import_module("molecule_policy")
+        patch.setattr(policy, "POOL", 12)
+        patch.setattr(policy, "BATCH", 16)
+        policy.pretrain(folder / "policy-1", 1, 140)
+        yield folder
+
+
+def run(recipe: Any, stage: str, prepared: Path, folder: Path, **flags: Any) -> None:
+    flags = {"prepared": prepared, "output_dir": folder, "judge_cache": "off", "samples": 24, "judged": 8} | flags
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    config = RECIPES / "configs" / f"molecules_{stage}.yaml"
+    recipe.main([stage, "--config", str(config), *words])
+
+
+def test_every_setting_of_the_configs_exists(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    stages = {
+        name: (lambda options, args, model: seen.append((options, args)), kind)
+        for name, (_, kind) in recipe.STAGES.items()
+    }
+    monkeypatch.setattr(recipe, "STAGES", stages)
+    for path in sorted((RECIPES / "configs").glob("molecules_*.yaml")):
+        stage = "best_of_n" if "best" in path.name else path.stem.split("_")[1]
+        recipe.main(
+            [stage, "--config", str(path), *(["--bf16", "false", "--use_cpu", "true"] if "zinc" in path.name else [])]
+        )
+    assert len(seen) == 4 and all(options.judge_model for options, _ in seen)
+    with pytest.raises(SystemExit, match="the first word is one of pretrain, judge, best_of_n, dpo, grpo"):
+        recipe.main(["ppo"])
+    with pytest.raises(ValueError, match="--no_such_setting"):
+        recipe.main(["grpo", "--output_dir", "x", "--use_cpu", "true", "--bf16", "false", "--no_such_setting", "1"])
+
+
+def test_best_of_n_rises_to_what_the_judge_can_see(recipe: Any, taught: None, prepared: Path, tmp_path: Path) -> None:
+    run(recipe, "best_of_n", prepared, tmp_path, most=4, groups=12)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert list(found["judge"]) == ["1", "2", "4"] and found["samples"] == 48
+    assert found["judge"]["1"] == found["best"]["1"] <= found["best"]["2"] <= found["best"]["4"]
+    assert found["judge"]["4"] > found["judge"]["1"]
+
+
+def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
+    recipe: Any, taught: None, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"rows": 12, "answers": 8, "fewest_pairs": 2, "per_device_train_batch_size": 4, "max_steps": 2}
+    run(recipe, "dpo", prepared, tmp_path, **few)
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) >= 2 and all(pair["scores"][0] - pair["scores"][1] >= 1 for pair in pairs)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge"} <= set(report["after"])
+    card = (tmp_path / "README.md").read_text()
+    assert "| validity |" in card and "Rubric molecule: Weigh how drug-like" in card
+    assert (tmp_path / "curve.png").stat().st_size > 1000 and (tmp_path / "model.safetensors").exists()
+    assert "judge          {" in capsys.readouterr().out
+    run(recipe, "dpo", prepared, tmp_path, **few)
+    assert "judge          {" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"judged pairs are too few to train on .*pairs.md counts why"):
+        run(recipe, "dpo", prepared, tmp_path, **few | {"fewest_pairs": 999})
+
+
+def test_grpo_trains_and_measures(recipe: Any, taught: None, prepared: Path, tmp_path: Path) -> None:
+    few = {"num_generations": 8, "per_device_train_batch_size": 8, "max_steps": 2, "measure_every": 1}
+    run(recipe, "grpo", prepared, tmp_path, diversity=0.5, logging_steps=1, **few)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["curve"]) == ["0", "1", "2"] and report["about"]["diversity"] == 0.5
+    (first, *_) = [row for row in report["log"] if "molecule/valid" in row]
+    assert 0 <= first["molecule/judge"] <= 1
+
+
+# ------------------------------------------------------------------------------------------------------------ reward
+
+
+def reward(recipe: Any, engine: ScriptedEngine, **options: Any) -> Any:
+    judge = FlexJudgeReward(Judge(Score("molecule", "nano"), engine), max_failure_rate=1.0)
+    return recipe.MoleculeReward(judge, "Write a molecule.", options.get("diversity", 0.0))
+
+
+def test_what_is_no_molecule_is_a_fact_and_no_judge_is_asked(recipe: Any) -> None:
+    engine = ScriptedEngine(lambda prompt: "<think>x</think><answer>10</answer>")
+    give = reward(recipe, engine)
+    assert give([""] * 3, ["CCO", "C1", "not one"]) == [1.0, 0.0, 0.0]
+    assert len(engine.prompts) == 1
+    assert give([""] * 3, ["OCC", "CC", "CC"]) == [0.5, 1.0, 0.5]  # however it is written, and within a batch
+    assert give([""] * 2, ["C1", ""]) == [0.0, 0.0]
+
+
+def test_a_failed_judgement_is_never_a_score_of_its_own(recipe: Any) -> None:
+    def fails_on_oxygen(prompt: Prompt) -> str | Generation:
+        shown = "".join(map(str, flatten(prompt.messages[-1])))
+        return Generation.failed("timeout", "late") if "CCO" in shown else "<think>x</think><answer>10</answer>"
+
+    give = reward(recipe, ScriptedEngine(fails_on_oxygen))
+    assert give([""] * 3, ["CCO", "CC", "C1"]) == [1.0, 1.0, 0.0]  # the mean of its judged siblings
+    assert give([""] * 2, ["OCC", "C1"]) == [None, None]  # nothing judged, nothing learned
+    mixed = reward(recipe, ScriptedEngine(lambda prompt: "no answer"))
+    assert mixed([""] * 2, ["CC", "C1"]) == [None, None]
+
+
+def test_similarity_has_a_price(recipe: Any) -> None:
+    engine = ScriptedEngine(lambda prompt: "<think>x</think><answer>10</answer>")
+    alike, other = "Cc1ccccc1", "Cc1ccccc1C"
+    first, second, lone = reward(recipe, engine, diversity=1.0)([""] * 3, [alike, other, "C#N"])
+    assert first < lone and second < lone == 1.0
+
+
+# ------------------------------------------------------------------------------------------------- judge and policy
+
+
+def test_the_judge_is_trained_on_what_it_sees_in_use(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge: Any = importlib.import_module("molecule_judge")
+    monkeypatch.setattr(judge, "POOL", 300)
+    monkeypatch.setattr(judge, "HELD_OUT", 8)
+    folder = judge.train(tmp_path / "judge", 3)
+    assert "What it cannot: anything else." in (folder / "README.md").read_text()
+    assert json.loads((folder / "measured.json").read_text())["held_out"] == judge.HELD_OUT
+    molecule, format = Media.molecule("CC(=O)Oc1ccccc1C(=O)O"), Score("molecule", "nano")
+    asked = judge.prompt(str(molecule.shown()[0]), tokenizer := judge.make_tokenizer(), format)
+    ids = tokenizer.encode(asked, add_special_tokens=False)
+    assert tokenizer.unk_token_id not in ids
+    engine = TransformersEngine(str(folder), device="cpu")
+    (prompt,) = format.render(Example(judge.QUESTION, [molecule]))
+    (reply,) = engine.generate([prompt], Sampling(max_tokens=2))
+    chat: Any = engine._loaded().chat
+    engine.close()
+    assert chat.render(prompt) == asked and reply.prompt_tokens == len(ids)
+
+
+def test_the_teacher_reads_and_counts(recipe: Any) -> None:
+    judge: Any = importlib.import_module("molecule_judge")
+    (ethanol,) = Media.molecule("CCO").shown()
+    assert judge.score(ethanol) == 4
+    assert judge.trace(ethanol).startswith(
+        "<think>molecular weight 46 poor 0\nlogP 0.0 fair 1\nH-bond donors 1 good 3\n"
+    )
+    assert [judge.points("TPSA", value) for value in (14, 15, 30, 100, 101, 130, 131)] == [0, 1, 2, 2, 1, 1, 0]
+
+
+def test_rules_make_molecules_and_the_truth_is_measured(recipe: Any) -> None:
+    world: Any = importlib.import_module("molecule_world")
+    made = world.molecules(30, "test")
+    assert len(set(made)) == 30 and made == world.molecules(30, "test")
+    assert all(world.canonical(one) == one for one in made)
+    found = world.truth(["CCO", "OCC", "c1ccccc1", "C1"], {"CCO"})
+    assert (found["validity"], found["uniqueness"], found["novelty"]) == (0.75, pytest.approx(2 / 3), 0.5)
+    assert 0 < found["qed_all"] < found["qed"] < 1 and 1 <= found["sa"] <= 10 and found["diversity"] == 1.0
+    assert world.truth(["C1"], ()) == {
+        "validity": 0.0, "uniqueness": 0.0, "novelty": 0.0, "diversity": 0.0, "qed": 0.0, "qed_all": 0.0, "sa": 10.0
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- PAMPA
+
+
+def test_pampa_picks_the_better_analysis(recipe: Any, tmp_path: Path) -> None:
+    pampa: Any = importlib.import_module("pampa")
+    file = tmp_path / "answers.jsonl"
+    answers = [
+        "Greasy. Final answer: High permeability",
+        "Polar.\nFinal Answer: **Low**",
+        "It is",
+        "Big. final answer high",
+    ]
+    rows = [{"smiles": "c1ccccc1", "label": 1, "answers": answers}, {"smiles": "CCO", "label": 0, "answers": answers}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = pampa.read(file)
+    assert [[one.is_right(i) for i in range(4)] for one in asked] == [[1, 0, 0, 1], [0, 1, 0, 0]]
+
+    def prefers_greasy(prompt: Prompt) -> str:
+        shown = "".join(map(str, flatten(prompt.messages[-1])))
+        assert "Descriptors: molecular weight" in shown and "Final answer" not in shown
+        return f"<think>x</think><answer>{9.5 if 'Greasy' in shown else 2.0}</answer>"
+
+    judge = Judge(Score("permeability"), ScriptedEngine(prefers_greasy))
+    found = pampa.best_of_n(asked, judge, cut=True, seed=0)
+    assert list(found) == [1, 2, 4] and found[4] == 0.5
+    file.write_text('{"smiles": "CCO", "label": 2, "answers": ["a", "b"]}\n')
+    with pytest.raises(ConfigError, match="line 1: a row has 'smiles', 'label'"):
+        pampa.read(file)
