@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ class RecipeArguments:
     margin: float = field(default=1.0, metadata={"help": "Least difference of the scores of a pair."})
     fewest_pairs: int = field(default=50, metadata={"help": "With fewer pairs nothing is trained."})
     prepare_only: bool = field(default=False, metadata={"help": "Draw and judge, and train another time."})
-    held_out_share: float = field(default=0.15, metadata={"help": "Of the pairs, kept for the implicit accuracy."})
+    held_out_share: float = field(default=0.15, metadata={"help": "Of the prompts, kept for the implicit accuracy."})
     held_out_prompts: int = field(default=64, metadata={"help": "Drawn before and after, for the win rates."})
     beta: float = field(default=2000.0, metadata={"help": "Strength of the preference; 2000 to 5000 for real models."})
     safeguard: float = field(
@@ -133,14 +134,14 @@ def draw(own: Family, prompts: Sequence[str], files: Sequence[Path], options: Re
 
 
 def judged(rows: Sequence[tuple[str, Sequence[str]]], file: Path, judge: Judge, margin: float) -> list[dict[str, Any]]:
-    """Pairs of pictures with a winner: {"prompt", "chosen", "rejected", "pair", ..}; `file`.md counts the others."""
+    """Every pair of pictures with a winner: {"prompt", "chosen", "rejected", ..}; `file`.md counts the others."""
     source = file.with_suffix(".candidates.jsonl")
     lines = [
         {"id": number, "question": prompt, "candidates": [{"image": name} for name in names]}
         for number, (prompt, names) in enumerate(rows)
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    counts = annotate_file(source, judge, file, margin=margin, media_root=file.parent)
+    counts = annotate_file(source, judge, file, which="all", margin=margin, media_root=file.parent)
     print(f"judged         {file.name}: {dict(counts)}", flush=True)
     return read(file)
 
@@ -185,7 +186,14 @@ def pairs_of(options: RecipeArguments, own: Family, prompts: Sequence[str], fold
             f" {file.with_suffix('.md')} counts why the others were skipped."
             " Draw more prompts, more pictures of each, or lower the margin"
         )
-    return Dataset.from_list([{name: line[name] for name in ("prompt", "chosen", "rejected")} for line in lines])
+    return Dataset.from_list([{name: line[name] for name in ("id", "prompt", "chosen", "rejected")} for line in lines])
+
+
+def split(pairs: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Pairs to train on, and those of other prompts to measure on: pairs of one prompt have pictures in common."""
+    ids = sorted(set(pairs["id"]))
+    kept = set(random.Random(f"held out {seed}").sample(ids, max(1, math.ceil(share * len(ids)))))
+    return pairs.filter(lambda row: row["id"] not in kept), pairs.filter(lambda row: row["id"] in kept)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -296,7 +304,7 @@ def train(
     options: RecipeArguments, args: TrainingArguments, own: Family, pairs: Dataset, folder: Path
 ) -> dict[str, Any]:
     """Trains the LoRA and saves it as diffusers reads it; what is known of the held-out pairs."""
-    parts = pairs.train_test_split(test_size=max(1, math.ceil(options.held_out_share * len(pairs))), seed=args.seed)
+    training, measured_on = split(pairs, options.held_out_share, args.seed)
     config = LoraConfig(r=options.lora_r, lora_alpha=options.lora_r, target_modules=own.layers())
     own.network.requires_grad_(False)
     if args.gradient_checkpointing:  # diffusers has its own name for it
@@ -304,13 +312,13 @@ def train(
         args.gradient_checkpointing = False
     set_seed(args.seed)  # the LoRA starts at random, before there is a trainer that would seed it
     network = get_peft_model(own.network, config)
-    trainer = DiffusionTrainer(own, options, folder, model=network, args=args, train_dataset=parts["train"])
+    trainer = DiffusionTrainer(own, options, folder, model=network, args=args, train_dataset=training)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress())
     begun = checkpoint(args)
     check_resume(options, args, pairs, folder, begun is not None)
     trainer.train(resume_from_checkpoint=begun)
-    accuracy = trainer.implicit_accuracy(parts["test"])
+    accuracy = trainer.implicit_accuracy(measured_on)
     if trainer.is_world_process_zero():
         weights = get_peft_model_state_dict(network)
         layers = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
@@ -321,7 +329,7 @@ def train(
         )
     return {
         "pairs": len(pairs),
-        "held_out_pairs": len(parts["test"]),
+        "held_out_pairs": len(measured_on),
         "implicit_accuracy": accuracy,
         "log": trainer.state.log_history,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusion_nano
+from common import card
 from PIL import Image
 
 TIES = ("tie", "order", "margin", "same")  # why `annotate` names no winner without anything having failed
@@ -58,7 +59,8 @@ def report(found: dict[str, Any], shown: Sequence[Shown], judge: str, folder: Pa
     (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
     draw_grid(shown[:SHOWN], folder / "grid.png")
     draw_curve(found["log"], folder / "curve.png")
-    (folder / "README.md").write_text(card(found["base"], judge, rows), "utf-8")
+    how = f"Diffusion-DPO, a LoRA, on {found['pairs']} pairs of its own pictures; load_lora_weights(folder) loads it"
+    (folder / "README.md").write_text(card(found["base"], how, judge, rows, "diffusers"), "utf-8")
     print(f"pictures       {folder / 'grid.png'}, {folder / 'curve.png'}")
     return found
 
@@ -86,27 +88,6 @@ def truths(shown: Sequence[Shown]) -> dict[str, float]:
         result[f"outline_{when}"] = statistics.mean(pair[index].outline for pair in pairs)
         result[f"stain_{when}"] = statistics.mean(pair[index].stain for pair in pairs)
     return result
-
-
-def card(base: str, judge: str, rows: Sequence[tuple[str, str, str]]) -> str:
-    """The model card of the LoRA."""
-    head = ["---", "library_name: diffusers", f"base_model: {base}", "tags: [lora, diffusion-dpo, flexjudge_reward]"]
-    lines = [
-        *head,
-        "---",
-        "",
-        f"# LoRA for {base}",
-        "",
-        "Diffusion-DPO on the base model's own pictures, as preferred by",
-    ]
-    lines += [f"{judge}.", "", "| | before | after |", "|---|---|---|"]
-    lines += [f"| {name} | {before} | {after} |" for name, before, after in rows]
-    lines += [
-        "",
-        "`pipe.load_lora_weights(folder)` loads it. `pairs.md` counts the pairs that were kept and why not more.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def draw_grid(shown: Sequence[Shown], file: Path) -> None:

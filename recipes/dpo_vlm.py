@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from common import checkpoint
+from common import card, checkpoint, judge_named, publish
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
 from transformers import PrinterCallback, TrainerCallback
@@ -130,12 +130,17 @@ def questions(options: RecipeArguments, seed: int) -> Iterator[tuple[str, Any]]:
         yield row[options.question_column], row[options.image_column]
 
 
+def judge_settings(options: RecipeArguments) -> JudgeConfig:
+    """Who judges."""
+    names = ("format", "model", "base_url", "rubric", "cache")
+    return JudgeConfig.resolve({name: getattr(options, f"judge_{name}") for name in names})
+
+
 def judged_pairs(options: RecipeArguments, candidates: Path, folder: Path) -> Dataset:
     """Step 2: pairs.jsonl, what the judge prefers; as rows for DPOTrainer."""
     file = folder / "pairs.jsonl"
     if not file.exists():
-        names = ("format", "model", "base_url", "rubric", "cache")
-        judge = JudgeConfig.resolve({name: getattr(options, f"judge_{name}") for name in names}).build()
+        judge = judge_settings(options).build()
         try:
             counts = annotate_file(candidates, judge, file, margin=options.margin, media_root=folder)
         finally:
@@ -158,8 +163,8 @@ def judged_pairs(options: RecipeArguments, candidates: Path, folder: Path) -> Da
 
 def train(
     options: RecipeArguments, args: DPOConfig, model_args: ModelConfig, policy: str, pairs: Dataset
-) -> dict[str, Any]:
-    """Step 3: DPO; the ground truth before and after where there is one."""
+) -> tuple[DPOTrainer, dict[str, Any]]:
+    """Step 3: DPO; the trainer, and the ground truth before and after where there is one."""
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -185,9 +190,7 @@ def train(
     trainer.save_model(args.output_dir)
     if held_out is not None:
         shares.append(held_out.shares(trainer.model, trainer.processing_class))
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=options.dataset_name)
-    return {"pairs": len(pairs), "log": trainer.state.log_history, "shares": shares}
+    return trainer, {"pairs": len(pairs), "log": trainer.state.log_history, "shares": shares}
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -199,16 +202,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             print(f"step {state.global_step:3}   loss {loss:.3f}   pairs in the right order {share:.0%}", flush=True)
 
 
-def report(found: dict[str, Any], folder: Path) -> None:
-    """Prints what was learned; writes report.json and curve.png."""
+def report(found: dict[str, Any], options: RecipeArguments, base: str, folder: Path) -> None:
+    """Prints what was learned; writes report.json, curve.png and the model card."""
     print(f"\npairs          {found['pairs']}")
+    rows = []
     if found["shares"]:
         (before, formed), (after, formed_after) = found["shares"]
         found |= {"accuracy_before": before, "accuracy_after": after, "well_formed_after": formed_after}
         print(f"ground truth   {before:.1%} -> {after:.1%} of held-out pictures right")
         print(f"well-formed    {formed:.1%} -> {formed_after:.1%}")
+        rows += [("held-out pictures right, by the truth", f"{before:.1%}", f"{after:.1%}")]
+        rows += [("well-formed answers", f"{formed:.1%}", f"{formed_after:.1%}")]
     (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
     draw_curve(found["log"], folder / "curve.png")
+    how = f"DPO on {found['pairs']} pairs of its own answers to questions of {options.dataset_name}"
+    (folder / "README.md").write_text(card(base, how, judge_named(judge_settings(options)), rows), "utf-8")
     print(f"curve          {folder / 'curve.png'}")
 
 
@@ -245,9 +253,11 @@ def main() -> None:
         pairs = judged_pairs(options, sample_answers(options, policy, folder, args.seed), folder)
     if options.prepare_only:
         return
-    found = train(options, args, model_args, policy, pairs)
+    trainer, found = train(options, args, model_args, policy, pairs)
     if PartialState().is_main_process:
-        report(found, folder)
+        report(found, options, model_args.model_name_or_path, folder)
+    if args.push_to_hub:
+        publish(trainer, options.dataset_name)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint
+from common import card, checkpoint, judge_named, publish
 from datasets import Dataset, load_dataset
 from nano_task import KINDS, HeldOut, chat, pictures_only
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from flexjudge_reward import FlexJudgeReward
+from flexjudge_reward import FlexJudgeReward, JudgeConfig
 from flexjudge_reward.nano import path, world
 
 
@@ -99,23 +99,37 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             print(f"step {state.global_step:3}   right on {share} of held-out pictures", flush=True)
 
 
-def report(trainer: GRPOTrainer, reward: FlexJudgeReward, measure: Measure | None, folder: Path) -> None:
-    """Prints what the judge did and what the policy learned; writes report.json and curve.png."""
+def report(
+    trainer: GRPOTrainer,
+    reward: FlexJudgeReward,
+    measure: Measure | None,
+    options: RecipeArguments,
+    base: str,
+    folder: Path,
+) -> None:
+    """Prints what the judge did and what the policy learned; writes report.json, curve.png and the model card."""
     name = f"rewards/{reward.__name__}/mean"
     rewards = {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
     found: dict[str, Any] = {"judge_reward": rewards, "judge": asdict(reward.summary) | {"new": reward.summary.new}}
     print(f"\njudge          {reward.summary}")
+    rows = []
     if rewards:
         values = list(rewards.values())
+        rows.append(("judge's reward, 0 to 1", f"{values[0]:.3f}", f"{values[-1]:.3f}"))
         print(f"judge reward   {values[0]:.3f} -> {values[-1]:.3f}")
     if measure is not None:
         shares = list(measure.curve.values())
         before, after = shares[0], shares[-1]
         found |= {"accuracy": measure.curve, "accuracy_before": before, "accuracy_after": after}
+        rows.append(("held-out pictures right, by the truth", f"{before:.1%}", f"{after:.1%}"))
         print(f"ground truth   {before:.1%} -> {after:.1%} of {len(measure.held_out.asked)} held-out pictures right")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
     draw_curve(rewards, measure.curve if measure else {}, folder / "curve.png")
+    names = ("model", "base_url", "rubric")
+    judge = judge_named(JudgeConfig.resolve({name: getattr(options, f"judge_{name}") for name in names}))
+    how = f"GRPO on {options.dataset_name} ({trainer.state.global_step} steps, groups of {trainer.num_generations})"
+    (folder / "README.md").write_text(card(base, how, judge, rows), "utf-8")
     print(f"curve          {folder / 'curve.png'}")
 
 
@@ -181,10 +195,10 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=checkpoint(training_args))
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
-        report(trainer, reward, measure, Path(training_args.output_dir))
+        report(trainer, reward, measure, options, model_args.model_name_or_path, Path(training_args.output_dir))
     reward.close()
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=options.dataset_name)
+        publish(trainer, options.dataset_name)
 
 
 if __name__ == "__main__":

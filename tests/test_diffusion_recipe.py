@@ -295,7 +295,7 @@ def test_the_recipe_draws_judges_trains_and_reports(
     assert found["pairs"] == len(pairs) and 0 <= found["implicit_accuracy"] <= 1 and 0 <= found["win_rate"] <= 1
     assert (folder / "grid.png").stat().st_size > 1000 and (folder / "curve.png").stat().st_size > 1000
     card = (folder / "README.md").read_text()
-    assert f"base_model: nano-{kind}" in card and "as preferred by" in card
+    assert f"base_model: nano-{kind}" in card and "Judge: " in card
     assert "same-seed win rate, by the truth" in capsys.readouterr().out
 
 
