@@ -43,6 +43,6 @@ clean: ## removes the virtual environment
 # vLLM's CPU build asks for builds of torchaudio, torchcodec and torchvision that do not load beside CPU torch. The first two are not
 # needed and are removed, for the third see tests/support.
 .venv/test.ok: .venv/venv.ok pyproject.toml
-	$(PIP) -e '.[trl,cpu,video,molecules,dev]'
+	$(PIP) -e '.[trl,cpu,video,molecules,diffusers,dev]'
 	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@

@@ -1,5 +1,6 @@
 """Diffusion-DPO on a text-to-image model, from its own pictures as a judge prefers them.
 
+    pip install 'flexjudge-reward[trl,diffusers]'
     python recipes/diffusion_dpo.py --config recipes/configs/diffusion_dpo_nano_unet.yaml     # or .._nano_flow.yaml
 
 Two CPU cores, nothing to download: a tiny text-to-image model of the embedded world, trained first if it is not there
@@ -17,8 +18,9 @@ file or on the command line, such as --report_to wandb and --resume_from_checkpo
 
 The loss (Diffusion-DPO, arXiv 2311.12908) compares the denoising errors of both pictures, under the same noise and
 time, with those of the model before training. It only asks the loser to get worse faster than the winner, and is
-satisfied by a model that draws everything worse. So the loser's gradient is cut back where it would push the winner's
-error up (`guarded`), and picture quality stands beside every preference accuracy.
+satisfied by a model that draws everything worse. So the winner's own error is lowered beside it (`anchor`, as the SFT
+term in DPO of language models), the loser's gradient is cut back where it would push the winner's error up (`guarded`),
+and picture quality stands beside every preference accuracy.
 """
 
 from __future__ import annotations
@@ -82,6 +84,9 @@ class RecipeArguments:
     beta: float = field(default=2000.0, metadata={"help": "Strength of the preference; 2000 to 5000 for real models."})
     safeguard: float = field(
         default=0.9, metadata={"help": "Largest share of the winner's gradient that the loser's may undo; 0 is none."}
+    )
+    anchor: float = field(
+        default=1.0, metadata={"help": "Weight of the winner's own error beside the preference; 0 is none."}
     )
     lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA."})
 
@@ -200,19 +205,21 @@ def split(pairs: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def preference_loss(
-    errors: torch.Tensor, reference: torch.Tensor, beta: float, safeguard: float
+    errors: torch.Tensor, reference: torch.Tensor, beta: float, safeguard: float, anchor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss per pair, and how much likelier than before the winner is against the loser (0 at the start).
 
     Args:
         errors: predictions minus targets of the policy: the winners of n pairs, then their losers.
         reference: the same of the model before training.
+        anchor: the weight of the winners' own errors, in the unit that they have in the preference.
     """
     won, lost = errors.flatten(1).chunk(2)
     before_won, before_lost = reference.flatten(1).square().mean(1).chunk(2)
     loser = guarded(won, lost, safeguard) if safeguard else lost.square().mean(1)
-    margin = (before_won - won.square().mean(1)) - (before_lost - loser)
-    return -F.logsigmoid(beta / 2 * margin), margin.detach()
+    grown = won.square().mean(1) - before_won
+    margin = (loser - before_lost) - grown
+    return -F.logsigmoid(beta / 2 * margin) + anchor * beta / 2 * grown, margin.detach()
 
 
 def guarded(won: torch.Tensor, lost: torch.Tensor, share: float) -> torch.Tensor:
@@ -261,7 +268,8 @@ class DiffusionTrainer(Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """The mean loss of a batch; what is logged is kept until then."""
         errors, reference = self.errors(model, inputs, None)
-        losses, margins = preference_loss(errors, reference, self.options.beta, self.options.safeguard)
+        how = self.options
+        losses, margins = preference_loss(errors, reference, how.beta, how.safeguard, how.anchor)
         worse = (errors.detach().flatten(1).square().mean(1) - reference.flatten(1).square().mean(1)).chunk(2)
         shares = (margins > 0).float() + (margins == 0).float() / 2
         for name, value in (("accuracy", shares), ("error_won", worse[0]), ("error_lost", worse[1])):
@@ -283,7 +291,7 @@ class DiffusionTrainer(Trainer):  # type: ignore[misc]
         for _ in range(DRAWS):
             for start in range(0, len(rows), BATCH):
                 part = rows[start : start + BATCH]
-                found = preference_loss(*self.errors(self.model, part, generator), self.options.beta, 0.0)[1]
+                found = preference_loss(*self.errors(self.model, part, generator), self.options.beta, 0.0, 0.0)[1]
                 margins[start : start + BATCH] += found.cpu()
         return float(((margins > 0).float() + (margins == 0).float() / 2).mean())
 
@@ -344,7 +352,7 @@ def check_resume(
         ConfigError: the run to go on with has other settings or pairs.
     """
     file = folder / "settings.json"
-    fixed = ("model_name_or_path", "lora_r", "beta", "safeguard", "height", "width", "held_out_share")
+    fixed = ("model_name_or_path", "lora_r", "beta", "safeguard", "anchor", "height", "width", "held_out_share")
     now = {name: asdict(options)[name] for name in fixed} | {"seed": args.seed, "pairs": len(pairs)}
     if resumed and file.exists():
         before = json.loads(file.read_text())

@@ -92,10 +92,12 @@ def test_the_loss_compares_both_errors_with_those_before(
 
     before = torch.ones(2, 3, 4)
     errors = torch.stack([torch.full((3, 4), won), torch.full((3, 4), lost)])
-    loss, margin = recipe.preference_loss(errors, before, 1.0, safeguard)
+    loss, margin = recipe.preference_loss(errors, before, 1.0, safeguard, 0.0)
     assert margin.item() == pytest.approx((1 - won**2) - (1 - lost**2))
     assert (margin.item() > 0) - (margin.item() < 0) == sign
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin.item() / 2)))
+    anchored, same = recipe.preference_loss(errors, before, 1.0, safeguard, 3.0)
+    assert same == margin and anchored.item() == pytest.approx(loss.item() + 3.0 * (won**2 - 1) / 2)
 
 
 def test_the_safeguard_keeps_the_winners_descent(recipe: Any) -> None:
