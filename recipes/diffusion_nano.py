@@ -42,7 +42,7 @@ from flexjudge_reward import Example, Prompt, Score
 from flexjudge_reward.nano import world
 
 SIDE = 32  # pixels; the judge reads such a picture as well as one of 56
-KEPT = 0.65  # of the late training pictures keep the prompt's colour, and independently its shape
+KEPT = 0.75  # of the late training pictures keep the prompt's colour, and independently its shape
 EARLY = 0.9  # of the steps on pictures that are as the prompt says: from careless ones alone it would not learn words
 LOOK = 3  # the seed of the one way in which a thing is drawn: so small a model would blur several
 WIDTH = 32
