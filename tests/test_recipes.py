@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,3 +75,33 @@ def test_too_few_pairs_are_counted_and_nothing_is_trained(
         data.mkdir()
         (data / "train.jsonl").write_text('{"id": 1, "answer": "a"}\n')
         run(recipe, tmp_path / "other", monkeypatch, dataset_name=data)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        pytest.param(None, None, id="not given"),
+        pytest.param("false", None, id="false on the command line"),
+        pytest.param(False, None, id="false in a file"),
+        pytest.param("true", "checkpoint-20", id="true on the command line"),
+        pytest.param(True, "checkpoint-20", id="true in a file"),
+        pytest.param("checkpoint-4", "checkpoint-4", id="a folder"),
+        pytest.param("checkpoint-5", "there is no checkpoint at", id="a folder that is not there"),
+    ],
+)
+def test_recipes_go_on_from_the_checkpoint_that_is_named(wanted: Any, found: str | None, tmp_path: Path) -> None:
+    from flexjudge_reward import ConfigError
+
+    sys.path.insert(0, str(RECIPES))
+    common = importlib.import_module("common")
+    for step in (4, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    named = tmp_path / wanted if isinstance(wanted, str) and "-" in wanted else wanted
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=named)
+    if found and found.startswith("there"):
+        with pytest.raises(ConfigError, match=found):
+            common.checkpoint(args)
+    else:
+        assert common.checkpoint(args) == (found and str(tmp_path / found))
+    with pytest.raises(ConfigError, match="no checkpoint in .*nowhere to go on from"):
+        common.checkpoint(SimpleNamespace(output_dir=str(tmp_path / "nowhere"), resume_from_checkpoint=True))
