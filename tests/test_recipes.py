@@ -58,6 +58,8 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
     run(recipe, tmp_path, monkeypatch)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["pairs"] == len(rows) and 0 <= report["accuracy_after"] <= 1
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model: nano" in card and "Judge: nano, format score, rubric helpfulness." in card
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "curve.png").stat().st_size > 1000
     output = capsys.readouterr().out
     assert "ground truth" in output and "well-formed" in output and "judge   " not in output
@@ -89,10 +91,12 @@ def test_too_few_pairs_are_counted_and_nothing_is_trained(
         pytest.param("checkpoint-5", "there is no checkpoint at", id="a folder that is not there"),
     ],
 )
-def test_recipes_go_on_from_the_checkpoint_that_is_named(wanted: Any, found: str | None, tmp_path: Path) -> None:
+def test_recipes_go_on_from_the_checkpoint_that_is_named(
+    wanted: Any, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flexjudge_reward import ConfigError
 
-    sys.path.insert(0, str(RECIPES))
+    monkeypatch.syspath_prepend(str(RECIPES))
     common = importlib.import_module("common")
     for step in (4, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -103,5 +107,5 @@ def test_recipes_go_on_from_the_checkpoint_that_is_named(wanted: Any, found: str
             common.checkpoint(args)
     else:
         assert common.checkpoint(args) == (found and str(tmp_path / found))
-    with pytest.raises(ConfigError, match="no checkpoint in .*nowhere to go on from"):
+    with pytest.raises(ConfigError, match=r"no checkpoint in .*nowhere to go on from"):
         common.checkpoint(SimpleNamespace(output_dir=str(tmp_path / "nowhere"), resume_from_checkpoint=True))
