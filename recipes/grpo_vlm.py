@@ -4,7 +4,7 @@
 
 Two CPU cores, nothing to download, a few minutes: the embedded base model answers questions about pictures of coloured
 shapes with bad habits, and learns better ones from the embedded judge. The judge never sees a right answer; accuracy on
-held-out pictures is measured against the truth all the same. Expect 38 % before and 46 to 64 % after (three seeds).
+held-out pictures is measured against the truth all the same. Expect 38 % before and 44 to 65 % after (three seeds).
 
     vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
     accelerate launch recipes/grpo_vlm.py --config recipes/configs/grpo_qwen2.5_vl_7b.yaml
