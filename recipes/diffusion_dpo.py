@@ -4,7 +4,7 @@
     python recipes/diffusion_dpo.py --config recipes/configs/diffusion_dpo_nano_unet.yaml     # or .._nano_flow.yaml
 
 Two CPU cores, nothing to download: a tiny text-to-image model of the embedded world, trained first if it is not there
-yet (`diffusion_nano.py`, two to three minutes), draws what it is asked for with bad habits; the embedded judge, which
+yet (`diffusion_nano.py`, about four minutes), draws what it is asked for with bad habits; the embedded judge, which
 never sees the truth, says which of two pictures is nearer to the prompt; a LoRA makes that one likelier. Expect 19 % of
 the pictures just as asked for before and 35 % after (UNet), 27 and 46 % (flow transformer), three seeds.
 

@@ -10,6 +10,7 @@ with the target to predict, and knows under which names LoRA layers belong. What
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def load(name: str, dtype: torch.dtype) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **missing)
 
 
-class Family:
+class Family(ABC):
     """The parts of a pipeline that training needs."""
 
     denoiser = ""
@@ -53,13 +54,18 @@ class Family:
         names = [name for name, _ in self.network.named_modules()]
         return sorted(target for target in self.targets if any(name.endswith(f".{target}") for name in names))
 
+    @property
+    def side(self) -> int:
+        """The side of the latents that the denoiser was trained on."""
+        return int(self.network.config.sample_size)
+
     def size(self, options: tuple[int | None, int | None]) -> tuple[int, int]:
         """Height and width in pixels of what the pipeline draws.
 
         Raises:
             ConfigError: a size that is no multiple of what the VAE and the denoiser divide it by.
         """
-        own = self.network.config.sample_size * self.pipe.vae_scale_factor
+        own = self.side * self.pipe.vae_scale_factor
         height, width = (wanted or own for wanted in options)
         step = self.pipe.vae_scale_factor * (2 if self.denoiser == "transformer" else 1)
         if height % step or width % step:
@@ -80,25 +86,25 @@ class Family:
         """What the pipeline is called with beside prompts, steps and size, in training as in drawing."""
         return {}
 
+    @abstractmethod
     def conditions(self, prompts: Sequence[str]) -> Conditions:
         """What the denoiser is conditioned on, as its keyword arguments; each has the prompts first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def times(self, count: int, generator: torch.Generator | None) -> torch.Tensor:
         """Random times of the noising process, drawn on the CPU so that they are the same on every device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noised(
         self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Noisy latents, and what is to be predicted from them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(
         self, network: Any, noisy: torch.Tensor, times: torch.Tensor, conditions: Mapping[str, Any]
     ) -> torch.Tensor:
         """The network's prediction, in the form of `noisy`."""
-        raise NotImplementedError
 
 
 def _pixels(picture: Image, height: int, width: int) -> np.ndarray:
@@ -201,13 +207,9 @@ class Flow(Family):
 class Flux(Flow):
     """FLUX: latents go in as a row of 2 x 2 blocks with their places; guidance is an input where it was distilled."""
 
-    def size(self, options: tuple[int | None, int | None]) -> tuple[int, int]:
-        own = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        height, width = (wanted or own for wanted in options)
-        step = 2 * self.pipe.vae_scale_factor
-        if height % step or width % step:
-            raise ConfigError(f"pictures of {width} x {height}: this pipeline draws multiples of {step} pixels")
-        return height, width
+    @property
+    def side(self) -> int:
+        return int(self.pipe.default_sample_size)
 
     def conditions(self, prompts: Sequence[str]) -> Conditions:
         text, pooled, places = self.pipe.encode_prompt(list(prompts), None, self.pipe.device, **self.drawing)

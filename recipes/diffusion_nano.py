@@ -1,6 +1,6 @@
 """A tiny text-to-image model of the embedded world, made here, and the truth about what it draws.
 
-    python recipes/diffusion_nano.py --kind unet --out runs/nano_unet      # or --kind flow; two to three minutes
+    python recipes/diffusion_nano.py --kind unet --out runs/nano_unet      # or --kind flow; about four minutes
 
 A prompt such as "red star top-left" wants one shape at one place of a 32 x 32 picture. The model is a complete
 diffusers pipeline (a Stable Diffusion with a UNet, or a Stable Diffusion 3 with a flow transformer) of about a million
