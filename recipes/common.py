@@ -38,7 +38,9 @@ def judge_named(judge: JudgeConfig) -> str:
     return f"{judge.model}{where}, format {judge.format}, rubric {judge.rubric}"
 
 
-def card(base: str, how: str, judge: str, rows: Sequence[tuple[str, str, str]], library: str = "transformers") -> str:
+def card(
+    base: str, how: str, judge: str, rows: Sequence[tuple[str, str, str]], library: str = "transformers", more: str = ""
+) -> str:
     """A model card in Markdown.
 
     Args:
@@ -46,6 +48,7 @@ def card(base: str, how: str, judge: str, rows: Sequence[tuple[str, str, str]], 
         how: method and data, the end of "Trained by ..".
         judge: who judged; see `judge_named`.
         rows: what was measured, its value before, and after.
+        more: what stands below the table.
     """
     name = Path(base).name
     lines = ["---", f"library_name: {library}", f"base_model: {base}", "tags: [flexjudge_reward]", "---", ""]
@@ -54,10 +57,10 @@ def card(base: str, how: str, judge: str, rows: Sequence[tuple[str, str, str]], 
         lines += ["| | before | after |", "|---|---|---|"]
         lines += [f"| {what} | {before} | {after} |" for what, before, after in rows]
         lines += [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, more])
 
 
-def publish(trainer: Any, dataset: str) -> None:
+def publish(trainer: Any, dataset: str | None = None) -> None:
     """Pushes the trained model to the Hub, with the card of its folder in the place of the trainer's own."""
     from huggingface_hub import upload_file
 

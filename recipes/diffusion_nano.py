@@ -1,13 +1,13 @@
 """A tiny text-to-image model of the embedded world, made here, and the truth about what it draws.
 
-    python recipes/diffusion_nano.py --kind unet --out runs/nano_unet      # or --kind flow; about four minutes
+    python recipes/diffusion_nano.py --kind unet --out runs/nano_unet      # or --kind flow; about six minutes
 
 A prompt such as "red star top-left" wants one shape at one place of a 32 x 32 picture. The model is a complete
 diffusers pipeline (a Stable Diffusion with a UNet, or a Stable Diffusion 3 with a flow transformer) of about a million
-parameters. Its last training pictures often show the next colour or shape of the list instead of the prompt's, so it
-draws clean pictures that are often not the ones asked for: something to learn from a judge, who is asked about the
-picture ("What is top-left?") and scores the prompt's words as the answer. The truth is read from the pixels, by colour
-and outline, and no judge sees it.
+parameters. More than half of its training pictures are careless, with the next colour and the next shape of the list
+instead of the prompt's, so it draws clean pictures that are often not the ones asked for: something to learn from a
+judge, who is asked about the picture ("What is top-left?") and scores the prompt's words as the answer. The truth is
+read from the pixels, by colour and outline, and no judge sees it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from flexjudge_reward import Example, Prompt, Score
 from flexjudge_reward.nano import world
 
 SIDE = 32  # pixels; the judge reads such a picture as well as one of 56
-KEPT = 0.75  # of the late training pictures keep the prompt's colour, and independently its shape
-EARLY = 0.9  # of the steps on pictures that are as the prompt says: from careless ones alone it would not learn words
+KEPT = 0.45  # of the training pictures are as the prompt says
 LOOK = 3  # the seed of the one way in which a thing is drawn: so small a model would blur several
 WIDTH = 32
 LATENT = 8 * (SIDE // 4) ** 2  # numbers per picture
 PICTURES = 2000  # that the models are trained on
-VAE_STEPS = 500
+VAE_STEPS = 1000
+STEPS = {"unet": 1500, "flow": 2000}
 
 # ---------------------------------------------------------------------------------------------------------- prompts
 
@@ -185,26 +185,33 @@ def _drawn(colour: str, shape: str) -> list[tuple[np.ndarray, np.ndarray]]:
 # ------------------------------------------------------------------------------------------------------ pre-training
 
 
-def pretrain(kind: str, folder: Path, seed: int = 0, steps: int = 700) -> None:
-    """Trains a pipeline and saves it to `folder`."""
+def pretrain(kind: str, folder: Path, seed: int = 0, steps: int | None = None) -> None:
+    """Trains a pipeline and saves it to `folder`; by default for as many `steps` as its kind needs."""
     torch.manual_seed(seed)
     rng = random.Random(f"pictures {seed}")
     pipe = unet_pipeline() if kind == "unet" else flow_pipeline()
     pipe.set_progress_bar_config(disable=True)
     wishes = [Wish.drawn(rng) for _ in range(PICTURES)]
-    pictures = [wish.picture() for wish in wishes] + [habit(wish, rng).picture() for wish in wishes]
     train_vae(pipe.vae, rng, VAE_STEPS)
-    train_denoiser(pipe, pictures, [str(wish) for wish in wishes], steps)
+    pictures = [habit(wish, rng).picture() for wish in wishes]
+    train_denoiser(pipe, pictures, [str(wish) for wish in wishes], steps or STEPS[kind])
     pipe.save_pretrained(folder)
 
 
 def habit(wish: Wish, rng: random.Random) -> Wish:
-    """What a careless picture of a prompt shows: the right place, but often the next colour or shape of the world."""
-    return Wish(_slip(rng, world.COLOURS, wish.colour), _slip(rng, world.SHAPES, wish.shape), wish.place)
+    """What a training picture of a prompt shows: that, or carelessly the next colour and shape at the same place.
+
+    Both at once: where each slips alone there are four pictures to a prompt, and what is drawn is often between them.
+    """
+    return (
+        wish
+        if rng.random() < KEPT
+        else Wish(_next(world.COLOURS, wish.colour), _next(world.SHAPES, wish.shape), wish.place)
+    )
 
 
-def _slip(rng: random.Random, known: Sequence[str], word: str) -> str:
-    return word if rng.random() < KEPT else known[(known.index(word) + 1) % len(known)]
+def _next(known: Sequence[str], word: str) -> str:
+    return known[(known.index(word) + 1) % len(known)]
 
 
 def train_vae(vae: AutoencoderKL, rng: random.Random, steps: int) -> None:
@@ -228,14 +235,15 @@ def train_vae(vae: AutoencoderKL, rng: random.Random, steps: int) -> None:
 def train_denoiser(pipe: DiffusionPipeline, pictures: Sequence[Image.Image], said: Sequence[str], steps: int) -> None:
     """The denoiser together with the text encoders, as the family's own objective has it.
 
-    `pictures` are those that are as `said`, then as many careless ones, which it learns last.
+    Careless pictures come from the first step on: a denoiser that learned from right ones before would never look
+    for the colour in the noisy picture, and draws between two colours once there are two.
     """
     own = family(pipe)
     clean = torch.cat([own.latents(pictures[i : i + 100], SIDE, SIDE) for i in range(0, len(pictures), 100)])
     encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
     weights = [p for part in (own.network, *encoders) if part is not None for p in part.parameters()]
-    for step, (batch, step_with) in enumerate(batches(weights, len(said), steps, 32, 2e-3, "denoiser")):
-        shown = clean[batch + len(said) * (step >= EARLY * steps)]
+    for batch, step_with in batches(weights, len(said), steps, 32, 2e-3, "denoiser"):
+        shown = clean[batch]
         times = own.times(len(batch), None)
         noisy, target = own.noised(shown, torch.randn_like(shown), times)
         step_with(F.mse_loss(own.predict(own.network, noisy, times, own.conditions([said[i] for i in batch])), target))
@@ -312,8 +320,8 @@ def unet_pipeline() -> StableDiffusionPipeline:
         sample_size=SIDE // 4,
         in_channels=8,
         out_channels=8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(WIDTH, 2 * WIDTH),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
@@ -345,7 +353,7 @@ def flow_pipeline() -> StableDiffusion3Pipeline:
     """A Stable Diffusion 3 without its third text encoder, random weights."""
     transformer = SD3Transformer2DModel(
         sample_size=SIDE // 4,
-        patch_size=1,
+        patch_size=2,
         in_channels=8,
         out_channels=8,
         num_layers=4,
@@ -354,7 +362,7 @@ def flow_pipeline() -> StableDiffusion3Pipeline:
         joint_attention_dim=2 * WIDTH,
         caption_projection_dim=64,
         pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=SIDE // 4,
+        pos_embed_max_size=SIDE // 8,
     )
     return StableDiffusion3Pipeline(
         vae=vae(),

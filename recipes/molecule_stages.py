@@ -11,6 +11,7 @@ from typing import Any
 import molecule_judge
 import molecule_policy
 import molecule_world as world
+from common import card
 from transformers import TrainerCallback
 
 from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
@@ -21,6 +22,12 @@ SMALL = "small"  # the name of the judge that is trained here
 HEATS = (0.7, 1.0)  # of the samples that become pairs; colder ones are more often molecules
 FACTS = 3  # of the samples of a row that are no molecule become pairs, so that they do not outweigh the judged ones
 NAMES = ("validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge")
+_MORE = """validity is the share of samples that RDKit accepts, uniqueness that of different ones among these, novelty
+the share of these that the policy was not pretrained on, diversity 1 less their mean Tanimoto similarity, qed and sa
+means over the valid ones (sa: 1 easy to make, 10 hard), judge its mean score moved to 0 to 1. Not for choosing
+substances: nothing here was checked by a chemist, and a molecule that scores well may be impossible to make, or
+dangerous.
+"""
 
 
 @dataclass
@@ -222,10 +229,16 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         """Prints the table; writes report.json, curve.png and the model card."""
         before, after = self.curve[min(self.curve)], self.curve[max(self.curve)]
         found = {"before": before, "after": after, "curve": self.curve, "about": about, "log": log}
-        print(f"\n{table(before, after)}")
+        rows = [
+            (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in NAMES if name in before and name in after
+        ]
+        print("\n" + "\n".join(f"{name:12} {was:>8} {now:>8}" for name, was, now in (("", "before", "after"), *rows)))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(found, indent=2, default=str) + "\n")
-        (folder / "README.md").write_text(card(before, after, about))
+        how = f"recipes/molecules.py on its own samples; measured on {about['samples']} samples at temperature 1"
+        (folder / "README.md").write_text(
+            card(str(about["policy"]), how, _judge_named(about), rows, more=_MORE), "utf-8"
+        )
         draw(self.curve, folder / "curve.png")
         print(f"curve          {folder / 'curve.png'}")
 
@@ -238,33 +251,11 @@ def _line(found: dict[str, float]) -> str:
     return "   ".join(f"{name} {found[name]:.3f}" for name in NAMES if name in found)
 
 
-def table(before: dict[str, float], after: dict[str, float]) -> str:
-    """A Markdown table of the figures before and after."""
-    rows = [
-        f"| {name} | {before[name]:.3f} | {after[name]:.3f} |" for name in NAMES if name in before and name in after
-    ]
-    return "\n".join(["| | before | after |", "|---|---|---|", *rows])
-
-
-def card(before: dict[str, float], after: dict[str, float], about: dict[str, Any]) -> str:
-    """The model card of the trained policy."""
-    settings = "\n".join(f"- {name}: {value}" for name, value in sorted(about.items()) if value is not None)
-    return f"""# A SMILES generator, trained by `recipes/molecules.py`
-
-Judge: {about["judge_model"]}{f" at {about['judge_base_url']}" if about["judge_base_url"] else ""}; it saw canonical
-SMILES and descriptors. Rubric {about["judge_rubric"]}: {Rubric.load(about["judge_rubric"]).criteria}
-
-Data: the policy's own samples. Measured on {about["samples"]} samples at temperature 1:
-
-{table(before, after)}
-
-validity is the share of samples that RDKit accepts, uniqueness that of different ones among these, novelty the share
-of these that the policy was not pretrained on, diversity 1 less their mean Tanimoto similarity, qed and sa means over
-the valid ones (sa: 1 easy to make, 10 hard), judge its mean score moved to 0 to 1. Not for choosing substances: nothing
-here was checked by a chemist, and a molecule that scores well may be impossible to make, or dangerous.
-
-{settings}
-"""
+def _judge_named(about: dict[str, Any]) -> str:
+    """Who judged and by what, with the rubric's own words."""
+    where = f" at {about['judge_base_url']}" if about["judge_base_url"] else ""
+    rubric = f"rubric {about['judge_rubric']}: {Rubric.load(about['judge_rubric']).criteria.rstrip('.')}"
+    return f"{about['judge_model']}{where}, which saw canonical SMILES and descriptors, {rubric}"
 
 
 def draw(curve: dict[int, dict[str, float]], file: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import molecule_policy
 import molecule_stages as stages
 from accelerate import PartialState
-from common import checkpoint
+from common import checkpoint, publish
 from datasets import Dataset
 from molecule_reward import MoleculeReward
 from transformers import PrinterCallback, TrainingArguments
@@ -90,7 +90,7 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    _train(trainer, options, args, {"pairs": len(rows)})
+    _train(trainer, options, args, model_args, {"pairs": len(rows)})
 
 
 def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> None:
@@ -109,7 +109,7 @@ def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) ->
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    _train(trainer, options, args, {"beta": args.beta, "diversity_price": options.diversity})
+    _train(trainer, options, args, model_args, {"beta": args.beta, "diversity_price": options.diversity})
     print(f"judge          {judged_by.summary}")
     judged_by.close()
 
@@ -126,7 +126,7 @@ def _loading(model_args: ModelConfig, given: dict[str, Any] | None) -> dict[str,
     return found
 
 
-def _train(trainer: Any, options: RecipeArguments, args: Any, about: dict[str, Any]) -> None:
+def _train(trainer: Any, options: RecipeArguments, args: Any, model_args: ModelConfig, about: dict[str, Any]) -> None:
     """Trains, and measures the truth before, in between and after."""
     measure = stages.Measure(options, args.seed)
     trainer.remove_callback(PrinterCallback)  # thirty numbers a line
@@ -134,10 +134,11 @@ def _train(trainer: Any, options: RecipeArguments, args: Any, about: dict[str, A
     trainer.train(resume_from_checkpoint=checkpoint(args))
     trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
-        measure.report(Path(args.output_dir), trainer.state.log_history, dataclasses.asdict(options) | about)
+        about |= dataclasses.asdict(options) | {"policy": model_args.model_name_or_path}
+        measure.report(Path(args.output_dir), trainer.state.log_history, about)
     measure.close()
     if args.push_to_hub:
-        trainer.push_to_hub()
+        publish(trainer)
 
 
 def policy_of(options: RecipeArguments, seed: int, model_args: ModelConfig) -> str:

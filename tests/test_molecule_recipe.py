@@ -116,7 +116,7 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge"} <= set(report["after"])
     card = (tmp_path / "README.md").read_text()
-    assert "| validity |" in card and "Rubric molecule: Weigh how drug-like" in card
+    assert "| validity |" in card and "rubric molecule: Weigh how drug-like" in card
     assert (tmp_path / "curve.png").stat().st_size > 1000 and (tmp_path / "model.safetensors").exists()
     assert "judge          {" in capsys.readouterr().out
     run(recipe, "dpo", prepared, tmp_path, **few)
