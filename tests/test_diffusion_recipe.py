@@ -342,6 +342,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     run(recipe, runs / "broken", "flow", monkeypatch, **flags, resume_from_checkpoint=True)
     one, other = (load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("unbroken", "broken"))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    pairs = runs / "broken" / "pairs.jsonl"
+    pairs.write_text(pairs.read_text() + pairs.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(ConfigError, match=r"of another run: pairs.jsonl was '[0-9a-f]+' and is"):
+        run(recipe, runs / "broken", "flow", monkeypatch, **flags, resume_from_checkpoint=True)
 
 
 def test_bad_input_is_refused_before_anything_is_drawn(
