@@ -4,10 +4,10 @@
 
 A prompt such as "red star top-left" wants one shape at one place of a 32 x 32 picture. The model is a complete
 diffusers pipeline (a Stable Diffusion with a UNet, or a Stable Diffusion 3 with a flow transformer) of about a million
-parameters. More than half of its training pictures are careless, with the next colour and the next shape of the list
-instead of the prompt's, so it draws clean pictures that are often not the ones asked for: something to learn from a
-judge, who is asked about the picture ("What is top-left?") and scores the prompt's words as the answer. The truth is
-read from the pixels, by colour and outline, and no judge sees it.
+parameters. It first learns from pictures that are as their prompts say, then from careless ones, of which more than
+half show the next colour and the next shape of the list instead. So it draws clean pictures that are often not the
+ones asked for: something to learn from a judge, who is asked about the picture ("What is top-left?") and scores the
+prompt's words as the answer. The truth is read from the pixels, by colour and outline, and no judge sees it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ from flexjudge_reward import Example, Prompt, Score
 from flexjudge_reward.nano import world
 
 SIDE = 32  # pixels; the judge reads such a picture as well as one of 56
-KEPT = 0.45  # of the training pictures are as the prompt says
+KEPT = 0.45  # of the careless pictures are as the prompt says
+EARLY = 0.3  # of the steps are on pictures that are as the prompt says, to learn the words
 LOOK = 3  # the seed of the one way in which a thing is drawn: so small a model would blur several
 WIDTH = 32
 LATENT = 8 * (SIDE // 4) ** 2  # numbers per picture
 PICTURES = 2000  # that the models are trained on
 VAE_STEPS = 1000
-STEPS = {"unet": 1500, "flow": 2000}
+STEPS = {"unet": 1800, "flow": 2000}
 
 # ---------------------------------------------------------------------------------------------------------- prompts
 
@@ -193,13 +194,13 @@ def pretrain(kind: str, folder: Path, seed: int = 0, steps: int | None = None) -
     pipe.set_progress_bar_config(disable=True)
     wishes = [Wish.drawn(rng) for _ in range(PICTURES)]
     train_vae(pipe.vae, rng, VAE_STEPS)
-    pictures = [habit(wish, rng).picture() for wish in wishes]
+    pictures = [wish.picture() for wish in wishes] + [habit(wish, rng).picture() for wish in wishes]
     train_denoiser(pipe, pictures, [str(wish) for wish in wishes], steps or STEPS[kind])
     pipe.save_pretrained(folder)
 
 
 def habit(wish: Wish, rng: random.Random) -> Wish:
-    """What a training picture of a prompt shows: that, or carelessly the next colour and shape at the same place.
+    """What a careless picture of a prompt shows: that, or the next colour and shape at the same place.
 
     Both at once: where each slips alone there are four pictures to a prompt, and what is drawn is often between them.
     """
@@ -235,15 +236,16 @@ def train_vae(vae: AutoencoderKL, rng: random.Random, steps: int) -> None:
 def train_denoiser(pipe: DiffusionPipeline, pictures: Sequence[Image.Image], said: Sequence[str], steps: int) -> None:
     """The denoiser together with the text encoders, as the family's own objective has it.
 
-    Careless pictures come from the first step on: a denoiser that learned from right ones before would never look
-    for the colour in the noisy picture, and draws between two colours once there are two.
+    `pictures` are those that are as `said`, then as many careless ones. The careless ones have most of the steps: a
+    denoiser that knows right ones alone never looks for the colour in the noisy picture, and draws between two colours
+    until it has learned to.
     """
     own = family(pipe)
     clean = torch.cat([own.latents(pictures[i : i + 100], SIDE, SIDE) for i in range(0, len(pictures), 100)])
     encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
     weights = [p for part in (own.network, *encoders) if part is not None for p in part.parameters()]
-    for batch, step_with in batches(weights, len(said), steps, 32, 2e-3, "denoiser"):
-        shown = clean[batch]
+    for step, (batch, step_with) in enumerate(batches(weights, len(said), steps, 32, 2e-3, "denoiser")):
+        shown = clean[batch + len(said) * (step >= EARLY * steps)]
         times = own.times(len(batch), None)
         noisy, target = own.noised(shown, torch.randn_like(shown), times)
         step_with(F.mse_loss(own.predict(own.network, noisy, times, own.conditions([said[i] for i in batch])), target))
