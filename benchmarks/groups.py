@@ -3,7 +3,7 @@
     python benchmarks/groups.py layouts     gloo processes, every layout; ranks that raise, hang or are slow
     python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
     python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
-    python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds each; 15 minutes
+    python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds; 15 minutes
 
 Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
 """
