@@ -52,7 +52,14 @@ def runs(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
-    flags = {"prompts": 12, "pictures": 2, "denoising_steps": 2, "held_out_prompts": 3, "max_steps": 4} | flags
+    flags = {
+        "prompts": 12,
+        "pictures": 2,
+        "denoising_steps": 2,
+        "held_out_prompts": 3,
+        "max_steps": 4,
+        "margin": 1.0,
+    } | flags
     flags |= {"output_dir": folder, "judge_cache": "off", "logging_steps": 1}
     config = RECIPES / "configs" / f"diffusion_dpo_nano_{kind}.yaml"
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
