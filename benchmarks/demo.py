@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "recipes/configs/grpo_nano.yaml"
 
 
-def run(seed: int, folder: Path, form: str = "score") -> dict[str, Any]:
+def run(seed: int, folder: Path, form: str = "score", *flags: str) -> dict[str, Any]:
     """One training with a judge of this format; what it reported."""
     began = time.monotonic()
     command = [sys.executable, "recipes/grpo_vlm.py", "--config", CONFIG, "--seed", str(seed)]
-    command += ["--output_dir", str(folder), "--judge_cache", str(folder / "judge.sqlite")]
+    command += ["--output_dir", str(folder), "--judge_cache", str(folder / "judge.sqlite"), *flags]
     environment = os.environ | {"FLEXJUDGE_FORMAT": form, "FLEXJUDGE_CHUNK": "8"}  # one list per group
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())

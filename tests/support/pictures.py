@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import struct
@@ -25,6 +26,21 @@ def saved(picture: Any, format: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, format, **options)
     return out.getvalue()
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def refused(media: Any, said: str) -> None:
+    """Building it was no error; loading it is, each time the same."""
+    import pytest
+
+    from flexjudge_reward import MediaError
+
+    for _ in range(2):
+        with pytest.raises(MediaError, match=said):
+            media.load()
 
 
 def clip(
