@@ -29,7 +29,7 @@ def run(seed: int, folder: Path, form: str = "score", *flags: str) -> dict[str, 
     began = time.monotonic()
     command = [sys.executable, "recipes/grpo_vlm.py", "--config", CONFIG, "--seed", str(seed)]
     command += ["--output_dir", str(folder), "--judge_cache", str(folder / "judge.sqlite"), *flags]
-    environment = os.environ | {"FLEXJUDGE_FORMAT": form, "FLEXJUDGE_CHUNK": "8"}  # one list per group
+    environment = os.environ | {"FLEXJUDGE_FORMAT": form}
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
     judged, seconds = found["judge"], time.monotonic() - began

@@ -38,9 +38,10 @@ from flexjudge_reward import (
     TransformersEngine,
     Verdict,
 )
-from flexjudge_reward.adaptive import Chunked, Forced, Swapped, Votes
+from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.expected import Expected
+from flexjudge_reward.grouping import Chunked
 from flexjudge_reward.nano import path, world
 from flexjudge_reward.rerank import judge_groups, rerank
 from flexjudge_reward.rewards import Outcome

@@ -122,7 +122,7 @@ def _percents(runs: list[dict[str, Any]], name: str) -> str:
 VLM_LONG: dict[str, tuple[list[str], dict[str, str]]] = {  # flags, settings of the judge
     "a call per answer": ([], {}),
     "KL (beta 0.04)": (["--beta", "0.04"], {}),
-    "a list per group": ([], {"FLEXJUDGE_FORMAT": "listwise", "FLEXJUDGE_CHUNK": "8"}),
+    "a list per group": ([], {"FLEXJUDGE_FORMAT": "listwise"}),
 }
 
 

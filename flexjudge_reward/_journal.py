@@ -67,7 +67,7 @@ class Journal:
 
     def add(self, row: dict[str, Any], why: str) -> None:
         """A row of what was kept, or with a reason of what was not."""
-        self._files[bool(why)].write(_line(row))
+        self._files[bool(why)].write(line(row).encode())
         self.counts[why or "pairs"] += 1
 
     def picture(self, picture: Media) -> str:
@@ -99,11 +99,14 @@ class Journal:
         self._state.unlink(missing_ok=True)
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON that can be encoded."""
+    text = json.dumps(row, ensure_ascii=False)
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only hold escaped
-        return json.dumps(row).encode() + b"\n"
+        text = json.dumps(row)
+    return text + "\n"
 
 
 def _replaced(path: Path, content: bytes) -> None:

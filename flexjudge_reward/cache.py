@@ -94,7 +94,7 @@ class CachedEngine:
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
             fresh = self._ask([prompts[i] for i in part], sampling)
-            self._keep([requests[i] for i in part], fresh)
+            self._keep([requests[i] for i in part], fresh, sampling)
             replies.update(zip((names[i] for i in part), fresh, strict=True))
         return [replies[name] if first.get(name) == i else _served(replies[name]) for i, name in enumerate(names)]
 
@@ -133,11 +133,11 @@ class CachedEngine:
             )
         return replies
 
-    def _keep(self, requests: Sequence[Request | None], replies: Sequence[Generation]) -> None:
+    def _keep(self, requests: Sequence[Request | None], replies: Sequence[Generation], sampling: Sampling) -> None:
         rows = [
             Row(request.key, encode(reply), zlib.compress(request.document, 1), request.model)
             for request, reply in zip(requests, replies, strict=True)
-            if request and worth_storing(reply)
+            if request and worth_storing(reply, sampling)
         ]
         self._count(stored=self.store.put(rows))
 
@@ -224,13 +224,18 @@ def _json(value: object) -> bytes:
 # ---- values
 
 
-def worth_storing(generation: Generation) -> bool:
-    """Whether a reply is complete: not failed, cut, filtered or empty. Whether it can be read is not asked."""
+def worth_storing(generation: Generation, sampling: Sampling) -> bool:
+    """Whether a reply is complete: not failed, cut, filtered or empty. Whether it can be read is not asked.
+
+    Where one token was asked for, it is the whole reply, whatever it is: `expected.py` asks so.
+    """
+    if generation.failure is None and generation.finish_reason == "length" and sampling.max_tokens == 1:
+        return True
     return generation.failure is None and generation.finish_reason == "stop" and bool(generation.text.strip())
 
 
 def encode(generation: Generation) -> bytes:
-    """A complete reply as JSON; its finish reason is "stop"."""
+    """A complete reply as JSON; its finish reason is "stop" unless it says otherwise."""
     logprobs = generation.logprobs and [
         {"token": t.token, "logprob": float(t.logprob), "top": {token: float(p) for token, p in t.top.items()}}
         for t in generation.logprobs
@@ -240,7 +245,7 @@ def encode(generation: Generation) -> bytes:
         "prompt_tokens": int(generation.prompt_tokens),
         "completion_tokens": int(generation.completion_tokens),
         "logprobs": logprobs,
-    }
+    } | ({} if generation.finish_reason == "stop" else {"finish_reason": generation.finish_reason})
     return json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
@@ -251,6 +256,7 @@ def decode(value: bytes) -> Generation | None:
         logprobs = entries["logprobs"]
         return Generation(
             text=str(entries["text"]),
+            finish_reason="length" if entries.get("finish_reason") == "length" else "stop",
             prompt_tokens=int(entries["prompt_tokens"]),
             completion_tokens=int(entries["completion_tokens"]),
             logprobs=None if logprobs is None else tuple(TokenLogprob(**entry) for entry in logprobs),

@@ -103,14 +103,13 @@ def score_rows(arguments: argparse.Namespace) -> int:
 
 def rerank_rows(arguments: argparse.Namespace) -> int:
     """Ranks a file; prints how it went."""
-    from flexjudge_reward.adaptive import whole_groups
+    from flexjudge_reward.grouping import whole_groups
     from flexjudge_reward.judge import Judge
     from flexjudge_reward.scoring import rerank_file
 
     with _judge(arguments) as (judge, config):
-        whole = Judge(
-            whole_groups(judge.format, config.schedule, config.budget, config.chunk), judge.engine, judge.sampling
-        )
+        whole_format = whole_groups(judge.format, config.schedule, config.budget, config.chunk, arguments.seed)
+        whole = Judge(whole_format, judge.engine, judge.sampling)
         summary = rerank_file(arguments.source, whole, arguments.output, arguments.seed, **_reading(arguments))
         print(summary, file=sys.stderr)
     return 0

@@ -52,6 +52,7 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "votes": int,
     "budget": int,
     "chunk": int,
+    "swap_margin": float,
     "gpu_memory_utilization": float,
 }
 _SWITCHES = {"expected", "swap"}
@@ -76,6 +77,7 @@ class JudgeOptions(TypedDict, total=False):
     force_tokens: int | None
     expected: bool | None
     swap: bool | None
+    swap_margin: float | None
     votes: int | None
     schedule: str | None
     budget: int | None
@@ -111,14 +113,16 @@ class JudgeConfig:
     """Scores are the mean of the judge's distribution over its answer; needs an engine with log probabilities."""
     swap: bool = False
     """Candidates are judged in both orders, and a winner counts only if both name it."""
+    swap_margin: float | None = None
+    """With swap: only where the two best scores of the first order differ by at most this, on the rubric's scale."""
     votes: int = 1
     """Samples per judgement, at a temperature above 0. The most common outcome; the mean of lists and expectations."""
     schedule: Schedule = "all"
     """Which pairs of a group are compared by a format for two: "all", "ring", "anchor" or "swiss"."""
     budget: int | None = None
     """The most comparisons per group; None for the schedule's own number."""
-    chunk: int = 4
-    """The most candidates in one list; larger groups come in chunks that share one candidate."""
+    chunk: int = 8
+    """The most candidates in one list, 2 to 8; larger groups come in chunks that share one candidate."""
     cache: str | None = None
     """The file of judge replies; None is one file per user, "off" is none."""
     device: str | None = None
@@ -179,8 +183,10 @@ class JudgeConfig:
         found: AnyFormat = Expected(plain) if self.expected else plain  # type: ignore[arg-type]
         if self.force_tokens:
             found = Forced(found, self.force_tokens)
+        if self.swap_margin is not None and not self.swap:
+            raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")
         if self.swap:
-            found = Swapped(found)
+            found = Swapped(found, self.swap_margin)
         if self.votes != 1:
             found = Votes(found, self.votes, "mean" if self.expected or self.format == "listwise" else "majority")
         return found

@@ -2,8 +2,8 @@
 
 An integer judge ties most of a group; the mean of its distribution does not. For each answer tag the engine returns the
 most likely tokens at the place of the answer (log probabilities), and the score is their mean, weighted, over the
-answers the format allows. Numbers of several digits are followed token by token: where a likely first digit could begin
-a longer number and the judge did not write it, one more one-token request asks what would have come next.
+answers the format allows. Numbers of several digits are followed token by token: where likely digits could begin a
+longer number and the judge did not write it, a one-token request asks what would have come next, round by round.
 
 Needs an engine that returns log probabilities and can continue a reply. Averaging over k thoughts is
 `Votes(Expected(format), k, by="mean")`.
@@ -23,7 +23,7 @@ from flexjudge_reward.types import Example, Failure, Generation, Message, Prompt
 
 TOP = 20  # alternatives per place; what servers allow
 _OPEN, _CLOSE = "<answer>", "</answer>"
-_WORTH_ASKING = 0.01  # a first digit less likely than this moves a score by less than the scale's tenth part
+_WORTH_ASKING = 0.01  # digits less likely than this move a score by less than a hundredth of the scale
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Expected:
     def steps(self, example: Example) -> Steps:
         """The judgement, then one round for digits that could go on."""
         scale = self.format.scale(example)
-        if scale.decimals or not (float(scale.low).is_integer() and float(scale.high).is_integer()):
-            raise ConfigError("expected scores need a scale of whole numbers")
+        whole = float(scale.low).is_integer() and float(scale.high).is_integer()
+        if scale.decimals or not whole or scale.low < 0:
+            raise ConfigError("expected scores need a scale of whole numbers, none of them negative")
         (prompt,) = self.format.render(example)
         (reply,) = yield [replace(prompt, changes=(*prompt.changes, ("logprobs", TOP)))]
         verdict = self.format.read(example, [reply])
@@ -67,20 +68,24 @@ class Expected:
 
 
 def _expected(prompt: Prompt, reply: Generation, verdict: Verdict, slots: Sequence[Slot], scale: Scale) -> Steps:
-    asked = [(slot, digit) for slot in slots for digit in unfinished(slot, scale)]
-    next_tokens: dict[tuple[int, str], Mapping[str, float]] = {}
-    if asked:
-        replies = yield [_continued(prompt, reply, slot, digit) for slot, digit in asked]
-        for (slot, digit), answer in zip(asked, replies, strict=True):
+    found = [Numbers(slot, scale) for slot in slots]
+    while asked := [(one, digits) for one in found for digits in one.unknown()]:
+        replies = yield [_continued(prompt, reply, one.slot, digits) for one, digits in asked]
+        verdict = replace(verdict, generations=(*verdict.generations, *replies))
+        for (one, digits), answer in zip(asked, replies, strict=True):
             if answer.failure is not None:
                 return replace(verdict, scores=None, failure=answer.failure)
-            next_tokens[slot.start, digit] = _chances(_logprobs(answer)[0])
-    scores = tuple(expectation(slot, scale, next_tokens) for slot in slots)
+            one.following[digits] = _chances(_logprobs(answer)[0])
+    means = [one.mean() for one in found]
+    failed = next((mean for mean in means if isinstance(mean, Failure)), None)
+    if failed is not None:
+        return replace(verdict, scores=None, failure=failed)
+    scores = tuple(mean for mean in means if isinstance(mean, float))
     return replace(verdict, scores=scores, scale=replace(scale, decimals=True))
 
 
-def _continued(prompt: Prompt, reply: Generation, slot: Slot, digit: str) -> Prompt:
-    said = Message("assistant", said_so_far(reply.text[: slot.start] + digit))
+def _continued(prompt: Prompt, reply: Generation, slot: Slot, digits: str) -> Prompt:
+    said = Message("assistant", said_so_far(reply.text[: slot.start] + digits))
     changes = (*prompt.changes, ("logprobs", TOP), ("max_tokens", 1))
     return replace(prompt, messages=(*prompt.messages, said), changes=changes)
 
@@ -122,38 +127,53 @@ def find_slots(reply: Generation) -> list[Slot] | Failure:
     return slots or Failure("engine", "the reply's tokens hold no answer")
 
 
-def unfinished(slot: Slot, scale: Scale) -> list[str]:
-    """The likely first tokens, other than the written one, after which more digits could follow within the scale."""
-    chances = _chances(slot.tokens[0])
-    return sorted(
-        token
-        for token, chance in chances.items()
-        if token != slot.written[0] and chance >= _WORTH_ASKING and _may_go_on(token, scale)
-    )
+class Numbers:
+    """The distribution over the numbers of a scale, in the place of one written answer."""
 
+    def __init__(self, slot: Slot, scale: Scale) -> None:
+        self.slot, self.scale = slot, scale
+        self.following: dict[str, Mapping[str, float]] = {}
+        """What comes next after these digits: known along the written answer, asked for elsewhere."""
+        written = ""
+        for token, digits in zip(slot.tokens, (*slot.written, ""), strict=True):
+            self.following[written] = _chances(token)
+            written += digits
 
-def expectation(slot: Slot, scale: Scale, next_tokens: Mapping[tuple[int, str], Mapping[str, float]]) -> float:
-    """The mean of the distribution over the numbers of the scale. At least the written answer is in it."""
-    weights: dict[int, float] = {}
-    for token, chance in _chances(slot.tokens[0]).items():
-        if not _is_number(token):
-            continue
-        follow: Mapping[str, float] = {}
-        if _may_go_on(token, scale):
-            written = token == slot.written[0]
-            follow = _chances(slot.tokens[1]) if written else next_tokens.get((slot.start, token), {})
-        longer = {
-            int(token + more): p for more, p in follow.items() if _is_number(more) and int(token + more) <= scale.high
-        }
-        for number, p in longer.items():
-            weights[number] = weights.get(number, 0.0) + chance * p
-        weights[int(token)] = weights.get(int(token), 0.0) + chance * max(0.0, 1.0 - math.fsum(longer.values()))
-    inside = {number: weight for number, weight in weights.items() if scale.low <= number <= scale.high}
-    return math.fsum(number * weight for number, weight in inside.items()) / math.fsum(inside.values())
+    def unknown(self) -> list[str]:
+        """Likely digits after which more could follow, and nobody knows what would."""
+        return sorted(self._weighed()[1])
 
+    def mean(self) -> float | Failure:
+        """The mean over the numbers of the scale."""
+        weights, _ = self._weighed()
+        inside = {number: weight for number, weight in weights.items() if self.scale.low <= number <= self.scale.high}
+        total = math.fsum(inside.values())
+        if not total > 0:
+            return Failure("engine", "the judge's distribution has nothing on the scale")
+        return math.fsum(number * weight for number, weight in inside.items()) / total
 
-def _may_go_on(token: str, scale: Scale) -> bool:
-    return _is_number(token) and token != "0" and int(token) * 10 <= scale.high
+    def _weighed(self) -> tuple[dict[int, float], list[str]]:
+        """The weight of every number, and the digits that `unknown` asks about."""
+        weights: dict[int, float] = {}
+        asked: list[str] = []
+        begun = [("", 1.0)]
+        while begun:
+            digits, chance = begun.pop()
+            if digits not in self.following and chance >= _WORTH_ASKING:
+                asked.append(digits)
+            longer = {more: p for more, p in self.following.get(digits, {}).items() if _is_number(more)}
+            if digits:  # what is no digit ends the number
+                ended = chance * max(0.0, 1.0 - math.fsum(longer.values()))
+                weights[int(digits)] = weights.get(int(digits), 0.0) + ended
+            begun += [(digits + more, chance * p) for more, p in longer.items() if self._may_begin(digits + more)]
+            for more, p in longer.items():
+                if not self._may_begin(digits + more):
+                    weights[int(digits + more)] = weights.get(int(digits + more), 0.0) + chance * p
+        return weights, asked
+
+    def _may_begin(self, digits: str) -> bool:
+        """Whether a longer number of the scale begins so; after a leading zero only if the judge wrote one."""
+        return digits in self.following or 0 < int(digits) <= self.scale.high / 10
 
 
 def _is_number(token: str) -> bool:

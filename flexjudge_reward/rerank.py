@@ -7,16 +7,16 @@ by `seed` and the candidates' own content, so the order in which they stand deci
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flexjudge_reward.errors import ConfigError, MediaError
 from flexjudge_reward.formats import group_size
+from flexjudge_reward.grouping import lot
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.media import Media
 from flexjudge_reward.rewards import Outcome, outcome
-from flexjudge_reward.types import Content, ContentLike, Example, Failure, Verdict
+from flexjudge_reward.types import ContentLike, Example, Failure, Verdict
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,6 @@ def _order(example: Example, outcomes: Sequence[Outcome], seed: int) -> tuple[in
     def place(index: int) -> tuple[bool, float, str, int]:
         found = outcomes[index]
         failed = isinstance(found, Failure)
-        return failed, 0.0 if isinstance(found, Failure) else -found, _lot(example.candidates[index], seed), index
+        return failed, 0.0 if isinstance(found, Failure) else -found, lot(example.candidates[index], seed), index
 
     return tuple(sorted(range(len(outcomes)), key=place))
-
-
-def _lot(candidate: Content, seed: int) -> str:
-    """A number drawn for the candidate by its content, so that equal scores fall in no systematic order."""
-    parts = [repr(part) if isinstance(part, str) else _named(part) for part in candidate]
-    return hashlib.sha256("\x00".join([str(seed), *parts]).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _named(media: Media) -> str:
-    try:
-        return media.digest
-    except MediaError:
-        return media.kind

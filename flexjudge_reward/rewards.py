@@ -60,7 +60,7 @@ def outcome(verdict: Verdict, candidate: int = 0) -> Outcome:
     return unit
 
 
-def groups(keys: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+def groups(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hashable, int]]:
     """Which group each row belongs to: rows of one key, in order, cut to the group size that all keys share.
 
     A trainer draws the same number of completions for every prompt, so when a prompt happens to stand twice in a batch
@@ -68,8 +68,11 @@ def groups(keys: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
 
     Args:
         keys: what identifies the prompt of each row, over all ranks and in their order.
+        size: the trainer's group size. Without it, or where the counts are no multiples of it (an evaluation may have
+            another one), it is the largest that the counts allow.
     """
-    size = math.gcd(*Counter(keys).values())
+    shared = math.gcd(*Counter(keys).values())
+    size = size if size and shared % size == 0 else shared
     seen: Counter[Hashable] = Counter()
     found = []
     for key in keys:

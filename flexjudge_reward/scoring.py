@@ -14,7 +14,6 @@ what was judged before comes from the cache.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO, Unpack
 
+from flexjudge_reward._journal import line
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats import group_size
 from flexjudge_reward.judge import Judge
@@ -88,8 +88,11 @@ def rerank_file(
 
     def check(row: Row) -> None:
         judge.check_media(row.example)
-        if len(row.example.candidates) < 2:
-            raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
+        count, most = len(row.example.candidates), group_size(judge.format)[1]
+        if count < 2:
+            raise ConfigError(f"ranking needs at least two candidates, found {count}")
+        if 1 < most < count:  # a format for one candidate judges each alone
+            raise ConfigError(f"the format judges at most {most:g} candidates at a time, this row has {count}")
 
     def answer(batch: Sequence[Row]) -> Iterator[tuple[dict[str, object], Sequence[Verdict]]]:
         for row, ranking in zip(batch, rerank([row.example for row in batch], judge, seed), strict=True):
@@ -122,7 +125,7 @@ def _answered(rows: Iterator[Row], total: int | None, answer: Answer, sink: Text
     with tqdm(total=total, unit="row", desc="judging", file=sys.stderr, disable=None) as bar:
         while batch := list(islice(rows, BATCH)):
             for written, verdicts in answer(batch):
-                sink.write(json.dumps(written, ensure_ascii=False) + "\n")
+                sink.write(line(written))
                 for verdict in verdicts:
                     _count(summary, verdict)
             sink.flush()

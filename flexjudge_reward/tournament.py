@@ -34,7 +34,7 @@ class Comparison:
     result: float
 
 
-def fixed_pairs(schedule: Schedule, members: int, budget: int | None = None, seed: int = 0) -> list[Pairing]:
+def fixed_pairs(schedule: Schedule, members: int, budget: int | None = None, seed: int | str = 0) -> list[Pairing]:
     """The pairs of a schedule that does not look at results, each once, in an order and with sides drawn by `seed`.
 
     Args:
@@ -46,23 +46,26 @@ def fixed_pairs(schedule: Schedule, members: int, budget: int | None = None, see
     check_budget(schedule, members, budget)
     if schedule == "anchor":
         pairs = [(0, other) for other in range(1, members)]
-    elif schedule == "ring":
-        pairs = [(one, (one + 1) % members) for one in range(members if members > 2 else 1)]
     else:
         pairs = list(itertools.combinations(range(members), 2))
     rng = random.Random(f"{seed} {members}")
-    return [pair if rng.random() < 0.5 else pair[::-1] for pair in _spread(pairs, members, budget, rng)]
+    chosen = _around(members, budget, rng) if schedule == "ring" else _spread(pairs, members, budget, rng)
+    return [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
 
 
-def swiss_pairs(members: int, played: Sequence[Comparison], most: int, seed: int = 0) -> list[Pairing]:
-    """The next round: members with close results meet, no pair twice; at most `most` pairs, none when all have met."""
+def swiss_pairs(members: int, played: Sequence[Comparison], most: int, seed: int | str = 0) -> list[Pairing]:
+    """The next round: members with close results meet, no pair twice; at most `most` pairs, none when all have met.
+
+    Who has met nobody yet comes first, so that a small budget leaves no one out.
+    """
     points = [0.0] * members
     for game in played:
         points[game.first] += game.result
         points[game.second] += 1 - game.result
     met = {frozenset((game.first, game.second)) for game in played}
     rng = random.Random(f"{seed} {members} {len(played)}")
-    order = sorted(range(members), key=lambda member: (-points[member], rng.random()))
+    known = {member for pair in met for member in pair}
+    order = sorted(range(members), key=lambda member: (member in known, -points[member], rng.random()))
     pairs: list[Pairing] = []
     while len(order) > 1:
         one = order.pop(0)
@@ -131,7 +134,15 @@ def bradley_terry(members: int, played: Sequence[Comparison], prior: float = 0.2
         if moved < 1e-10:
             break
     met = {member for one in played for member in (one.first, one.second)}
-    return [value / (value + 1.0) if member in met else None for member, value in enumerate(strength)]
+    # Rounded to what the iteration has settled: members with equal results must tie, wherever they stand.
+    return [round(value / (value + 1.0), 9) if member in met else None for member, value in enumerate(strength)]
+
+
+def _around(members: int, budget: int | None, rng: random.Random) -> list[Pairing]:
+    """At most `budget` neighbours on a circle drawn by `rng`; every other pair first, so that half of them has all."""
+    circle = rng.sample(range(members), members)
+    pairs = [(circle[one], circle[(one + 1) % members]) for one in range(members if members > 2 else 1)]
+    return (pairs[::2] + pairs[1::2])[:budget]
 
 
 def _spread(pairs: list[Pairing], members: int, budget: int | None, rng: random.Random) -> list[Pairing]:

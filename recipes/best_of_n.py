@@ -32,7 +32,7 @@ from flexjudge_reward import (
     Sampling,
     TransformersEngine,
 )
-from flexjudge_reward.adaptive import whole_groups
+from flexjudge_reward.grouping import whole_groups
 from flexjudge_reward.nano import path, world
 from flexjudge_reward.rerank import Ranking, rerank
 

@@ -7,8 +7,19 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from flexjudge_reward import Choice, ConfigError, Example, Generation, Judge, Listwise, Pair, Prompt, Sampling, Score
-from flexjudge_reward.adaptive import Chunked, Forced, Swapped, Tournament, Votes, votes_needed
+from flexjudge_reward import (
+    Choice,
+    ConfigError,
+    Example,
+    Generation,
+    Judge,
+    Pair,
+    Prompt,
+    Relation,
+    Sampling,
+    Score,
+)
+from flexjudge_reward.adaptive import Forced, Swapped, Votes, votes_needed
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.types import Format, Verdict
 
@@ -124,6 +135,19 @@ def test_agreeing_votes_stop_at_the_majority() -> None:
     assert verdict.notes == {"votes": 4, "votes_saved": 3} and verdict.scores == (4.0,)
 
 
+@pytest.mark.parametrize(
+    ("option", "scores"),
+    [
+        pytest.param("[[A>B]]", (1.0, 0.0), id="one"),
+        pytest.param("[[A=B=Good]]", (1.0, 1.0), id="both"),
+        pytest.param("[[A=B=Bad]]", (0.0, 0.0), id="neither"),
+    ],
+)
+def test_votes_on_a_relation_say_what_each_of_them_said(option: str, scores: tuple[float, float]) -> None:
+    (verdict,) = judged(Votes(Relation(), 3), lambda prompt: tags(option), ["a", "b"])
+    assert verdict.scores == scores
+
+
 def test_each_vote_is_a_sample_of_its_own() -> None:
     engine = ScriptedEngine(lambda prompt: tags(prompt.sample + 1))
     (verdict,) = Judge(Votes(Score(), 3, by="mean"), engine)([Example("q", ["a"])])
@@ -193,70 +217,6 @@ def test_without_forcing_a_cut_thought_is_a_failure() -> None:
     assert verdict.failure is not None and verdict.failure.kind == "truncated"
 
 
-GROUP = ["5 a", "9 b", "1 c", "7 d", "3 e", "6 f", "2 g", "8 h"]
-
-
-@pytest.mark.parametrize("schedule", ["all", "ring", "anchor", "swiss"])
-@pytest.mark.parametrize("score", ["bradley-terry", "win-rate"])
-def test_a_tournament_finds_the_best_and_the_worst(schedule: str, score: str) -> None:
-    (verdict,) = judged(Tournament(Pair(), schedule, score=score), scores, GROUP)  # type: ignore[arg-type]
-    assert verdict.scores is not None and all(0 <= one <= 1 for one in verdict.scores)
-    if schedule in ("all", "swiss"):
-        assert verdict.scores.index(max(verdict.scores)) == 1
-        assert verdict.scores.index(min(verdict.scores)) == 2
-    wanted = {"all": 28, "ring": 8, "anchor": 7}.get(schedule, verdict.notes["comparisons"])
-    assert verdict.notes["comparisons"] == wanted == len(verdict.generations)
-
-
-def test_all_comparisons_of_a_batch_are_one_call_per_round() -> None:
-    sizes: list[int] = []
-
-    class Counting(ScriptedEngine):
-        def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
-            sizes.append(len(prompts))
-            return super().generate(prompts, sampling)
-
-    Judge(Tournament(Pair(), "ring"), Counting(scores))([Example("q", GROUP[:4]), Example("q", GROUP[4:])])
-    assert sizes == [8]
-
-
-def test_identical_candidates_are_one_member() -> None:
-    (verdict,) = judged(Tournament(Pair()), scores, ["3", "8", "3", "8"])
-    assert len(verdict.generations) == 1 and verdict.scores is not None
-    assert verdict.scores[0] == verdict.scores[2] < verdict.scores[1] == verdict.scores[3]
-    (same,) = judged(Tournament(Pair()), [], ["3", "3", "3"])
-    assert same.scores == (0.5, 0.5, 0.5)
-
-
-def test_a_failed_comparison_is_left_out_unless_it_was_the_only_one() -> None:
-    pair_fails = lambda prompt: "x" if {"5 a", "9 b"} == set(candidates(prompt)) else scores(prompt)  # noqa: E731
-    (verdict,) = judged(Tournament(Pair(), "all"), pair_fails, GROUP[:4])
-    assert verdict.scores is not None and verdict.notes["comparisons"] == 5
-    (dead,) = judged(Tournament(Pair(), "all"), lambda prompt: "x", GROUP[:2])
-    assert dead.failure is not None and dead.failure.kind == "malformed"
-
-
-@pytest.mark.parametrize("size", [2, 3, 4, 8])
-@pytest.mark.parametrize("members", range(1, 9))
-def test_chunks_give_the_same_scores_as_one_list(members: int, size: int) -> None:
-    group = GROUP[:members]
-    (verdict,) = judged(Chunked(Listwise(), size), scores, group)
-    assert verdict.scores == tuple(float(grade(text)) for text in group)
-
-
-def test_a_harsh_chunk_is_lifted_by_the_anchor() -> None:
-    """A judge that scores one call two points lower: the anchor shows it."""
-    calls: list[int] = []
-
-    def harsh(prompt: Prompt) -> str:
-        calls.append(1)
-        return tags(*(grade(text) - 2 * (len(calls) == 2) for text in candidates(prompt)))
-
-    (verdict,) = judged(Chunked(Listwise(), 4), harsh, ["5 a", "6 b", "4 c", "7 d", "5 e", "6 f", "4 g"])
-    assert verdict.scores is not None
-    assert [round(one - verdict.scores[0], 6) for one in verdict.scores] == [0, 1, -1, 2, 0, 1, -1]
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -264,18 +224,10 @@ def test_a_harsh_chunk_is_lifted_by_the_anchor() -> None:
         pytest.param(lambda: Votes(Score(), True), "at least 1", id="k_bool"),
         pytest.param(lambda: Votes(Score(), 3, by="luck"), "'majority' or 'mean'", id="by"),
         pytest.param(lambda: Swapped(Pair(), margin=-1), "margin", id="margin"),
+        pytest.param(lambda: Swapped(Score()), "two or more candidates", id="swapped_score"),
         pytest.param(lambda: Forced(Score(), tokens=0), "tokens", id="tokens"),
-        pytest.param(lambda: Tournament(Pair(), "cup"), "must be one of", id="schedule"),  # type: ignore[arg-type]
-        pytest.param(lambda: Tournament(Pair(), score="elo"), "bradley-terry", id="score"),
-        pytest.param(lambda: Tournament(Pair(), budget=0), "at least 1", id="budget_0"),
-        pytest.param(lambda: Chunked(Listwise(), 1), "at least two", id="chunk"),
     ],
 )
 def test_wrong_settings(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_an_impossible_budget_names_the_least() -> None:
-    with pytest.raises(ConfigError, match=r"example 0: a budget of 2 .* needs at least 4"):
-        judged(Tournament(Pair(), budget=2), [], GROUP)

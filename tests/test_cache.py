@@ -160,6 +160,15 @@ def test_an_incomplete_reply_is_asked_for_again(path: Path, reply: Generation) -
     assert len(judge.prompts) == 2 and engine.stats.stored == 0
 
 
+def test_one_token_is_a_whole_reply_where_one_was_asked_for(path: Path) -> None:
+    reply = Generation("\n", "length", 3, 1, (TokenLogprob("\n", -0.1, {"\n": -0.1}),))
+    engine, judge = cached(path, lambda prompt: reply)
+    one = Sampling(max_tokens=1)
+    assert engine.generate([ask("a")], one) == [reply]
+    assert engine.generate([ask("a")], one) == [replace(reply, cached=True)]
+    assert len(judge.prompts) == 1
+
+
 def test_unreadable_media_fail_alone(path: Path) -> None:
     broken = Prompt((Message("user", (Media.image(b"not a picture"),)),))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from flexjudge_reward import Choice, ConfigError, EngineError, Example, Generation, Judge, Pair, Relation, Rubric, Score
-from flexjudge_reward.adaptive import Votes
+from flexjudge_reward.adaptive import Forced, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.expected import Expected
 from flexjudge_reward.rubric import Scale
@@ -69,6 +70,60 @@ def test_a_digit_that_could_go_on_is_asked_about() -> None:
     assert said == "<think>7 or 8?</think><answer>1"
 
 
+HUNDRED = Score(Rubric("right?", Scale(0, 100)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        pytest.param(["1", "0", "0", END], 100.0, id="three_tokens"),
+        pytest.param(["100", END], 100.0, id="one_token"),
+        pytest.param(["0", ("7", {"7": 0.5, "8": 0.5}), END], 7.5, id="a_leading_zero_that_was_written"),
+        pytest.param([("0", {"0": 0.75, "4": 0.25}), END], 1.0, id="zero_is_a_number"),
+    ],
+)
+def test_numbers_of_three_digits(tokens: Sequence[str | tuple[str, Spread]], expected: float) -> None:
+    # What is asked about ends at once.
+    replies = [reply(*HEAD, *tokens), *[reply(END) for _ in range(3)]]
+    assert judged(Expected(HUNDRED), replies, "a").scores == (pytest.approx(expected),)
+
+
+def test_digits_are_asked_about_until_no_number_could_be_longer() -> None:
+    said = []
+
+    def judge(prompt: Prompt) -> Generation:
+        text = "".join(getattr(part, "text", part) for part in prompt.messages[-1].parts)  # type: ignore[arg-type]
+        if prompt.messages[-1].role != "assistant":
+            return reply(*HEAD, ("7", {"7": 0.5, "1": 0.5}), ("5", {"5": 1.0}), END)
+        said.append(text.rpartition("<answer>")[2])
+        return {"1": reply(("0", {"0": 0.6, "2": 0.4})), "10": reply(("0", {"0": 0.9, END: 0.1}))}[said[-1]]
+
+    verdict = judged(Expected(HUNDRED), judge, "a")
+    assert said == ["1", "10"]
+    assert verdict.scores == (pytest.approx(0.5 * 75 + 0.5 * (0.4 * 12 + 0.6 * (0.9 * 100 + 0.1 * 10))),)
+    assert len(verdict.generations) == 3
+
+
+def test_a_leading_zero_counts_on_a_scale_from_one() -> None:
+    assert judged(Expected(Score()), [reply(*HEAD, "0", "7", END)], "a").scores == (pytest.approx(7.0),)
+
+
+def test_a_thought_that_is_cut_is_closed_with_its_distribution() -> None:
+    """The follow-up about a digit is one token by design: nobody closes that one."""
+    cut = reply("<think>", "hm")
+    closed = reply("<answer>", ("7", {"7": 0.8, "1": 0.2}), END)
+    asked: list[Prompt] = []
+
+    def judge(prompt: Prompt) -> Generation:
+        asked.append(prompt)
+        last = reply(("0", {"0": 0.75, END: 0.25}))
+        return [replace(cut, finish_reason="length"), closed, replace(last, finish_reason="length")][len(asked) - 1]
+
+    verdict = judged(Forced(Expected(Score())), judge, "a")
+    assert verdict.scores == (pytest.approx(0.8 * 7 + 0.2 * (0.75 * 10 + 0.25 * 1)),)
+    assert verdict.notes == {"forced": 1, "thoughts": 1} and len(asked) == 3
+
+
 def test_an_unlikely_digit_is_not_asked_about() -> None:
     verdict = judged(Expected(Score()), [reply(*HEAD, ("7", {"7": 0.999, "1": 0.001}), END)], "a")
     assert verdict.scores == (pytest.approx(7, abs=0.01),)
@@ -124,5 +179,14 @@ def test_an_engine_without_log_probabilities() -> None:
 def test_what_has_no_expected_score() -> None:
     with pytest.raises(ConfigError, match="Score, Pair, Listwise and Choice"):
         Expected(Relation())  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="whole numbers"):
-        judged(Expected(Score(Rubric("x", Scale(0, 1, decimals=True)))), [], "a")
+    for scale in (Scale(0, 1, decimals=True), Scale(-5, 5), Scale(0.5, 3)):
+        with pytest.raises(ConfigError, match="whole numbers, none of them negative"):
+            judged(Expected(Score(Rubric("x", scale))), [], "a")
+
+
+def test_a_distribution_beside_the_scale_is_a_failure() -> None:
+    never = TokenLogprob("7", -1000.0, {"good": 0.0})
+    given = reply(*HEAD, "7", END)
+    tokens = (*(given.logprobs or ())[:4], never, *(given.logprobs or ())[5:])
+    verdict = judged(Expected(Score()), [replace(given, logprobs=tokens)], "a")
+    assert verdict.failure is not None and verdict.failure.kind == "engine"

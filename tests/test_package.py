@@ -49,6 +49,7 @@ ORDER = {  # DESIGN: imports run one way; a module may import only modules of a 
     "cache": 5,
     "adaptive": 5,
     "expected": 5,
+    "grouping": 6,
     "judge": 6,
     "rewards": 7,
     "rerank": 8,

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from flexjudge_reward import Choice, ConfigError, Example, Judge, Listwise, Media, Pair, Prompt, Score
-from flexjudge_reward.adaptive import Chunked, Swapped, Tournament
+from flexjudge_reward.adaptive import Swapped
 from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.grouping import Chunked, Tournament
 from flexjudge_reward.rerank import best_of_n, rerank
 from flexjudge_reward.types import Failure, Format
 

@@ -41,6 +41,30 @@ def test_under_a_budget_everybody_is_still_compared(members: int) -> None:
         assert len(pairs) == budget and min(met) >= 1 and max(met) - min(met) <= 2
 
 
+@pytest.mark.parametrize("members", range(2, 13))
+@pytest.mark.parametrize("schedule", ["all", "ring", "swiss"])
+def test_every_budget_that_is_accepted_leaves_nobody_out(members: int, schedule: Schedule) -> None:
+    for budget in range((members + 1) // 2, members * (members - 1) // 2 + 1):
+        for seed in range(5):
+            played: list[Comparison] = []
+            while schedule == "swiss" and (pairs := swiss_pairs(members, played, budget - len(played), seed)):
+                played += [Comparison(a, b, float(a > b)) for a, b in pairs]
+            if schedule != "swiss":
+                played = [Comparison(a, b, 0.5) for a, b in fixed_pairs(schedule, members, budget, seed)]
+            assert len(played) <= budget
+            assert {member for one in played for member in (one.first, one.second)} == set(range(members))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_members_with_equal_results_tie_wherever_they_stand(seed: int) -> None:
+    qualities = [9, 9, 9, 3, 1]
+    played = [
+        Comparison(a, b, 0.5 if qualities[a] == qualities[b] else float(qualities[a] > qualities[b]))
+        for a, b in fixed_pairs("all", 5, seed=seed)
+    ]
+    assert len({bradley_terry(5, played)[member] for member in range(3)}) == 1
+
+
 def test_a_seed_fixes_the_order_and_the_sides_are_even() -> None:
     assert fixed_pairs("all", 6, seed=1) == fixed_pairs("all", 6, seed=1) != fixed_pairs("all", 6, seed=2)
     first = sum(pair[0] < pair[1] for seed in range(200) for pair in fixed_pairs("all", 4, seed=seed))

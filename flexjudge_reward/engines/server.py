@@ -267,7 +267,8 @@ def _generation(answer: Mapping[str, Any]) -> Generation:
     text, finish = message.get("content") or "", _FINISH.get(choice.get("finish_reason"))
     reasoning = message.get("reasoning") or message.get("reasoning_content")
     if reasoning:
-        text = f"<think>{reasoning}</think>{text}"
+        # A thought that the token limit cut stays open: budget forcing looks for that.
+        text = f"<think>{reasoning}" + ("" if finish == "length" and not text else f"</think>{text}")
     if message.get("refusal"):
         text, finish = message["refusal"], "filter"
     if finish is None:

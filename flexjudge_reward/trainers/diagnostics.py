@@ -1,7 +1,7 @@
 """Whether the rewards are worth training on: what judging cost, what failed, and signs that the signal is weak.
 
     failure_rate, failed_*      rows without a score, in three kinds
-    forced                      share of judgements whose thought had to be closed
+    forced                      share of the judge's thoughts that had to be closed
     zero_variance               share of groups in which all scores are equal, so that they give no gradient
     swap_agreed                 share of swapped pairs with the same winner in both orders; only where they are swapped
     score_length                correlation of score and length of the completion, -1 to 1; 0 where one does not vary
@@ -47,6 +47,9 @@ class Summary:
     """Of the judge's replies, cached ones included."""
     notes: dict[str, int] = field(default_factory=dict)
     """Counts of votes, swaps, forced thoughts and comparisons; see `adaptive.py`."""
+    means: dict[str, float] = field(default_factory=dict)
+    """The metrics above over all ranks, each the mean of the calls that had it."""
+    _counts: dict[str, int] = field(default_factory=dict, repr=False)
 
     def add(self, rows: Sequence[Judged], notes: Mapping[str, float], seconds: float) -> None:
         """Counts one call."""
@@ -61,6 +64,13 @@ class Summary:
         for name, value in notes.items():
             if name not in ("tokens", "verdicts"):
                 self.notes[name] = self.notes.get(name, 0) + int(value)
+
+    def watch(self, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of one call into the means."""
+        for name, value in metrics.items():
+            count = self._counts[name] = self._counts.get(name, 0) + 1
+            before = self.means.get(name, 0.0)
+            self.means[name] = before + (value - before) / count
 
     @property
     def new(self) -> int:
@@ -99,8 +109,8 @@ def in_place(shares: Sequence[Share]) -> Iterator[tuple[Place, Judged]]:
             yield (rank, number), judged[rank, number]
 
 
-def diagnostics(shares: Sequence[Share]) -> dict[str, float]:
-    """The numbers of one call, over all ranks."""
+def diagnostics(shares: Sequence[Share], size: int | None = None) -> dict[str, float]:
+    """The numbers of one call, over all ranks; `size` is that of a group, as in `rewards.groups`."""
     rows = [row for _, row in in_place(shares)]
     kinds: Counter[FailureKind] = Counter(row.outcome.kind for row in rows if isinstance(row.outcome, Failure))
     scored = [(row.outcome, float(row.length)) for row in rows if not isinstance(row.outcome, Failure)]
@@ -111,9 +121,9 @@ def diagnostics(shares: Sequence[Share]) -> dict[str, float]:
     found["failure_rate"] = 1 - len(scored) / len(rows)
     for what, members in _FAILED.items():
         found[f"failed_{what}"] = sum(kinds[kind] for kind in members) / len(rows)
-    found["zero_variance"] = _zero_variance([key for share in shares for key in share.keys], rows)
+    found["zero_variance"] = _zero_variance(groups([key for share in shares for key in share.keys], size), rows)
     found["score_length"] = correlation(scored)
-    found["forced"] = notes["forced"] / max(1, notes["verdicts"])
+    found["forced"] = notes["forced"] / max(1, notes["thoughts"])
     if notes["swaps"]:
         found["swap_agreed"] = notes["swaps_agreed"] / notes["swaps"]
     found["cached"] = sum(row.cached for row in rows) / len(rows)
@@ -122,10 +132,10 @@ def diagnostics(shares: Sequence[Share]) -> dict[str, float]:
     return found
 
 
-def _zero_variance(keys: Sequence[str], rows: Sequence[Judged]) -> float:
+def _zero_variance(group_of: Sequence[object], rows: Sequence[Judged]) -> float:
     """The share of groups with two or more scores in which these are equal."""
     scores: dict[object, list[float]] = defaultdict(list)
-    for group, row in zip(groups(keys), rows, strict=True):
+    for group, row in zip(group_of, rows, strict=True):
         if not isinstance(row.outcome, Failure):
             scores[group].append(row.outcome)
     several = [found for found in scores.values() if len(found) > 1]

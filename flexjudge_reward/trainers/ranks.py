@@ -79,8 +79,8 @@ class Share:
     """Why this rank could not judge at all."""
 
 
-def assemble(offers: Sequence[Offer]) -> list[Group]:
-    """The groups of all ranks' rows. Every rank computes the same.
+def assemble(offers: Sequence[Offer], size: int | None = None) -> list[Group]:
+    """The groups of all ranks' rows, of `size` if that fits. Every rank computes the same.
 
     The owner of a group is, among the ranks with most of its rows, the one with the fewest groups so far.
 
@@ -88,7 +88,7 @@ def assemble(offers: Sequence[Offer]) -> list[Group]:
         ConfigError: rows come alone, so there are no groups to judge.
     """
     places = [(rank, row) for rank, offer in enumerate(offers) for row in range(len(offer.keys))]
-    named = groups([key for offer in offers for key in offer.keys])
+    named = groups([key for offer in offers for key in offer.keys], size)
     members: dict[Any, list[Place]] = {}
     for place, name in zip(places, named, strict=True):
         members.setdefault(name, []).append(place)

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from flexjudge_reward.adaptive import whole_groups
 from flexjudge_reward.config import JudgeConfig, JudgeOptions, checked
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats import group_size
+from flexjudge_reward.grouping import whole_groups
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.rerank import judge_groups
 from flexjudge_reward.rewards import FailureWatch, OnFailure, Outcome, groups, rewards
@@ -69,7 +69,8 @@ class FlexJudgeReward:
         reference_column: str | None = None,
         rubric_column: str | None = None,
         media_root: str | Path | None = None,
-        deadline: float = 1800.0,
+        num_generations: int | None = None,
+        deadline: float = 1200.0,
         **options: Unpack[JudgeOptions],
     ) -> None:
         """
@@ -83,8 +84,11 @@ class FlexJudgeReward:
             reference_column: a data set column with a reference answer.
             rubric_column: a data set column with a row's own criteria.
             media_root: the folder below which picture and clip files may be read; without one, none is.
+            num_generations: the trainer's group size. Needed only where a batch may hold one prompt alone, several
+                times; otherwise the rows of the batch say it.
             deadline: seconds after which a rank of several gives up on a call's judgements, which then are `timeout`
-                failures; the other ranks wait no longer than that.
+                failures; the other ranks wait no longer than that. Must be less than the trainer's `ddp_timeout`
+                (1800 by default), after which waiting ranks are ended.
             options: model, engine, base_url, format, rubric and so on: the settings of `JudgeConfig`.
 
         Raises:
@@ -103,7 +107,9 @@ class FlexJudgeReward:
         )
         if not deadline > 0:
             raise ConfigError(f"deadline must be a positive number of seconds, found {deadline!r}")
-        self.deadline = deadline
+        if num_generations is not None and num_generations < 1:
+            raise ConfigError(f"num_generations must be None or at least 1, found {num_generations!r}")
+        self.deadline, self.num_generations = deadline, num_generations
         self._watch = FailureWatch(max_failure_rate)
         self._given = self._built = None if judge is None else for_groups(judge)
         self._lock = threading.RLock()
@@ -140,7 +146,11 @@ class FlexJudgeReward:
         except Exception as error:
             _tell(error)
             raise
-        mine = _groups(offer) if whole else [Group(((rank(), row),), (), rank(), row) for row in range(len(rows))]
+        mine = (
+            _groups(offer, self.num_generations)
+            if whole
+            else [Group(((rank(), row),), (), rank(), row) for row in range(len(rows))]
+        )
         try:
             with _same_random_numbers():
                 share = self._judged(judge, rows, keys, mine)
@@ -213,7 +223,8 @@ class FlexJudgeReward:
         outcomes = [row.outcome for _, row in in_place(shares)]
         with self._lock:
             self._watch.add(outcomes)
-        return rewards(outcomes, groups([key for share in shares for key in share.keys]), self.on_failure)
+        group_of = groups([key for share in shares for key in share.keys], self.num_generations)
+        return rewards(outcomes, group_of, self.on_failure)
 
     def _log(
         self,
@@ -224,8 +235,11 @@ class FlexJudgeReward:
         if log_extra is not None:
             own = [row.told for place, row in in_place(shares) if place[0] == rank()]
             log_extra(f"{self.__name__}/reasoning", own)
+        metrics = diagnostics(shares, self.num_generations)
+        with self._lock:
+            self.summary.watch(metrics)
         if log_metric is not None:
-            for name, value in diagnostics(shares).items():
+            for name, value in metrics.items():
                 log_metric(f"{self.__name__}/{name}", value)
 
 
@@ -233,7 +247,7 @@ def for_groups(judge: Judge, config: JudgeConfig | None = None) -> Judge:
     """The same judge, for groups of any size if its format compares candidates."""
     if config is None:
         return Judge(whole_groups(judge.format), judge.engine, judge.sampling)
-    whole = whole_groups(judge.format, config.schedule, config.budget, config.chunk)
+    whole = whole_groups(judge.format, config.schedule, config.budget, config.chunk, config.seed)
     return Judge(whole, judge.engine, judge.sampling)
 
 
@@ -242,11 +256,11 @@ def _tell(error: Exception) -> None:
     exchange(Share(error=f"{type(error).__name__}: {error}"))
 
 
-def _groups(offer: Offer) -> list[Group]:
+def _groups(offer: Offer, size: int | None) -> list[Group]:
     """The groups that this rank judges. Raises on all ranks alike."""
     offers = exchange(offer)
     raise_together(offers)
-    return [group for group in assemble(offers) if group.owner == rank()]
+    return [group for group in assemble(offers, size) if group.owner == rank()]
 
 
 def _asked(row: Example, group: Group) -> Example:
