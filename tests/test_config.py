@@ -119,6 +119,24 @@ def test_build_puts_a_cache_around_the_engine_unless_it_is_off(tmp_path: Path) -
     assert not isinstance(resolve({"cache": OFF}).build().engine, CachedEngine)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param({"swap": True}, "two or more candidates", id="swap_of_one"),
+        pytest.param({"format": "pair", "swap_margin": 1.0}, "set swap=True", id="margin_without_swap"),
+        pytest.param({"format": "pair", "swap": True, "swap_margin": -1.0}, "at least 0", id="negative_margin"),
+        pytest.param(
+            {"format": "relation", "prompts": "flex", "expected": True},
+            "Score, Pair, Listwise and Choice",
+            id="expected",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named_before_a_model_loads(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve({"model": "nano", "cache": "off", **given}).build()
+
+
 def test_several_processes_share_one_server_or_have_small_judges(tmp_path: Path) -> None:
     large = resolve({"model": LARGE, "revision": "abc"})
     with pytest.raises(ConfigError) as caught:

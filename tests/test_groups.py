@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.layouts import mismatches, run, waited
 
-from flexjudge_reward import Choice, ConfigError, EngineError, Judge, Listwise, Pair, Prompt
-from flexjudge_reward.adaptive import Swapped, Votes
+from flexjudge_reward import Choice, ConfigError, EngineError, Generation, Judge, Listwise, Pair, Prompt, Score
+from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.trainers.ranks import Offer, assemble, raise_together
 from flexjudge_reward.trainers.trl import FlexJudgeReward
@@ -38,9 +38,29 @@ def test_one_listwise_call_serves_a_group() -> None:
     assert len(engine.prompts) == 2
 
 
-def test_a_choice_rewards_the_chosen() -> None:
-    best = lambda prompt: "<think></think><answer>C</answer>"  # noqa: E731
-    assert FlexJudgeReward(Judge(Choice(), ScriptedEngine(best)))(["p"] * 4, list("abcd")) == [0, 0, 1, 0]
+def longest(prompt: Prompt) -> str:
+    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")][1:]
+    return f"<think></think><answer>{'ABCDEFGH'[texts.index(max(texts, key=len))]}</answer>"
+
+
+def test_a_choice_rewards_the_chosen_wherever_it_stands_and_its_twin() -> None:
+    reward = FlexJudgeReward(Judge(Choice(), ScriptedEngine(longest)))
+    assert reward(["p"] * 4, ["a", "ccc", "bb", "ccc"]) == [0, 1, 0, 1]
+    found = reward(["q"] * 16, ["x" * n for n in range(1, 17)])
+    assert found[15] == 1.0 and sorted(found, key=float)[-2:] == [0.5, 1.0]  # type: ignore[arg-type]
+
+
+def test_a_prompt_alone_in_its_batch_is_as_many_groups_as_the_trainer_says() -> None:
+    """Two groups of four with the same prompt: the failed row gets the mean of its own siblings."""
+    replies = [f"<think></think><answer>{score}</answer>" for score in (1, 1, 4)] + ["?"]
+    replies += ["<think></think><answer>10</answer>"] * 4
+    told = FlexJudgeReward(Judge(Score(), ScriptedEngine(list(replies))), num_generations=4, max_failure_rate=1.0)
+    assert told(["p"] * 8, list("abcdefgh"))[3] == pytest.approx((0 + 0 + 3 / 9) / 3)
+    guessed = FlexJudgeReward(Judge(Score(), ScriptedEngine(list(replies))), max_failure_rate=1.0)
+    assert guessed(["p"] * 8, list("abcdefgh"))[3] == pytest.approx((0 + 0 + 3 / 9 + 4) / 7)
+    lists = ScriptedEngine(lengths)
+    FlexJudgeReward(Judge(Listwise(), lists), num_generations=4)(["p"] * 8, ["x" * n for n in range(1, 9)])
+    assert len(lists.prompts) == 2
 
 
 def test_settings_make_group_formats() -> None:
@@ -53,6 +73,24 @@ def test_settings_make_group_formats() -> None:
     assert metrics[f"{reward.__name__}/zero_variance"] == 0.0
     assert metrics[f"{reward.__name__}/score_length"] > 0.9
     assert reward.summary.notes["comparisons"] == 4 and reward.summary.notes["swaps"] == 4
+    assert reward.summary.means["swap_agreed"] == 1.0 and reward.summary.means["zero_variance"] == 0.0
+    reward(["p"] * 2, ["a", "a"])
+    assert reward.summary.means["zero_variance"] == 0.5  # of two calls, one gave no gradient
+    assert reward.summary.means["swap_agreed"] == 1.0  # the second compared nothing
+
+
+def test_the_share_of_forced_thoughts_is_of_thoughts() -> None:
+    """Four comparisons make one verdict, and four thoughts."""
+    metrics: dict[str, float] = {}
+
+    def cut(prompt: Prompt) -> Generation | str:
+        if prompt.messages[-1].role == "assistant":
+            return "<answer>3</answer><answer>7</answer>"
+        return Generation("<think>hm", "length")
+
+    reward = FlexJudgeReward(Judge(Forced(Pair()), ScriptedEngine(cut)), name="r")
+    reward(["p"] * 4, ["a", "bb", "ccc", "dddd"], log_metric=metrics.__setitem__)
+    assert metrics["r/forced"] == 1.0 and reward.summary.notes["forced"] == 6
 
 
 @pytest.mark.parametrize(
@@ -96,8 +134,8 @@ def test_pictures_in_a_completion_cannot_be_compared_as_texts() -> None:
 @pytest.mark.trainer
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_layout_gives_the_rewards_of_a_single_process(world: int, tmp_path: Path) -> None:
-    for form in ("listwise", "pair", "score") if world == 2 else ("listwise",):
-        wrong, total = mismatches(world, form, tmp_path)
+    for forms in ("listwise+pair", "choice", "score"):
+        wrong, total = mismatches(world, forms, tmp_path)
         assert wrong == 0 and total >= 96
 
 

@@ -100,6 +100,21 @@ def test_groups(keys: str, expected: str) -> None:
     assert "".join(numbered[group] for group in found) == expected
 
 
+@pytest.mark.parametrize(
+    ("keys", "size", "expected"),
+    [
+        pytest.param("aaaa", 2, "0011", id="one-prompt-alone"),
+        pytest.param("aaaabbbb", 2, "00112233", id="every-prompt-twice"),
+        pytest.param("aabb", 4, "0011", id="an-evaluation-with-fewer"),
+        pytest.param("aaaabbbb", 4, "00001111", id="as-it-is"),
+    ],
+)
+def test_groups_of_the_trainers_size(keys: str, size: int, expected: str) -> None:
+    found = groups(keys, size)
+    numbered = {group: str(index) for index, group in enumerate(dict.fromkeys(found))}
+    assert "".join(numbered[group] for group in found) == expected
+
+
 def test_the_watch_trips_exactly_when_a_whole_window_is_over_the_limit() -> None:
     watch = FailureWatch(0.05, window=100)
     watch.add([CUT] * 5)

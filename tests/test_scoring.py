@@ -162,6 +162,21 @@ def test_a_wrong_rerank_row_is_named_before_anything_is_judged(tmp_path: Path, r
         rerank_file(source, Judge(Score(), ScriptedEngine([])), tmp_path / "out.jsonl")
 
 
+def test_a_row_with_more_candidates_than_the_format_takes_is_named_before_anything_is_judged(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "q", "candidates": list("abcdefghi"[:count])} for n, count in enumerate((8, 9))]
+    source, engine = write(tmp_path / "in.jsonl", rows), ScriptedEngine([])
+    with pytest.raises(ConfigError, match=r"line 2: .*at most 8 candidates at a time, this row has 9"):
+        rerank_file(source, Judge(Listwise(), engine), tmp_path / "out.jsonl")
+    assert not engine.prompts
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "\\ud800", "question": "q", "candidates": ["a", "bb"]}\n')
+    rerank_file(source, Judge(Score(), ScriptedEngine(length)), tmp_path / "out.jsonl")
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["\ud800"]
+
+
 def test_the_command_judges_with_the_embedded_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.jsonl", [{"question": "top-left red star. What is top-left?", "answer": "red star"}])
     command = ["score", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", "nano", "--cache", "off"]

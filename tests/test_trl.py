@@ -238,6 +238,7 @@ def test_group_formats_need_groups(judge_format: Any) -> None:
     [
         pytest.param({"on_failure": "zero"}, "on_failure must be one of", id="policy"),
         pytest.param({"max_failure_rate": 5}, "a share from 0 to 1", id="limit"),
+        pytest.param({"num_generations": 0}, "num_generations must be None or at least 1", id="group_size"),
         pytest.param({"modle": "x"}, "unknown judge setting 'modle'", id="option"),
         pytest.param({"judge": Judge(Score(), ScriptedEngine([])), "model": "x"}, "not both", id="judge-and-option"),
     ],

@@ -14,11 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward import Generation, Judge, Listwise, Pair, Prompt, Sampling, Score
+from flexjudge_reward import Choice, Generation, Judge, Listwise, Pair, Prompt, Sampling, Score
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.trainers.trl import FlexJudgeReward
 
-FORMATS = {"listwise": Listwise, "pair": Pair, "score": Score}
+FORMATS = {"listwise": Listwise, "pair": Pair, "score": Score, "choice": Choice}
 
 
 def layouts(world: int) -> list[tuple[int, int]]:
@@ -42,33 +42,45 @@ def grades(prompt: Prompt) -> str:
     return "<think>so</think>" + "".join(f"<answer>{lot % 10 + 1}</answer>" for lot in lots)
 
 
+def chosen(prompt: Prompt) -> str:
+    """The same for choices."""
+    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")]
+    lot = int(hashlib.sha256(f"{texts}".encode()).hexdigest(), 16)
+    return f"<think>so</think><answer>{'ABCDEFGH'[lot % (len(texts) - 1)]}</answer>" if lot % 11 else "None of these."
+
+
 def rows(total: int, members: int) -> tuple[list[str], list[str]]:
-    """Prompts and completions of a whole batch, as one process would see it."""
-    return [f"question {i // members}" for i in range(total)], [f"answer {i}" for i in range(total)]
+    """Prompts and completions of a whole batch, as one process would see it; every third completion is a repetition."""
+    return [f"question {i // members}" for i in range(total)], [f"answer {i - (i % 3 == 2)}" for i in range(total)]
 
 
 def reward(form: str, **settings: Any) -> FlexJudgeReward:
     """A reward with the scripted judge that never stops for failures."""
-    judge = Judge(FORMATS[form](), ScriptedEngine(grades))
+    judge = Judge(FORMATS[form](), ScriptedEngine(chosen if form == "choice" else grades))
     return FlexJudgeReward(judge, name="groups", max_failure_rate=1.0, **settings)
 
 
-def own_rows(rank: int, world: int, form: str) -> list[list[float | None]]:
-    """What this rank's reward gives for its slice of the batch, in every layout."""
+def rewarded(forms: str, prompts: list[str], completions: list[str]) -> list[tuple[float | None, ...]]:
+    """What each of the rewards gives every row; `forms` are joined by a plus sign."""
+    return list(zip(*(reward(form)(prompts, completions) for form in forms.split("+")), strict=True))
+
+
+def own_rows(rank: int, world: int, forms: str) -> list[list[tuple[float | None, ...]]]:
+    """What this rank's rewards give for its slice of the batch, in every layout."""
     found = []
     for per_rank, members in layouts(world):
         prompts, completions = rows(per_rank * world, members)
         mine = slice(rank * per_rank, (rank + 1) * per_rank)
-        found.append(reward(form)(prompts[mine], completions[mine]))
+        found.append(rewarded(forms, prompts[mine], completions[mine]))
     return found
 
 
-def mismatches(world: int, form: str, folder: Path) -> tuple[int, int]:
+def mismatches(world: int, forms: str, folder: Path) -> tuple[int, int]:
     """(rows whose reward differs from that of a single process, all rows), over every layout."""
-    ranks = run(world, own_rows, folder, form)
+    ranks = run(world, own_rows, folder, forms)
     wrong = total = 0
     for index, (per_rank, members) in enumerate(layouts(world)):
-        alone = reward(form)(*rows(per_rank * world, members))
+        alone = rewarded(forms, *rows(per_rank * world, members))
         together = [value for rank in ranks for value in rank[index]]
         wrong += sum(one != other for one, other in zip(alone, together, strict=True))
         total += len(alone)
