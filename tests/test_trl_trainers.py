@@ -249,7 +249,7 @@ RANKS = """
 import json, os, sys
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-from flexjudge_reward import EngineError, FlexJudgeReward, Judge, JudgementFailed, Score
+from flexjudge_reward import EngineError, FlexJudgeReward, Judge, JudgementFailed, Listwise, Score
 from flexjudge_reward.engines.scripted import ScriptedEngine
 
 rank, settings, policy, rows = int(os.environ["RANK"]), *json.loads(sys.argv[1])
@@ -262,12 +262,24 @@ def judge(*scores):
 
 # Four completions of one prompt, two on each rank; the first row of rank 1 fails.
 reward = FlexJudgeReward(judge(*((1, 7) if rank == 0 else (None, 10))), max_failure_rate=1)
-trainer = GRPOTrainer(policy, reward, args=GRPOConfig(**settings), train_dataset=Dataset.from_list(rows))
+
+def by_text(prompt):
+    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")][1:]
+    return "<think>so</think>" + "".join(f"<answer>{sum(map(ord, text)) % 10 + 1}</answer>" for text in texts)
+
+# Beside it one that judges whole groups: the four completions in one list, which one of the two ranks asks for.
+asked = ScriptedEngine(by_text)
+lists = FlexJudgeReward(Judge(Listwise(), asked), name="lists")
+args = GRPOConfig(**settings, reward_weights=[1.0, 0.0])
+trainer = GRPOTrainer(policy, [reward, lists], args=args, train_dataset=Dataset.from_list(rows))
 trainer.train()
 found = {
     "name": reward.__name__,
     "rewards": list(trainer._logs["rewards"][reward.__name__]),
     "advantages": list(trainer._logs["advantages"]),
+    "lists": list(trainer._logs["rewards"]["lists"]),
+    "texts": list(trainer._logs["completion"]),
+    "asked": len(asked.prompts),
     "reasoning": list(trainer._logs["extra"][f"{reward.__name__}/reasoning"]),
     "log": trainer.state.log_history[0],
 }
@@ -309,6 +321,8 @@ def test_two_ranks_share_groups_errors_and_the_limit(text_policy: str, tmp_path:
     assert zero["name"] == one["name"] == "flexjudge_reward"
     assert zero["rewards"] == one["rewards"] == pytest.approx(judged)
     assert zero["advantages"][2] == pytest.approx(0, abs=1e-6)
+    assert zero["lists"] == one["lists"] == pytest.approx([sum(map(ord, text)) % 10 / 9 for text in zero["texts"]])
+    assert zero["asked"] + one["asked"] == 1
     assert [text[:5] for text in zero["reasoning"]] == ["becau", "becau", "[trun", "becau"]
     assert zero["log"]["flexjudge_reward/failure_rate"] == pytest.approx(0.25)
     assert zero["error"].startswith("EngineError: rank 1 could not judge: EngineError: the script has 0 replies")
