@@ -255,6 +255,7 @@ def test_engines_agree(nano_vllm: VLLMEngine, nano_server: str, nano_transformer
     [
         pytest.param(lambda: Forced(Score(prompts="nano"), 16), 20, id="a_thought_is_closed"),
         pytest.param(lambda: Expected(Score(prompts="nano")), 160, id="scores_are_expected"),
+        pytest.param(lambda: Forced(Expected(Score(prompts="nano")), 16), 20, id="both"),
     ],
 )
 def test_engines_agree_on_what_goes_on_from_a_thought(
