@@ -75,7 +75,7 @@ def scripted(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def reply(prompt: Any) -> str:
         return f"<think></think><answer>{1 + int(prompt.media[0].digest, 16) % 10}</answer>"
 
-    monkeypatch.setattr(recipe, "judge_of", lambda options: Judge(Score(), ScriptedEngine(reply)))
+    monkeypatch.setattr(recipe.diffusion_pairs, "judge_of", lambda options: Judge(Score(), ScriptedEngine(reply)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the loss
@@ -214,7 +214,7 @@ def test_every_family_trains_a_lora_on_its_own_pictures(name: str, recipe: Any) 
     network = get_peft_model(own.network, LoraConfig(r=4, target_modules=own.layers()))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 2e-2)
     with torch.no_grad():
-        conditions = own.conditions(["red star top-left"] * 8)
+        conditions = own.conditions(["red star top-left"] * 8, 32, 32)
     found = []
     for _ in range(25):
         generator = torch.Generator().manual_seed(1)
@@ -321,7 +321,8 @@ def test_the_saved_lora_draws_what_the_trained_model_draws(
     def trained(options: Any, args: Any, own: Any, pairs: Any, folder: Path) -> Any:
         found = train(options, args, own, pairs, folder)
         files = [folder / "pictures" / f"trained-{n}.png" for n in range(3)]
-        recipe.draw(own, recipe.asked(options, args.seed)[1], files, options, args.seed + 1)
+        prompts = recipe.diffusion_pairs.asked(options, args.seed)[1]
+        recipe.diffusion_pairs.draw(own, prompts, files, options, args.seed + 1, 32)
         kept["trained"] = [Image.open(file).tobytes() for file in files]
         return found
 
@@ -367,5 +368,5 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     (data / "train.jsonl").write_text('{"text": "a cat"}\n')
     with pytest.raises(ConfigError, match="no column 'prompt'; it has text"):
         run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data)
-    with pytest.raises(ConfigError, match="has 1 rows, 15 prompts are wanted"):
+    with pytest.raises(ConfigError, match="has 1 different prompts, 15 are wanted"):
         run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data, prompt_column="text")
