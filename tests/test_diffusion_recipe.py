@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,8 @@ def runs(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+def words(folder: Path, kind: str, **flags: Any) -> list[str]:
+    """The command line of a short run."""
     flags = {
         "prompts": 12,
         "pictures": 2,
@@ -62,8 +64,11 @@ def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, *
     } | flags
     flags |= {"output_dir": folder, "judge_cache": "off", "logging_steps": 1}
     config = RECIPES / "configs" / f"diffusion_dpo_nano_{kind}.yaml"
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["diffusion_dpo.py", "--config", str(config), *words])
+    return ["--config", str(config), *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
+
+
+def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["diffusion_dpo.py", *words(folder, kind, **flags)])
     recipe.main()
 
 
@@ -364,8 +369,8 @@ def test_every_setting_of_the_diffusion_configs_exists(config: str, recipe: Any)
     from trl import TrlParser
 
     parser = TrlParser((recipe.RecipeArguments, TrainingArguments))
-    words = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
-    options, args = parser.parse_args_and_config(words, fail_with_unknown_args=True)
+    given = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
+    options, args = parser.parse_args_and_config(given, fail_with_unknown_args=True)
     assert options.judge_model and args.max_steps > 0 and "diffusion" in args.output_dir
 
 
@@ -563,3 +568,19 @@ def test_only_the_lora_and_its_card_are_pushed(
     assert (runs / "pushed" / "checkpoint-4" / "README.md").exists()
     files = ["README.md", "pytorch_lora_weights.safetensors"]
     assert pushed == {"token": "secret", "repo": "someone/pushed", "files": files}
+
+
+def test_two_processes_train_on_different_pairs_with_different_noise(runs: Path, tmp_path: Path) -> None:
+    rank = Path(__file__).parent / "support" / "diffusion_rank.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(rank)]
+    flags = {"fewest_pairs": 2, "pictures": 4, "per_device_train_batch_size": 2, "max_steps": 3}
+    command = [*launch, str(tmp_path), *words(runs / "two", "flow", **flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = ([json.loads(row) for row in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in (0, 1))
+    assert len(one) == len(other) == 3
+    pairs = [tuple(pair) for row in (*one, *other) for pair in row["pairs"]]
+    assert len(set(pairs)) == len(pairs) == 12
+    assert len({row["noise"] for row in (*one, *other)}) == 6
+    found = json.loads((runs / "two" / "report.json").read_text())
+    assert found["pairs"] >= 12 and len(list((runs / "two" / "pictures").glob("after-*.png"))) == 3
