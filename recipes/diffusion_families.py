@@ -87,8 +87,12 @@ class Family(ABC):
         return {}
 
     @abstractmethod
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
-        """What the denoiser is conditioned on, as its keyword arguments; each has the prompts first."""
+    def conditions(self, prompts: Sequence[str], height: int, width: int) -> Conditions:
+        """What the denoiser is conditioned on, as its keyword arguments; each has the prompts first.
+
+        Args:
+            height: of the pictures, in pixels, as `width`.
+        """
 
     @abstractmethod
     def times(self, count: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -98,7 +102,10 @@ class Family(ABC):
     def noised(
         self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy latents, and what is to be predicted from them."""
+        """Noisy latents, and what is to be predicted from them.
+
+        Computed in float32, the noisy ones then cast as `clean` is: in bfloat16 the first times would have no noise.
+        """
 
     @abstractmethod
     def predict(
@@ -130,7 +137,7 @@ class Unet(Family):
         if self.schedule.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ConfigError(f"a UNet that predicts {self.schedule.config.prediction_type!r} is not known here")
 
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
+    def conditions(self, prompts: Sequence[str], height: int, width: int) -> Conditions:
         text, _ = self.pipe.encode_prompt(list(prompts), self.pipe.device, 1, False)
         return {"encoder_hidden_states": text}
 
@@ -140,10 +147,11 @@ class Unet(Family):
     def noised(
         self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        noisy = self.schedule.add_noise(clean, noise, times)
+        exact, noise = clean.float(), noise.float()
+        noisy = self.schedule.add_noise(exact, noise, times).to(clean.dtype)
         if self.schedule.config.prediction_type == "epsilon":
             return noisy, noise
-        return noisy, self.schedule.get_velocity(clean, noise, times)
+        return noisy, self.schedule.get_velocity(exact, noise, times)
 
     def predict(
         self, network: Any, noisy: torch.Tensor, times: torch.Tensor, conditions: Mapping[str, Any]
@@ -154,12 +162,11 @@ class Unet(Family):
 class UnetXL(Unet):
     """Stable Diffusion XL: two text encoders, and the size of the picture as a condition."""
 
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
+    def conditions(self, prompts: Sequence[str], height: int, width: int) -> Conditions:
         text, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts), device=self.pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        side = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(text), device=text.device, dtype=text.dtype)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(text), device=text.device, dtype=text.dtype)
         return {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
 
@@ -178,7 +185,7 @@ class Flow(Family):
         t5 = {"StableDiffusion3Pipeline": "text_encoder_3", "FluxPipeline": "text_encoder_2"}[type(self.pipe).__name__]
         return {"max_sequence_length": 256 if getattr(self.pipe, t5) is not None else 1}
 
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
+    def conditions(self, prompts: Sequence[str], height: int, width: int) -> Conditions:
         text, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts),
             None,
@@ -195,13 +202,13 @@ class Flow(Family):
     def noised(
         self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        share = times.view(-1, 1, 1, 1).to(clean)
-        return (1 - share) * clean + share * noise, noise - clean
+        exact, noise, share = clean.float(), noise.float(), times.float().view(-1, 1, 1, 1)
+        return ((1 - share) * exact + share * noise).to(clean.dtype), noise - exact
 
     def predict(
         self, network: Any, noisy: torch.Tensor, times: torch.Tensor, conditions: Mapping[str, Any]
     ) -> torch.Tensor:
-        return network(noisy, timestep=times.to(noisy) * 1000, **conditions).sample
+        return network(noisy, timestep=times.to(noisy.device) * 1000, **conditions).sample
 
 
 class Flux(Flow):
@@ -211,7 +218,7 @@ class Flux(Flow):
     def side(self) -> int:
         return int(self.pipe.default_sample_size)
 
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
+    def conditions(self, prompts: Sequence[str], height: int, width: int) -> Conditions:
         text, pooled, places = self.pipe.encode_prompt(list(prompts), None, self.pipe.device, **self.drawing)
         return {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": places}
 

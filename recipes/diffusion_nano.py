@@ -13,6 +13,8 @@ prompt's words as the answer. The truth is read from the pixels, by colour and o
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,6 +70,11 @@ class Wish:
         colour, shape, place = prompt.split()
         return cls(colour, shape, place)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether this wish is kept for measuring (26 of 96)."""
+        return hashlib.sha256(str(self).encode()).digest()[0] < 64
+
     @classmethod
     def drawn(cls, rng: random.Random) -> Wish:
         """Any wish."""
@@ -86,10 +93,18 @@ def _drawing(scene: world.Scene) -> Image.Image:
     return world.draw(scene, random.Random(LOOK)).resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def prompts(seed: int, count: int) -> list[str]:
-    """`count` prompts."""
+def prompts(seed: int, count: int, held_out: bool = False) -> list[str]:
+    """`count` prompts from one side of the split, each wish about equally often.
+
+    What is held out is held out of the preference: a pre-trained model has seen pictures of every wish.
+    """
     rng = random.Random(f"wishes {seed}")
-    return [str(Wish.drawn(rng)) for _ in range(count)]
+    every = [Wish(*words) for words in itertools.product(world.COLOURS, world.SHAPES, world.PLACES)]
+    side = [str(wish) for wish in every if wish.held_out == held_out]
+    found: list[str] = []
+    while len(found) < count:
+        found += rng.sample(side, len(side))
+    return found[:count]
 
 
 class AskedAbout(Score):
@@ -246,9 +261,9 @@ def train_denoiser(pipe: DiffusionPipeline, pictures: Sequence[Image.Image], sai
     weights = [p for part in (own.network, *encoders) if part is not None for p in part.parameters()]
     for step, (batch, step_with) in enumerate(batches(weights, len(said), steps, 32, 2e-3, "denoiser")):
         shown = clean[batch + len(said) * (step >= EARLY * steps)]
-        times = own.times(len(batch), None)
+        times, conditions = own.times(len(batch), None), own.conditions([said[i] for i in batch], SIDE, SIDE)
         noisy, target = own.noised(shown, torch.randn_like(shown), times)
-        step_with(F.mse_loss(own.predict(own.network, noisy, times, own.conditions([said[i] for i in batch])), target))
+        step_with(F.mse_loss(own.predict(own.network, noisy, times, conditions), target))
 
 
 def batches(

@@ -1,14 +1,15 @@
 """What diffusion-DPO changed: same-seed pictures before and after, by the judge, by the truth, and to look at.
 
 Files in the run's folder: report.json, grid.png (held-out prompts, before above after), curve.png, and README.md, the
-model card. The truth, and how clean the pictures are, is known of the embedded world only.
+model card. The truth, and how clean the pictures are, is known of the embedded world only; there the report says
+whether they stayed as clean, within a bound.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 TIES = ("tie", "order", "margin", "same")  # why `annotate` names no winner without anything having failed
 SHOWN = 12  # prompts in the grid
+OUTLINE_FALL, STAIN_RISE = 0.01, 1.0  # the most, of 1 and of 255, by which quality may fall and is "not worse"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def report(found: dict[str, Any], shown: Sequence[Shown], judge: str, folder: Pa
             ("pictures just as asked for", f"{found['right_before']:.1%}", f"{found['right_after']:.1%}"),
             ("fit of the outlines, 0 to 1", f"{found['outline_before']:.3f}", f"{found['outline_after']:.3f}"),
             ("stain beside the shape, 0 to 255", f"{found['stain_before']:.2f}", f"{found['stain_after']:.2f}"),
+            (f"no worse by {OUTLINE_FALL:g} and {STAIN_RISE:g}", "", "yes" if found["quality_kept"] else "no"),
         ]
     print(
         "\n"
@@ -87,7 +90,13 @@ def truths(shown: Sequence[Shown]) -> dict[str, float]:
         result[f"score_{when}"] = statistics.mean(pair[index].score for pair in pairs)
         result[f"outline_{when}"] = statistics.mean(pair[index].outline for pair in pairs)
         result[f"stain_{when}"] = statistics.mean(pair[index].stain for pair in pairs)
-    return result
+    return result | {"quality_kept": quality_kept(result)}
+
+
+def quality_kept(found: Mapping[str, float]) -> bool:
+    """Whether the pictures after are as clean as those before, but for OUTLINE_FALL and STAIN_RISE."""
+    fall, rise = found["outline_before"] - found["outline_after"], found["stain_after"] - found["stain_before"]
+    return fall <= OUTLINE_FALL + 1e-9 and rise <= STAIN_RISE + 1e-9
 
 
 def draw_grid(shown: Sequence[Shown], file: Path) -> None:

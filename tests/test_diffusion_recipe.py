@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,8 @@ def runs(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+def words(folder: Path, kind: str, **flags: Any) -> list[str]:
+    """The command line of a short run."""
     flags = {
         "prompts": 12,
         "pictures": 2,
@@ -62,8 +64,11 @@ def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, *
     } | flags
     flags |= {"output_dir": folder, "judge_cache": "off", "logging_steps": 1}
     config = RECIPES / "configs" / f"diffusion_dpo_nano_{kind}.yaml"
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["diffusion_dpo.py", "--config", str(config), *words])
+    return ["--config", str(config), *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
+
+
+def run(recipe: Any, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["diffusion_dpo.py", *words(folder, kind, **flags)])
     recipe.main()
 
 
@@ -75,7 +80,7 @@ def scripted(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def reply(prompt: Any) -> str:
         return f"<think></think><answer>{1 + int(prompt.media[0].digest, 16) % 10}</answer>"
 
-    monkeypatch.setattr(recipe, "judge_of", lambda options: Judge(Score(), ScriptedEngine(reply)))
+    monkeypatch.setattr(recipe.diffusion_pairs, "judge_of", lambda options: Judge(Score(), ScriptedEngine(reply)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the loss
@@ -214,7 +219,7 @@ def test_every_family_trains_a_lora_on_its_own_pictures(name: str, recipe: Any) 
     network = get_peft_model(own.network, LoraConfig(r=4, target_modules=own.layers()))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 2e-2)
     with torch.no_grad():
-        conditions = own.conditions(["red star top-left"] * 8)
+        conditions = own.conditions(["red star top-left"] * 8, 32, 32)
     found = []
     for _ in range(25):
         generator = torch.Generator().manual_seed(1)
@@ -246,6 +251,41 @@ def test_flux_latents_go_in_and_come_out_as_its_pipeline_packs_them(recipe: Any)
     assert torch.equal(seen["img_ids"], places) and seen["guidance"].tolist() == [1.0, 1.0]
 
 
+def test_xl_is_conditioned_on_what_its_pipeline_conditions_it_on(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where height and width are not those of the pipeline: they are inputs of its UNet."""
+    import torch
+
+    pipe = xl_pipeline(recipe.diffusion_nano)
+    pipe.set_progress_bar_config(disable=True)
+    seen: dict[str, Any] = {}
+    forward = pipe.unet.forward
+
+    def watched(*args: Any, **given: Any) -> Any:
+        seen.update(given)
+        return forward(*args, **given)
+
+    monkeypatch.setattr(pipe.unet, "forward", watched)
+    pipe(["red star top-left"], height=24, width=48, num_inference_steps=1, guidance_scale=1.0)
+    own = recipe.family(pipe).conditions(["red star top-left"], 24, 48)
+    assert torch.equal(own["encoder_hidden_states"], seen["encoder_hidden_states"])
+    for name in ("text_embeds", "time_ids"):
+        assert torch.equal(own["added_cond_kwargs"][name], seen["added_cond_kwargs"][name])
+    assert own["added_cond_kwargs"]["time_ids"].tolist() == [[24, 48, 0, 0, 24, 48]]
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion", "Stable Diffusion 3"])
+def test_the_first_times_have_noise_in_bfloat16_too(name: str, recipe: Any) -> None:
+    import torch
+
+    own = recipe.family(PIPELINES[name](recipe.diffusion_nano))
+    clean, noise = torch.zeros(1, 8, 8, 8, dtype=torch.bfloat16), torch.randn(1, 8, 8, 8)
+    time = torch.tensor([0]) if name == "Stable Diffusion" else torch.tensor([0.001])
+    noisy, target = own.noised(clean, noise, time)
+    exact, same = own.noised(clean.float(), noise, time)
+    assert noisy.dtype == torch.bfloat16 and noisy.std() > 0 and torch.allclose(noisy.float(), exact, rtol=0.01)
+    assert torch.equal(target, same)
+
+
 def test_a_pipeline_of_another_kind_is_refused(recipe: Any) -> None:
     from flexjudge_reward import ConfigError
 
@@ -273,6 +313,53 @@ def test_the_truth_reads_every_picture_that_is_as_asked_for(recipe: Any) -> None
         assert (found.stain < 1) == (wish.place == other.place)
 
 
+@pytest.mark.parametrize(
+    ("outline", "stain", "kept"),
+    [
+        pytest.param(0.90, 2.0, True, id="as before"),
+        pytest.param(0.95, 1.0, True, id="better"),
+        pytest.param(0.89, 3.0, True, id="at the bound"),
+        pytest.param(0.88, 2.0, False, id="outlines worse"),
+        pytest.param(0.90, 3.1, False, id="more stain"),
+        pytest.param(0.99, 3.1, False, id="better outlines do not pay for stain"),
+    ],
+)
+def test_quality_is_kept_within_a_bound(outline: float, stain: float, kept: bool, recipe: Any) -> None:
+    found = {"outline_before": 0.9, "stain_before": 2.0, "outline_after": outline, "stain_after": stain}
+    assert importlib.import_module("diffusion_report").quality_kept(found) == kept
+
+
+# --------------------------------------------------------------------------------------------------------- the prompts
+
+
+def test_held_out_prompts_are_of_other_wishes_each_about_equally_often(recipe: Any) -> None:
+    training, held_out = recipe.diffusion_nano.prompts(1, 192), recipe.diffusion_nano.prompts(1, 96, held_out=True)
+    assert not set(training) & set(held_out) and len({*training, *held_out}) == 6 * 4 * 4
+    for drawn in (training, held_out):
+        counts = [drawn.count(prompt) for prompt in set(drawn)]
+        assert max(counts) - min(counts) <= 1
+    assert 20 <= len(set(held_out)) <= 28
+    other = recipe.diffusion_nano.prompts(2, 96, held_out=True)
+    assert other != held_out and set(other) == set(held_out)
+
+
+def test_prompts_of_a_data_set_are_drawn_once_each(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": f"cat {n % 6} "}) + "\n" for n in range(60)))
+    options = recipe.RecipeArguments(dataset_name=str(tmp_path), prompts=4, held_out_prompts=2)
+    training, held_out = recipe.diffusion_pairs.asked(options, 0)
+    assert len(training) == 4 and sorted([*training, *held_out]) == [f"cat {n}" for n in range(6)]
+    assert recipe.diffusion_pairs.asked(options, 1)[0] != training
+
+
+def test_no_prompt_is_trained_on_and_measured_on(recipe: Any) -> None:
+    from datasets import Dataset
+
+    pairs = Dataset.from_list([{"id": n, "prompt": f"cat {n % 7}"} for n in range(70)])
+    training, measured = recipe.diffusion_pairs.split(pairs, 0.15, 0)
+    assert not set(training["prompt"]) & set(measured["prompt"])
+    assert (len(training), len(measured)) == (50, 20)
+
+
 # ---------------------------------------------------------------------------------------------------------- the recipe
 
 
@@ -282,8 +369,8 @@ def test_every_setting_of_the_diffusion_configs_exists(config: str, recipe: Any)
     from trl import TrlParser
 
     parser = TrlParser((recipe.RecipeArguments, TrainingArguments))
-    words = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
-    options, args = parser.parse_args_and_config(words, fail_with_unknown_args=True)
+    given = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
+    options, args = parser.parse_args_and_config(given, fail_with_unknown_args=True)
     assert options.judge_model and args.max_steps > 0 and "diffusion" in args.output_dir
 
 
@@ -301,11 +388,13 @@ def test_the_recipe_draws_judges_trains_and_reports(
     run(recipe, folder, kind, monkeypatch, fewest_pairs=2)
     assert (folder / "pictures" / "0-0.png").stat().st_mtime_ns == drawn
     found = json.loads((folder / "report.json").read_text())
+    assert isinstance(found["quality_kept"], bool)
     assert found["pairs"] == len(pairs) and 0 <= found["implicit_accuracy"] <= 1 and 0 <= found["win_rate"] <= 1
     assert (folder / "grid.png").stat().st_size > 1000 and (folder / "curve.png").stat().st_size > 1000
     card = (folder / "README.md").read_text()
     assert f"base_model: nano-{kind}" in card and "Judge: " in card
-    assert "same-seed win rate, by the truth" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "same-seed win rate, by the truth" in said and "no worse by 0.01 and 1" in said
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -321,7 +410,8 @@ def test_the_saved_lora_draws_what_the_trained_model_draws(
     def trained(options: Any, args: Any, own: Any, pairs: Any, folder: Path) -> Any:
         found = train(options, args, own, pairs, folder)
         files = [folder / "pictures" / f"trained-{n}.png" for n in range(3)]
-        recipe.draw(own, recipe.asked(options, args.seed)[1], files, options, args.seed + 1)
+        prompts = recipe.diffusion_pairs.asked(options, args.seed)[1]
+        recipe.diffusion_pairs.draw(own, prompts, files, options, args.seed + 1, 32)
         kept["trained"] = [Image.open(file).tobytes() for file in files]
         return found
 
@@ -349,6 +439,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     run(recipe, runs / "broken", "flow", monkeypatch, **flags, resume_from_checkpoint=True)
     one, other = (load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("unbroken", "broken"))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    with pytest.raises(ConfigError, match=r"checkpoint-2 is of another run: .*seed was 1 and is 5, pairs.jsonl was"):
+        named = runs / "broken" / "checkpoint-2"
+        run(recipe, runs / "elsewhere", "flow", monkeypatch, **flags, resume_from_checkpoint=named, seed=5)
     pairs = runs / "broken" / "pairs.jsonl"
     pairs.write_text(pairs.read_text() + pairs.read_text().splitlines(keepends=True)[0])
     with pytest.raises(ConfigError, match=r"of another run: pairs.jsonl was '[0-9a-f]+' and is"):
@@ -360,12 +453,134 @@ def test_bad_input_is_refused_before_anything_is_drawn(
 ) -> None:
     from flexjudge_reward import ConfigError
 
-    with pytest.raises(ConfigError, match=r"pairs are too few to train on .*counts why"):
-        run(recipe, runs / "few", "flow", monkeypatch, prompts=2, margin=9.5, prepare_only=True)
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.jsonl").write_text('{"text": "a cat"}\n')
     with pytest.raises(ConfigError, match="no column 'prompt'; it has text"):
         run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data)
-    with pytest.raises(ConfigError, match="has 1 rows, 15 prompts are wanted"):
+    with pytest.raises(ConfigError, match=r"report_to trackio: .*pip install trackio.* Or set --report_to none"):
+        monkeypatch.setattr("transformers.integrations.integration_utils.is_trackio_available", lambda: False)
+        run(recipe, runs / "column", "flow", monkeypatch, report_to="trackio")
+    with pytest.raises(ConfigError, match="has 1 different prompts, 15 are wanted"):
         run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data, prompt_column="text")
+
+
+def test_with_too_few_pairs_a_lower_margin_judges_the_same_pictures_again(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flexjudge_reward import ConfigError
+
+    scripted(recipe, monkeypatch)
+    folder, flags = runs / "few", {"prompts": 6, "prepare_only": True, "fewest_pairs": 3}
+    with pytest.raises(ConfigError, match=r"pairs are too few to train on .*counts why.* Lower the margin"):
+        run(recipe, folder, "flow", monkeypatch, margin=9.5, **flags)
+    drawn = {file: file.stat().st_mtime_ns for file in (folder / "pictures").iterdir()}
+    run(recipe, folder, "flow", monkeypatch, margin=0.5, **flags)
+    assert "margin was 9.5 and is 0.5" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (folder / "pictures").iterdir()} == drawn
+    run(recipe, folder, "flow", monkeypatch, margin=0.5, **flags)
+    assert "judg" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        pytest.param({"seed": 2}, "seed was 1 and is 2", id="seed"),
+        pytest.param({"prompts": 9}, "prompts was 6 and is 9", id="prompts"),
+        pytest.param({"held_out_prompts": 9}, "held_out_prompts was 3 and is 9", id="held-out prompts"),
+        pytest.param({"model_name_or_path": "nano-unet"}, "model_name_or_path was 'nano-flow' and is", id="model"),
+        pytest.param({"guidance": 3.0}, "guidance was 1.0 and is 3.0", id="guidance"),
+    ],
+)
+def test_pictures_that_were_drawn_otherwise_are_not_used(
+    flags: dict[str, Any], why: str, recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexjudge_reward import ConfigError
+
+    scripted(recipe, monkeypatch)
+    first = {"prompts": 6, "prepare_only": True, "fewest_pairs": 1}
+    run(recipe, runs / "drawn", "flow", monkeypatch, **first)
+    with pytest.raises(ConfigError, match=f"drawn otherwise: {why}.* give another output_dir, or remove this one"):
+        run(recipe, runs / "drawn", "flow", monkeypatch, **first | flags)
+
+
+def test_pictures_after_are_judged_anew_whatever_an_earlier_training_left(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(recipe, monkeypatch)
+    folder = runs / "again"
+    folder.mkdir()
+    (folder / "held_out.jsonl.progress").write_text('{"run": "another", "sizes": [9, 9], "counts": {"rows": 64}}')
+    (folder / "held_out.jsonl.partial").write_text("half a row")
+    run(recipe, folder, "flow", monkeypatch, fewest_pairs=2)
+    files = [folder / "held_out.jsonl", folder / "held_out.skipped.jsonl"]
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(row["id"] for row in found) == [0, 1, 2]
+    assert not [*folder.glob("held_out.*.progress"), *folder.glob("held_out.*.partial")]
+
+
+def test_pictures_are_drawn_and_measured_in_batches_of_the_size_given(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(recipe, monkeypatch)
+    drawn, measured = [], []
+    pipe = type(recipe.load(str(runs / "nano-flow"), None))
+    call, errors = pipe.__call__, recipe.DiffusionTrainer.errors
+
+    def drawing(self: Any, prompts: list[str], **given: Any) -> Any:
+        drawn.append(len(prompts))
+        return call(self, prompts, **given)
+
+    def measuring(self: Any, network: Any, rows: Any, generator: Any) -> Any:
+        if generator is not None:
+            measured.append(len(rows["prompt"]))
+        return errors(self, network, rows, generator)
+
+    monkeypatch.setattr(pipe, "__call__", drawing)
+    monkeypatch.setattr(recipe.DiffusionTrainer, "errors", measuring)
+    flags = {"fewest_pairs": 2, "prompts": 8, "per_device_eval_batch_size": 3, "held_out_share": 0.6, "max_steps": 1}
+    run(recipe, runs / "batches", "flow", monkeypatch, **flags)
+    assert max(drawn) == 3 and sum(drawn) == 8 * 2 + 3 * 2 and max(measured) == 3
+
+
+def test_only_the_lora_and_its_card_are_pushed(
+    recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    pushed: dict[str, Any] = {}
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            pushed["token"] = token
+
+        def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
+            return SimpleNamespace(repo_id=f"someone/{name}")
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **patterns: Any) -> None:
+            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
+            pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
+
+    monkeypatch.setattr(recipe, "HfApi", Hub)
+    scripted(recipe, monkeypatch)
+    flags = {"fewest_pairs": 2, "save_strategy": "steps", "save_steps": 2, "push_to_hub": True, "hub_token": "secret"}
+    run(recipe, runs / "pushed", "flow", monkeypatch, **flags)
+    assert (runs / "pushed" / "checkpoint-4" / "README.md").exists()
+    files = ["README.md", "pytorch_lora_weights.safetensors"]
+    assert pushed == {"token": "secret", "repo": "someone/pushed", "files": files}
+
+
+def test_two_processes_train_on_different_pairs_with_different_noise(runs: Path, tmp_path: Path) -> None:
+    rank = Path(__file__).parent / "support" / "diffusion_rank.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(rank)]
+    flags = {"fewest_pairs": 2, "pictures": 4, "per_device_train_batch_size": 2, "max_steps": 3}
+    command = [*launch, str(tmp_path), *words(runs / "two", "flow", **flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = ([json.loads(row) for row in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in (0, 1))
+    assert len(one) == len(other) == 3
+    pairs = [tuple(pair) for row in (*one, *other) for pair in row["pairs"]]
+    assert len(set(pairs)) == len(pairs) == 12
+    assert len({row["noise"] for row in (*one, *other)}) == 6
+    found = json.loads((runs / "two" / "report.json").read_text())
+    assert found["pairs"] >= 12 and len(list((runs / "two" / "pictures").glob("after-*.png"))) == 3
