@@ -27,7 +27,7 @@ from typing import Any
 import molecule_policy
 import molecule_stages as stages
 from accelerate import PartialState
-from common import Noted, checkpoint, digest, judged_by, loading, publish, training
+from common import Noted, Restored, checkpoint, digest, judged_by, loading, publish, training
 from datasets import Dataset
 from molecule_reward import MoleculeReward
 from transformers import PrinterCallback, TrainingArguments
@@ -132,6 +132,7 @@ def _train(
     trainer.remove_callback(PrinterCallback)  # thirty numbers a line
     trainer.add_callback(measure)
     trainer.add_callback(Noted(settings))
+    trainer.add_callback(Restored(begun))
     trainer.train(resume_from_checkpoint=begun)
     trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
