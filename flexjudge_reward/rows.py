@@ -11,9 +11,10 @@ A row, whatever it is read from:
 
 `answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
 a text, {"text": ..}, {"image": path}, {"video": path} or {"molecule": SMILES}; or a list of one chat message that has
-one of these as its `content`. `images` and `videos` go before the question. Paths are relative to the media root and
-may not leave it. `rubric` is a built-in name, or an object with criteria, low, high and decimals. Other entries are
-ignored. `columns` says which entries have other names, or are not meant.
+one of these as its `content`. A molecule with "drawn": true beside its SMILES goes as a drawing and as text, to a judge
+that sees. `images` and `videos` go before the question. Paths are relative to the media root and may not leave it.
+`rubric` is a built-in name, or an object with criteria, low, high and decimals. Other entries are ignored. `columns`
+says which entries have other names, or are not meant.
 
 A data set may hold pictures themselves, wherever a path may stand; they are read undecoded, and what is wrong with one
 fails its row only. One picture may stand for a list of one. Its rows need no id: the row's index, from 0, is one.
@@ -263,9 +264,18 @@ def _part(part: Any, root: Path | None) -> str | Media:
     if isinstance(part, dict):
         for kind in ("text", "image", "video", "molecule"):
             if isinstance(part.get(kind), str | Media):
+                if kind == "molecule" and isinstance(part[kind], str):
+                    return Media.molecule(part[kind], _drawn(part))
                 return str(part[kind]) if kind == "text" else _media(kind, part[kind], root)
     known = "{'text': ..}, {'image': path}, {'video': path} or {'molecule': SMILES}"
     raise ConfigError(f"a part is a text, {known}, found {part!r:.80}")
+
+
+def _drawn(part: Mapping[str, Any]) -> bool:
+    value = part.get("drawn")
+    if not isinstance(value, bool | None):  # a column of parts has null where a part has no such entry
+        raise ConfigError(f"'drawn' of a molecule is true or false, found {value!r:.80}")
+    return bool(value)
 
 
 def _media(kind: str, value: Any, root: Path | None) -> Media:
@@ -273,8 +283,6 @@ def _media(kind: str, value: Any, root: Path | None) -> Media:
         return value
     if not isinstance(value, str):
         raise ConfigError(f"the {kind} is given by its path, found {value!r:.80}")
-    if kind == "molecule":
-        return Media.molecule(value)
     if root is None:
         raise ConfigError(f"{kind} {value!r:.200} needs a folder that files may be read from: give --media-root DIR")
     make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}

@@ -1,16 +1,22 @@
-"""What the recipes do the same way: going on with what an earlier run left, and the model card."""
+"""What the recipes do the same way: going on with what an earlier run left, loading, and the model card."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from flexjudge_reward import ConfigError, JudgeConfig
+from flexjudge_reward import ConfigError, JudgeConfig, Rubric
+
+# ------------------------------------------------------------------------------------------- what an earlier run left
 
 
 def changed(file: Path, settings: Mapping[str, Any]) -> str:
@@ -26,9 +32,71 @@ def changed(file: Path, settings: Mapping[str, Any]) -> str:
 
 
 def begin_again(file: Path) -> None:
-    """Forgets a file that `changed` knows, so that it is made anew."""
-    for one in (file, file.with_name(file.name + ".settings.json")):
-        one.unlink(missing_ok=True)
+    """Forgets a file that `changed` knows, and how far `annotate_file` was with it, so that it is made anew."""
+    for ending in ("", ".progress", ".settings.json"):  # the note last: without it, what is left would be taken up
+        file.with_name(file.name + ending).unlink(missing_ok=True)
+
+
+def sampled(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `file` holds the samples of these settings already.
+
+    Raises:
+        ConfigError: it holds those of others. Samples are expensive, so they are never replaced without being asked.
+    """
+    if not file.exists():
+        begin_again(file)  # a run that left none may have noted what it could not do
+    if other := changed(file, settings):
+        raise ConfigError(
+            f"{file} was sampled with other settings: {other}."
+            f" Set it back, give another output_dir, or remove the folder {file.parent}"
+        )
+    return file.exists()
+
+
+def judged(file: Path, judge: JudgeConfig, margin: float, candidates: Path) -> bool:
+    """Whether `file` holds the pairs of these settings already; those of others are forgotten, with a line.
+
+    Judging again is cheap: the replies to what was asked before come from the judge's cache.
+    """
+    settings = judged_by(judge) | {"judge_model": judge.model, "judge_base_url": judge.base_url}
+    settings |= {"margin": margin, "candidates": digest(candidates)}
+    if other := changed(file, settings):
+        print(f"judge          again, because {other}", flush=True)
+        begin_again(file)
+        changed(file, settings)
+    return file.exists()
+
+
+def digest(*files: Path) -> str:
+    """What tells the contents of these files from others."""
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:12]
+
+
+_REACHED = {"model", "engine", "base_url", "api_key_env", "cache", "device", "gpu_memory_utilization", "why"}
+
+
+def judged_by(judge: JudgeConfig) -> dict[str, Any]:
+    """What decides a judgement, and not where the judge runs. Of folders and files only the names: they may move."""
+    names = [one.name for one in dataclasses.fields(judge) if one.name not in _REACHED]
+    found = {f"judge_{name}": getattr(judge, name) for name in names}
+    rubric = judge.rubric if isinstance(judge.rubric, Rubric) else Rubric.load(judge.rubric)
+    words = hashlib.sha256(repr(rubric).encode()).hexdigest()[:12]  # a file may have been edited
+    return found | {
+        "judge_model": judge.model and Path(judge.model).name,
+        "judge_prompts": Path(judge.prompts).name,
+        "judge_rubric": f"{Path(str(judge.rubric)).name} {words}",
+    }
+
+
+_KEPT = ("seed", "beta", "loss_type", "num_generations")
+_KEPT_LORA = ("lora_r", "lora_alpha", "lora_target_modules")
+
+
+def training(args: Any, model_args: Any) -> dict[str, Any]:
+    """What no run changes of its trainer's settings. Steps, epochs and learning rate are changed to train on."""
+    found = {name: getattr(args, name) for name in _KEPT if hasattr(args, name)}
+    found |= {"model_name_or_path": Path(model_args.model_name_or_path).name, "use_peft": model_args.use_peft}
+    return found | ({name: getattr(model_args, name) for name in _KEPT_LORA} if model_args.use_peft else {})
 
 
 class Noted(TrainerCallback):  # type: ignore[misc]
@@ -72,7 +140,44 @@ def checkpoint(args: Any, settings: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _write(file: Path, settings: Mapping[str, Any]) -> None:
+class Restored(TrainerCallback):  # type: ignore[misc]
+    """Puts a checkpoint's weights into the model. For Qwen2.5-VL the trainer does not, and only warns of missing keys.
+
+    It saves them by the names of the model's files and looks for the model's own names (transformers 5.17). What is
+    split over devices it loads in another way, and adapters have the right names.
+    """
+
+    def __init__(self, begun: str | None) -> None:
+        self.begun = begun
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        """After the trainer's own try."""
+        split = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.begun is not None and Path(self.begun, "config.json").exists() and not split:
+            model.load_state_dict(type(model).from_pretrained(self.begun, dtype=model.dtype).state_dict())
+
+
+_CURVE = "curve.json"
+
+
+def keep_curve(folder: str | Path, curve: Mapping[int, Any]) -> None:
+    """Leaves what was measured so far, by step, for a run that goes on from a checkpoint of this one."""
+    _write(Path(folder, _CURVE), curve)
+
+
+def earlier_curve(begun: str | None) -> dict[int, Any]:
+    """What the run of a checkpoint had measured up to it; nothing for a run that begins.
+
+    A resumed run cannot measure what was before: its weights are those of the checkpoint from the start.
+    """
+    if begun is None or not Path(begun).with_name(_CURVE).exists():
+        return {}
+    last = json.loads(Path(begun, "trainer_state.json").read_text("utf-8"))["global_step"]
+    curve = json.loads(Path(begun).with_name(_CURVE).read_text("utf-8"))
+    return {int(step): found for step, found in curve.items() if int(step) <= last}
+
+
+def _write(file: Path, settings: Mapping[Any, Any]) -> None:
     fresh = file.with_name(file.name + ".new")
     fresh.write_text(json.dumps(settings, indent=2, default=str) + "\n", "utf-8")
     fresh.replace(file)
@@ -84,6 +189,24 @@ def _difference(note: Path, settings: Mapping[str, Any]) -> str:
     now = json.loads(json.dumps(settings, default=str))
     others = [name for name in now if name in before and before[name] != now[name]]
     return ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in others)
+
+
+# ------------------------------------------------------------------------------------------ loading and publishing
+
+
+def loading(model_args: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How a trainer loads the policy: what ModelConfig says, and over it `model_init_kwargs` as given."""
+    from trl import get_quantization_config  # the diffusion recipe has no use for TRL
+
+    found = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(given or {}),
+    }
+    if quantization := get_quantization_config(model_args):  # TRL 1.6 has no argument for it yet
+        found["quantization_config"] = quantization
+    return found
 
 
 def judge_named(judge: JudgeConfig) -> str:

@@ -12,8 +12,9 @@ after (three seeds).
     accelerate launch recipes/dpo_vlm.py --config recipes/configs/dpo_qwen2.5_vl_7b.yaml
 
 Three steps, each of which finds what the one before left in `output_dir`, so that a run that was cut off goes on:
-candidates.jsonl (sampled answers), pairs.jsonl (`flexjudge annotate`), and the trained model. Every flag of TRL's
-DPOConfig and ModelConfig works, in the file or on the command line, such as --use_peft and --report_to wandb.
+candidates.jsonl (sampled answers), pairs.jsonl (`flexjudge annotate`), and the trained model. Answers of other settings
+are an error, pairs of another judge or margin are judged again. Every flag of TRL's DPOConfig and ModelConfig works, in
+the file or on the command line, such as --use_peft and --report_to wandb.
 
 The loss is sigmoid and SFT together: sigmoid alone also pushes down the chosen answers, and a small policy ends up
 saying nothing that can be read while its preference accuracy is perfect.
@@ -30,11 +31,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from common import card, checkpoint, judge_named, publish
+from common import Noted, Restored, card, checkpoint, digest, judge_named, judged, loading, publish, sampled, training
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 from flexjudge_reward import (
     ConfigError,
@@ -52,6 +53,8 @@ from flexjudge_reward.annotate import annotate_file
 from flexjudge_reward.nano import path, world
 
 TEMPERATURES = (0.8, 1.2)  # as in Flex-Judge, appendix B.4.2
+_DATA = ("dataset_name", "dataset_train_split", "question_column", "image_column")
+_SAMPLED = (*_DATA, "questions", "answers", "answer_tokens")  # the options that decide the samples
 
 
 @dataclass
@@ -84,13 +87,29 @@ class RecipeArguments:
 def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: int) -> Path:
     """Step 1: pictures/ and candidates.jsonl, the policy's answers to every question."""
     file = folder / "candidates.jsonl"
-    if file.exists():
+    settings = {name: getattr(options, name) for name in _SAMPLED}
+    if sampled(file, {"model_name_or_path": policy, "seed": seed} | settings):
         return file
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     asked = []
     for number, (question, picture) in enumerate(questions(options, seed)):
         picture.convert("RGB").save(folder / "pictures" / f"{number}.png")
         asked.append((question, f"pictures/{number}.png"))
+    answers = _answers(options, policy, folder, seed, asked)
+    rows = [
+        {"id": number, "question": question, "images": [name], "candidates": row}
+        for number, ((question, name), row) in enumerate(zip(asked, answers, strict=True))
+    ]
+    fresh = file.with_suffix(".new")
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    fresh.replace(file)
+    return file
+
+
+def _answers(
+    options: RecipeArguments, policy: str, folder: Path, seed: int, asked: list[tuple[str, str]]
+) -> list[list[str]]:
+    """What the policy answers to each question about a picture, at both temperatures."""
     engine = VLLMEngine(policy) if torch.cuda.is_available() else TransformersEngine(policy)
     answers: list[list[str]] = [[] for _ in asked]
     for heat in TEMPERATURES:
@@ -104,14 +123,7 @@ def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: in
         for row in answers:
             row += [next(replies).text.strip() for _ in range(options.answers // len(TEMPERATURES))]
     engine.close()
-    rows = [
-        {"id": number, "question": question, "images": [name], "candidates": row}
-        for number, ((question, name), row) in enumerate(zip(asked, answers, strict=True))
-    ]
-    fresh = file.with_suffix(".new")
-    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    fresh.replace(file)
-    return file
+    return answers
 
 
 def questions(options: RecipeArguments, seed: int) -> Iterator[tuple[str, Any]]:
@@ -138,9 +150,9 @@ def judge_settings(options: RecipeArguments) -> JudgeConfig:
 
 def judged_pairs(options: RecipeArguments, candidates: Path, folder: Path) -> Dataset:
     """Step 2: pairs.jsonl, what the judge prefers; as rows for DPOTrainer."""
-    file = folder / "pairs.jsonl"
-    if not file.exists():
-        judge = judge_settings(options).build()
+    file, settings = folder / "pairs.jsonl", judge_settings(options)
+    if not judged(file, settings, options.margin, candidates):
+        judge = settings.build()
         try:
             counts = annotate_file(candidates, judge, file, margin=options.margin, media_root=folder)
         finally:
@@ -151,7 +163,7 @@ def judged_pairs(options: RecipeArguments, candidates: Path, folder: Path) -> Da
         raise ConfigError(
             f"{len(lines)} pairs are too few to train on (fewest_pairs={options.fewest_pairs}):"
             f" {file.with_suffix('.md')} counts why the others were skipped."
-            " Ask more questions, sample more answers, or lower the margin"
+            " Lower the margin, or ask more questions or for more answers in another output_dir"
         )
     kept = [
         {name: row[name] for name in ("prompt", "chosen", "rejected")}
@@ -165,14 +177,9 @@ def train(
     options: RecipeArguments, args: DPOConfig, model_args: ModelConfig, policy: str, pairs: Dataset
 ) -> tuple[DPOTrainer, dict[str, Any]]:
     """Step 3: DPO; the trainer, and the ground truth before and after where there is one."""
-    args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(args.model_init_kwargs or {}),
-    }
-    if quantization := get_quantization_config(model_args):
-        args.model_init_kwargs["quantization_config"] = quantization
+    settings = training(args, model_args) | {"pairs": digest(Path(args.output_dir, "pairs.jsonl"))}
+    begun = checkpoint(args, settings)
+    args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     nano = options.dataset_name == "nano"
     trainer = DPOTrainer(
         model=policy,
@@ -181,12 +188,15 @@ def train(
         processing_class=pictures_only(policy) if nano else None,
         peft_config=get_peft_config(model_args),
     )
+    trainer.add_callback(Noted(settings))
+    trainer.add_callback(Restored(begun))
     held_out = HeldOut.draw(options.held_out) if nano else None
     if held_out is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress())
+    # Before a checkpoint's weights are loaded, so that a resumed run has the same "before".
     shares = [held_out.shares(trainer.model, trainer.processing_class)] if held_out else []
-    trainer.train(resume_from_checkpoint=checkpoint(args))
+    trainer.train(resume_from_checkpoint=begun)
     trainer.save_model(args.output_dir)
     if held_out is not None:
         shares.append(held_out.shares(trainer.model, trainer.processing_class))

@@ -21,13 +21,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import card, checkpoint, judge_named, publish
+from common import (
+    Noted,
+    Restored,
+    card,
+    checkpoint,
+    earlier_curve,
+    judge_named,
+    judged_by,
+    keep_curve,
+    loading,
+    publish,
+    training,
+)
 from datasets import Dataset, load_dataset
 from nano_task import KINDS, HeldOut, chat, pictures_only
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
-from flexjudge_reward import FlexJudgeReward, JudgeConfig
+from flexjudge_reward import ConfigError, FlexJudgeError, FlexJudgeReward, JudgeConfig
 from flexjudge_reward.nano import path, world
 
 
@@ -66,7 +78,11 @@ def training_data(options: RecipeArguments, seed: int) -> Dataset:
         asked = [world.question(rng, world.scene(rng), KINDS) for _ in range(options.questions)]
         return Dataset.from_list([{"prompt": chat(one.text), "image": world.draw(one.scene, rng)} for one in asked])
     rows = load_dataset(options.dataset_name, options.dataset_config, split=options.dataset_train_split)
-    if "prompt" in rows.column_names:
+    ready = "prompt" in rows.column_names
+    for name in filter(None, (None if ready else options.question_column, options.reference_column)):
+        if name not in rows.column_names:
+            raise ConfigError(f"{options.dataset_name} has no column {name!r}; it has {', '.join(rows.column_names)}")
+    if ready:
         return rows
     return rows.map(lambda row: {"prompt": chat(row[options.question_column], options.system_prompt)})
 
@@ -77,24 +93,26 @@ def training_data(options: RecipeArguments, seed: int) -> Dataset:
 class Measure(TrainerCallback):  # type: ignore[misc]
     """Accuracy on held-out pictures: before, every so many steps, and after. Between them, the judge's reward."""
 
-    def __init__(self, held_out: HeldOut, every: int, reward: str) -> None:
+    def __init__(self, held_out: HeldOut, every: int, reward: str, begun: str | None) -> None:
         self.held_out, self.every, self.reward = held_out, every, f"rewards/{reward}/mean"
-        self.curve: dict[int, float] = {}
+        self.curve: dict[int, float] = earlier_curve(begun)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and self.reward in logs:
             print(f"step {state.global_step:3}   judge reward {logs[self.reward]:.3f}", flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._measure(state, kwargs)
+        if state.global_step == 0:
+            self._measure(args, state, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._measure(state, kwargs)
+            self._measure(args, state, kwargs)
 
-    def _measure(self, state: Any, kwargs: dict[str, Any]) -> None:
+    def _measure(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         if state.is_world_process_zero:
             self.curve[state.global_step] = self.held_out.accuracy(kwargs["model"], kwargs["processing_class"])
+            keep_curve(args.output_dir, self.curve)
             share = f"{self.curve[state.global_step]:.1%}"
             print(f"step {state.global_step:3}   right on {share} of held-out pictures", flush=True)
 
@@ -118,18 +136,16 @@ def report(
         rows.append(("judge's reward, 0 to 1", f"{values[0]:.3f}", f"{values[-1]:.3f}"))
         print(f"judge reward   {values[0]:.3f} -> {values[-1]:.3f}")
     if measure is not None:
-        shares = list(measure.curve.values())
-        before, after = shares[0], shares[-1]
+        before, after = measure.curve.get(0), measure.curve[max(measure.curve)]
+        shown = "not measured" if before is None else f"{before:.1%}"
         found |= {"accuracy": measure.curve, "accuracy_before": before, "accuracy_after": after}
-        rows.append(("held-out pictures right, by the truth", f"{before:.1%}", f"{after:.1%}"))
-        print(f"ground truth   {before:.1%} -> {after:.1%} of {len(measure.held_out.asked)} held-out pictures right")
+        rows.append(("held-out pictures right, by the truth", shown, f"{after:.1%}"))
+        print(f"ground truth   {shown} -> {after:.1%} of {len(measure.held_out.asked)} held-out pictures right")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
     draw_curve(rewards, measure.curve if measure else {}, folder / "curve.png")
-    names = ("model", "base_url", "rubric")
-    judge = judge_named(JudgeConfig.resolve({name: getattr(options, f"judge_{name}") for name in names}))
     how = f"GRPO on {options.dataset_name} ({trainer.state.global_step} steps, groups of {trainer.num_generations})"
-    (folder / "README.md").write_text(card(base, how, judge, rows), "utf-8")
+    (folder / "README.md").write_text(card(base, how, judge_named(judge_settings(options)), rows), "utf-8")
     print(f"curve          {folder / 'curve.png'}")
 
 
@@ -154,12 +170,48 @@ def draw_curve(rewards: dict[int, float], accuracy: dict[int, float], file: Path
 # ----------------------------------------------------------------------------------------------------------- train
 
 
+_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "question_column", "reference_column")
+
+
+def judge_settings(options: RecipeArguments) -> JudgeConfig:
+    """Who judges."""
+    names = ("model", "base_url", "rubric", "cache")
+    return JudgeConfig.resolve({name: getattr(options, f"judge_{name}") for name in names})
+
+
+def settings_of(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """What a run that is resumed must have as it had; see `common.checkpoint`."""
+    found = {name: getattr(options, name) for name in (*_DATA, "system_prompt")}
+    found["dataset_name"] = Path(options.dataset_name).name  # a folder may move
+    found |= {"questions": options.questions} if options.dataset_name == "nano" else {}
+    return found | training(args, model_args) | judged_by(judge_settings(options))
+
+
+def make_trainer(
+    options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig, reward: FlexJudgeReward
+) -> GRPOTrainer:
+    """The trainer, with the policy and the rows."""
+    args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
+    policy, processor = model_args.model_name_or_path, None
+    if policy == "nano":
+        policy = str(path("base"))
+        processor = pictures_only(policy)
+    return GRPOTrainer(
+        model=policy,
+        processing_class=processor,
+        reward_funcs=[reward],
+        args=args,
+        train_dataset=training_data(options, args.seed),
+        peft_config=get_peft_config(model_args),
+    )
+
+
 def main() -> None:
     """Reads the arguments, trains, reports."""
     parser = TrlParser((RecipeArguments, GRPOConfig, ModelConfig))
-    options, training_args, model_args = parser.parse_args_and_config()
-    nano = options.dataset_name == "nano"
-
+    options, args, model_args = parser.parse_args_and_config()
+    settings = settings_of(options, args, model_args)
+    begun = checkpoint(args, settings)
     reward = FlexJudgeReward(
         model=options.judge_model,
         base_url=options.judge_base_url,
@@ -167,39 +219,26 @@ def main() -> None:
         cache=options.judge_cache,
         reference_column=options.reference_column,
     )
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    if quantization := get_quantization_config(model_args):  # TRL 1.6 has no argument for it yet
-        training_args.model_init_kwargs["quantization_config"] = quantization
-    policy, processor = model_args.model_name_or_path, None
-    if policy == "nano":
-        policy = str(path("base"))
-        processor = pictures_only(policy)
-    trainer = GRPOTrainer(
-        model=policy,
-        processing_class=processor,
-        reward_funcs=[reward],
-        args=training_args,
-        train_dataset=training_data(options, training_args.seed),
-        peft_config=get_peft_config(model_args),
-    )
-    measure = Measure(HeldOut.draw(options.held_out), options.measure_every, reward.__name__) if nano else None
-    if measure is not None:
+    trainer = make_trainer(options, args, model_args, reward)
+    trainer.add_callback(Noted(settings))
+    trainer.add_callback(Restored(begun))
+    measure = None
+    if options.dataset_name == "nano":
+        measure = Measure(HeldOut.draw(options.held_out), options.measure_every, reward.__name__, begun)
         trainer.remove_callback(PrinterCallback)  # thirty numbers a line
         trainer.add_callback(measure)
 
-    trainer.train(resume_from_checkpoint=checkpoint(training_args))
-    trainer.save_model(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=begun)
+    trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
-        report(trainer, reward, measure, options, model_args.model_name_or_path, Path(training_args.output_dir))
+        report(trainer, reward, measure, options, model_args.model_name_or_path, Path(args.output_dir))
     reward.close()
-    if training_args.push_to_hub:
+    if args.push_to_hub:
         publish(trainer, options.dataset_name)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlexJudgeError as error:
+        raise SystemExit(f"grpo_vlm: {error}") from None

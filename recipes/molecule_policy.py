@@ -25,6 +25,7 @@ _TOKENS = (
     *"BCFHINOPSbcnops#=-+()[]@/\\.%0123456789",
 )
 POOL, BATCH, LENGTH = 6000, 64, 80  # molecules to learn from, per step, and tokens
+NOTE = "pretrained.json"  # beside the weights of a policy that is known to come from here: the seed of its molecules
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -53,6 +54,7 @@ def known(seed: int) -> list[str]:
 def pretrain(folder: Path, seed: int, steps: int) -> Path:
     """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread."""
     if (folder / "config.json").exists():
+        _note(folder, seed)  # one that was made before there were notes
         return folder
     tokenizer, began = make_tokenizer(), time.monotonic()
     torch.manual_seed(seed)
@@ -83,7 +85,27 @@ def pretrain(folder: Path, seed: int, steps: int) -> Path:
         if (step + 1) % 100 == 0:
             print(f"policy {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
     whole(folder, model, tokenizer)
+    _note(folder, seed)
     return folder
+
+
+def _note(folder: Path, seed: int) -> None:
+    (folder / NOTE).write_text(json.dumps({"seed": seed}) + "\n", "utf-8")
+
+
+def pretrained_on(policy: str) -> frozenset[str]:
+    """The molecules that a policy was pretrained on, whatever came after; none if it is from elsewhere."""
+    note = Path(policy, NOTE)
+    return frozenset(known(json.loads(note.read_text("utf-8"))["seed"]) if note.exists() else ())
+
+
+def carry(policy: str, folder: Path) -> None:
+    """Notes in the folder of a trained policy what the one it began as was pretrained on, or that this is not known."""
+    before, after = Path(policy, NOTE), folder / NOTE
+    if before.exists():
+        after.write_bytes(before.read_bytes())
+    else:
+        after.unlink(missing_ok=True)  # of another policy that was trained here
 
 
 def _batches(texts: list[str], seed: int) -> Iterator[list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import molecule_judge
 import molecule_policy
 import molecule_world as world
-from common import card
+from common import card, earlier_curve, judged, keep_curve, sampled
 from transformers import TrainerCallback
 
 from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
@@ -70,7 +72,7 @@ def judge_options(options: Options) -> dict[str, Any]:
 
 def build_judge(options: Options) -> Any:
     """The same judge, ready."""
-    return JudgeConfig.resolve(judge_options(options)).build()  # type: ignore[arg-type]
+    return JudgeConfig.resolve(judge_options(options)).build()
 
 
 # --------------------------------------------------------------------------------------------------------- best of N
@@ -99,6 +101,8 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
     found = {"judge": picked, "best": best, "samples": len(samples)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw_best(picked, best, folder / "best_of_n.png")
+    print(f"plot           {folder / 'best_of_n.png'}")
     return found
 
 
@@ -116,36 +120,49 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def draw_best(picked: dict[int, float], best: dict[int, float], file: Path) -> None:
+    """Mean QED of the judge's choice, and of the best there was, by N."""
+    with figure_of(file) as axes:
+        for values, name in ((best, "best there was"), (picked, "judge's choice")):
+            axes.plot(list(values), list(values.values()), "o-", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(picked), [str(size) for size in picked])
+        axes.set(xlabel="samples to choose from", ylabel="mean QED, 0 for what is no molecule", ylim=(0, 1.02))
+        axes.legend(loc="lower right")
+
+
 # ------------------------------------------------------------------------------------------------------------- pairs
 
 
 def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list[dict[str, str]]:
     """Pairs for DPO, as {"chosen", "rejected"}: molecules as the judge prefers them, and molecules above what is none.
 
-    Leaves candidates.jsonl, pairs.jsonl (`flexjudge annotate`) and facts.jsonl in `folder`; what is there is kept.
+    Leaves candidates.jsonl, pairs.jsonl (`flexjudge annotate`) and facts.jsonl in `folder`. What is there is kept:
+    samples of other settings are an error, pairs of another judge or margin are judged again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file, facts = folder / "candidates.jsonl", folder / "facts.jsonl"
-    if not file.exists():
+    file, facts, pairs = (folder / f"{name}.jsonl" for name in ("candidates", "facts", "pairs"))
+    settings = {name: getattr(options, name) for name in ("question", "rows", "answers")}
+    if not sampled(file, {"model_name_or_path": policy, "seed": seed} | settings):
         _sample_rows(options, policy, seed, file, facts)
-    pairs = folder / "pairs.jsonl"
-    if not pairs.exists():
-        judge = build_judge(options)
+    judged_by = JudgeConfig.resolve(judge_options(options))
+    if not judged(pairs, judged_by, options.margin, file):
+        judge = judged_by.build()
         try:
             counts = annotate_file(file, judge, pairs, which="all", margin=options.margin)
             print(f"judge          {dict(counts)}", flush=True)
         finally:
             judge.close()
     lines = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
-    judged = [{side: line[side][0]["content"] for side in ("chosen", "rejected")} for line in lines]
-    if len(judged) < options.fewest_pairs:
+    preferred = [{side: line[side][0]["content"] for side in ("chosen", "rejected")} for line in lines]
+    if len(preferred) < options.fewest_pairs:
         raise ConfigError(
-            f"{len(judged)} judged pairs are too few to train on (fewest_pairs={options.fewest_pairs}):"
-            f" {pairs.with_suffix('.md')} counts why the others were skipped. Ask for more rows or answers"
+            f"{len(preferred)} judged pairs are too few to train on (fewest_pairs={options.fewest_pairs}):"
+            f" {pairs.with_suffix('.md')} counts why the others were skipped."
+            " Lower the margin, or ask for more rows or answers in another output_dir"
         )
     known = [json.loads(line) for line in facts.read_text("utf-8").splitlines()]
-    print(f"pairs          {len(judged)} judged, {len(known)} of a molecule and what is none", flush=True)
-    return judged + known
+    print(f"pairs          {len(preferred)} judged, {len(known)} of a molecule and what is none", flush=True)
+    return preferred + known
 
 
 def _sample_rows(options: Any, policy: str, seed: int, file: Path, facts: Path) -> None:
@@ -179,12 +196,16 @@ def _sample_rows(options: Any, policy: str, seed: int, file: Path, facts: Path) 
 class Measure(TrainerCallback):  # type: ignore[misc]
     """What a policy's samples are worth: before, every so many steps, and after."""
 
-    def __init__(self, options: Any, seed: int) -> None:
+    def __init__(self, options: Any, seed: int, policy: str, begun: str | None) -> None:
+        """
+        Args:
+            seed: of the samples.
+            policy: what is trained; novelty is measured if it is known what that was pretrained on.
+            begun: the checkpoint that the run goes on from.
+        """
         self.options, self.seed, self.judge = options, seed, build_judge(options)
-        # Of a policy from elsewhere it is not known what it was trained on.
-        own = Path(options.prepared, f"policy-{seed}").is_dir()
-        self.known = frozenset(molecule_policy.known(seed)) if own else frozenset()
-        self.curve: dict[int, dict[str, float]] = {}
+        self.known = molecule_policy.pretrained_on(policy)
+        self.curve: dict[int, dict[str, float]] = earlier_curve(begun)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One short line per log."""
@@ -194,21 +215,22 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             print(f"step {state.global_step:3}   {shown}", flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before."""
-        self._measure(state, kwargs)
+        """Before; a run that is resumed has it from the run that it resumes."""
+        if state.global_step == 0:
+            self._measure(args, state, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """In between."""
         every = self.options.measure_every
         if every and state.global_step % every == 0:
-            self._measure(state, kwargs)
+            self._measure(args, state, kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After."""
         if state.global_step not in self.curve:
-            self._measure(state, kwargs)
+            self._measure(args, state, kwargs)
 
-    def _measure(self, state: Any, kwargs: dict[str, Any]) -> None:
+    def _measure(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
             return
         samples = molecule_policy.sample(kwargs["model"], kwargs["processing_class"], self.options.samples, self.seed)
@@ -216,6 +238,7 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         if not self.known:
             del found["novelty"]
         self.curve[state.global_step] = found | self._judged(samples)
+        keep_curve(args.output_dir, self.curve)
         print(f"step {state.global_step:3}   {_line(self.curve[state.global_step])}", flush=True)
 
     def _judged(self, samples: list[str]) -> dict[str, float]:
@@ -227,10 +250,12 @@ class Measure(TrainerCallback):  # type: ignore[misc]
 
     def report(self, folder: Path, log: list[dict[str, Any]], about: dict[str, Any]) -> None:
         """Prints the table; writes report.json, curve.png and the model card."""
-        before, after = self.curve[min(self.curve)], self.curve[max(self.curve)]
+        before, after = self.curve.get(0, {}), self.curve[max(self.curve)]
         found = {"before": before, "after": after, "curve": self.curve, "about": about, "log": log}
         rows = [
-            (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in NAMES if name in before and name in after
+            (name, f"{before[name]:.3f}" if name in before else "-", f"{after[name]:.3f}")
+            for name in NAMES
+            if name in after
         ]
         print("\n" + "\n".join(f"{name:12} {was:>8} {now:>8}" for name, was, now in (("", "before", "after"), *rows)))
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,20 +285,25 @@ def _judge_named(about: dict[str, Any]) -> str:
 
 def draw(curve: dict[int, dict[str, float]], file: Path) -> None:
     """The figures over the steps; the SA score as a tenth, so that all share a scale."""
+    with figure_of(file) as axes:
+        for name in NAMES:
+            rows = {step: found[name] for step, found in sorted(curve.items()) if name in found}
+            share, label = (0.1, "sa / 10") if name == "sa" else (1.0, name)
+            axes.plot(list(rows), [share * value for value in rows.values()], "o-", label=label)
+        axes.set(xlabel="step", ylim=(0, 1.02))
+        axes.legend(loc="lower right", ncols=2)
+
+
+@contextmanager
+def figure_of(file: Path) -> Iterator[Any]:
+    """The axes of a plot that is written to `file` at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    for name in NAMES:
-        rows = {step: found[name] for step, found in sorted(curve.items()) if name in found}
-        share = 0.1 if name == "sa" else 1.0
-        axes.plot(
-            list(rows), [share * value for value in rows.values()], "o-", label="sa / 10" if name == "sa" else name
-        )
-    axes.set(xlabel="step", ylim=(0, 1.02))
-    axes.legend(loc="lower right", ncols=2)
+    yield axes
     axes.grid(alpha=0.3)
     figure.savefig(file, bbox_inches="tight")
     plt.close(figure)

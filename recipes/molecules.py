@@ -27,7 +27,7 @@ from typing import Any
 import molecule_policy
 import molecule_stages as stages
 from accelerate import PartialState
-from common import checkpoint, publish
+from common import Noted, Restored, checkpoint, digest, judged_by, loading, publish, training
 from datasets import Dataset
 from molecule_reward import MoleculeReward
 from transformers import PrinterCallback, TrainingArguments
@@ -39,10 +39,9 @@ from trl import (
     ModelConfig,
     TrlParser,
     get_peft_config,
-    get_quantization_config,
 )
 
-from flexjudge_reward import FlexJudgeError, FlexJudgeReward
+from flexjudge_reward import FlexJudgeError, FlexJudgeReward, JudgeConfig
 
 
 @dataclass
@@ -81,7 +80,8 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
     policy, folder = policy_of(options, args.seed, model_args), Path(args.output_dir)
     with PartialState().main_process_first():  # one process samples and judges, the others find its files
         rows = stages.preference_pairs(options, policy, args.seed, folder)
-    args.model_init_kwargs = _loading(model_args, args.model_init_kwargs)
+    settings = training(args, model_args) | {"pairs": digest(folder / "pairs.jsonl", folder / "facts.jsonl")}
+    args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     _, tokenizer = molecule_policy.load(policy)
     trainer = DPOTrainer(
         model=policy,
@@ -90,16 +90,19 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    _train(trainer, options, args, model_args, {"pairs": len(rows)})
+    _train(trainer, options, settings, policy, {"pairs": len(rows), "policy": model_args.model_name_or_path})
 
 
 def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> None:
     """The judge as the reward."""
     policy = policy_of(options, args.seed, model_args)
     with PartialState().main_process_first():
-        judged_by = FlexJudgeReward(**stages.judge_options(options), name="judge")  # type: ignore[arg-type]
-    reward = MoleculeReward(judged_by, options.question, options.diversity)
-    args.model_init_kwargs = _loading(model_args, args.model_init_kwargs)
+        given = stages.judge_options(options)
+    judge = FlexJudgeReward(**given, name="judge")  # type: ignore[arg-type]
+    reward = MoleculeReward(judge, options.question, options.diversity)
+    settings = training(args, model_args) | judged_by(JudgeConfig.resolve(given))
+    settings |= {"question": options.question, "diversity": options.diversity}
+    args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     _, tokenizer = molecule_policy.load(policy)
     trainer = GRPOTrainer(
         model=policy,
@@ -109,32 +112,32 @@ def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) ->
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    _train(trainer, options, args, model_args, {"beta": args.beta, "diversity_price": options.diversity})
-    print(f"judge          {judged_by.summary}")
-    judged_by.close()
+    about = {"beta": args.beta, "diversity_price": options.diversity, "policy": model_args.model_name_or_path}
+    _train(trainer, options, settings, policy, about)
+    print(f"judge          {judge.summary}")
+    judge.close()
 
 
-def _loading(model_args: ModelConfig, given: dict[str, Any] | None) -> dict[str, Any]:
-    found = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(given or {}),
-    }
-    if quantization := get_quantization_config(model_args):
-        found["quantization_config"] = quantization
-    return found
+def _train(
+    trainer: Any, options: RecipeArguments, settings: dict[str, Any], policy: str, about: dict[str, Any]
+) -> None:
+    """Trains, and measures the truth before, in between and after.
 
-
-def _train(trainer: Any, options: RecipeArguments, args: Any, model_args: ModelConfig, about: dict[str, Any]) -> None:
-    """Trains, and measures the truth before, in between and after."""
-    measure = stages.Measure(options, args.seed)
+    Args:
+        settings: what a run that is resumed must have as it had; see `common.checkpoint`.
+    """
+    args = trainer.args
+    begun = checkpoint(args, settings)
+    measure = stages.Measure(options, args.seed, policy, begun)
     trainer.remove_callback(PrinterCallback)  # thirty numbers a line
     trainer.add_callback(measure)
-    trainer.train(resume_from_checkpoint=checkpoint(args))
+    trainer.add_callback(Noted(settings))
+    trainer.add_callback(Restored(begun))
+    trainer.train(resume_from_checkpoint=begun)
     trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
-        about |= dataclasses.asdict(options) | {"policy": model_args.model_name_or_path}
+        molecule_policy.carry(policy, Path(args.output_dir))
+        about |= dataclasses.asdict(options)
         measure.report(Path(args.output_dir), trainer.state.log_history, about)
     measure.close()
     if args.push_to_hub:

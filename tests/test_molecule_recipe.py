@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,19 +80,7 @@ def run(recipe: Any, stage: str, prepared: Path, folder: Path, **flags: Any) -> 
     recipe.main([stage, "--config", str(config), *words])
 
 
-def test_every_setting_of_the_configs_exists(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    stages = {
-        name: (lambda options, args, model: seen.append((options, args)), kind)
-        for name, (_, kind) in recipe.STAGES.items()
-    }
-    monkeypatch.setattr(recipe, "STAGES", stages)
-    for path in sorted((RECIPES / "configs").glob("molecules_*.yaml")):
-        stage = "best_of_n" if "best" in path.name else path.stem.split("_")[1]
-        recipe.main(
-            [stage, "--config", str(path), *(["--bf16", "false", "--use_cpu", "true"] if "zinc" in path.name else [])]
-        )
-    assert len(seen) == 4 and all(options.judge_model for options, _ in seen)
+def test_a_command_line_that_names_no_stage_or_setting(recipe: Any) -> None:
     with pytest.raises(SystemExit, match="the first word is one of pretrain, judge, best_of_n, dpo, grpo"):
         recipe.main(["ppo"])
     with pytest.raises(ValueError, match="--no_such_setting"):
@@ -104,6 +93,7 @@ def test_best_of_n_rises_to_what_the_judge_can_see(recipe: Any, taught: None, pr
     assert list(found["judge"]) == ["1", "2", "4"] and found["samples"] == 48
     assert found["judge"]["1"] == found["best"]["1"] <= found["best"]["2"] <= found["best"]["4"]
     assert found["judge"]["4"] > found["judge"]["1"]
+    assert (tmp_path / "best_of_n.png").stat().st_size > 1000
 
 
 def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
@@ -123,6 +113,42 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
     assert "judge          {" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"judged pairs are too few to train on .*pairs.md counts why"):
         run(recipe, "dpo", prepared, tmp_path, **few | {"fewest_pairs": 999})
+    with pytest.raises(ConfigError, match=r"sampled with other settings: seed was 1 and is 2\. Set it back, give"):
+        recipe.stages.preference_pairs(recipe.RecipeArguments(rows=12), str(prepared / "policy-1"), 2, tmp_path)
+    with pytest.raises(ConfigError, match="Lower the margin, or ask for more rows or answers in another"):
+        run(recipe, "dpo", prepared, tmp_path, **few | {"margin": 9.5})
+    assert "judge          again, because margin was 1.0 and is 9.5" in capsys.readouterr().out
+
+
+def test_novelty_is_measured_where_it_is_known_what_a_policy_was_pretrained_on(
+    recipe: Any, taught: None, prepared: Path, tmp_path: Path
+) -> None:
+    few = {"num_generations": 8, "per_device_train_batch_size": 8, "max_steps": 1}
+    run(recipe, "grpo", prepared, tmp_path / "one", **few)
+    run(recipe, "grpo", prepared, tmp_path / "two", model_name_or_path=tmp_path / "one", **few)
+    found = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert "novelty" in found["before"] and "novelty" in found["after"]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(prepared / "policy-1", elsewhere, ignore=shutil.ignore_patterns("pretrained.json"))
+    run(recipe, "grpo", prepared, tmp_path / "two", model_name_or_path=elsewhere, **few)  # `prepared` has a policy-1
+    found = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert "novelty" not in found["before"] and "novelty" not in found["after"]
+    assert not (tmp_path / "two" / "pretrained.json").exists()
+
+
+def test_a_resumed_run_reports_the_before_of_the_unbroken_one(
+    recipe: Any, taught: None, prepared: Path, tmp_path: Path
+) -> None:
+    few = {"num_generations": 8, "per_device_train_batch_size": 8, "measure_every": 1, "learning_rate": 0.002}
+    few |= {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    run(recipe, "grpo", prepared, tmp_path, **few)
+    unbroken = json.loads((tmp_path / "report.json").read_text())
+    run(recipe, "grpo", prepared, tmp_path, **few, resume_from_checkpoint=tmp_path / "checkpoint-1")
+    resumed = json.loads((tmp_path / "report.json").read_text())
+    assert resumed["before"] == unbroken["before"] != unbroken["curve"]["1"]
+    assert list(resumed["curve"]) == ["0", "1", "2"] and resumed["curve"]["1"] == unbroken["curve"]["1"]
+    with pytest.raises(ConfigError, match=r"beta was 0.04 and is 0.1, diversity was 0.0 and is 0.5"):
+        run(recipe, "grpo", prepared, tmp_path, **few, resume_from_checkpoint="true", beta=0.1, diversity=0.5)
 
 
 def test_grpo_trains_and_measures(recipe: Any, taught: None, prepared: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("trl")
+
+from flexjudge_reward import ConfigError, JudgeConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = [
@@ -27,14 +31,120 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("dpo_vlm")
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in (RECIPES / "configs").glob("dpo_*.yaml")))
-def test_every_setting_of_the_dpo_configs_exists(config: str, recipe: Any) -> None:
-    from trl import DPOConfig, ModelConfig, TrlParser
+@pytest.fixture
+def common(recipe: Any) -> Any:
+    """recipes/common.py as a module."""
+    return importlib.import_module("common")
 
-    parser = TrlParser((recipe.RecipeArguments, DPOConfig, ModelConfig))
-    words = ["--config", str(RECIPES / "configs" / config), "--bf16", "false", "--use_cpu", "true"]
-    options, args, _ = parser.parse_args_and_config(words, fail_with_unknown_args=True)
-    assert options.judge_model and args.loss_type == ["sigmoid", "sft"] and args.max_length is None
+
+# ----------------------------------------------------------------------------------------------------------- configs
+
+# Public names in the configs, in miniature: the type of the model, and the columns of the data set.
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 1, "vocab_size": 32},
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 16},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": QWEN,
+    "Qwen/Qwen2.5-VL-3B-Instruct": QWEN,
+    "entropy/gpt2_zinc_87m": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_head": 2},
+}
+COLUMNS = {"lmms-lab/multimodal-open-r1-8k-verified": ("image", "problem", "solution")}
+CONFIGS = sorted(
+    path.name for path in (RECIPES / "configs").iterdir() if path.name.startswith(("dpo_", "grpo_", "molecules_"))
+)
+
+
+def commands(config: str) -> list[tuple[str, list[str]]]:
+    """The commands in a config's header that start a recipe: its name, and the words after its file."""
+    lines = (RECIPES / "configs" / config).read_text().splitlines()
+    shown = "\n".join(line[1:].strip() for line in lines if line.startswith("#    "))
+    found = [shlex.split(command) for command in shown.replace("\\\n", " ").splitlines()]
+    places = [(words, place) for words in found for place, word in enumerate(words) if word.startswith("recipes/")]
+    return [(Path(words[at]).stem, words[at + 1 :]) for words, at in places if words[at].endswith(".py")]
+
+
+def parsed(name: str, words: list[str]) -> Any:
+    """Options, trainer's arguments and model arguments, by the parser of a recipe; as on a machine without a GPU."""
+    from trl import DPOConfig, GRPOConfig, ModelConfig, TrlParser
+
+    if name == "molecules":
+        pytest.importorskip("rdkit")
+    module: Any = importlib.import_module(name)
+    kind = {"grpo_vlm": GRPOConfig, "dpo_vlm": DPOConfig}.get(name)
+    if kind is None:
+        (_, kind), words = module.STAGES[words[0]], words[1:]
+    parser = TrlParser((module.RecipeArguments, kind, ModelConfig))
+    here = ["--bf16", "false", "--use_cpu", "true", "--report_to", "none"]
+    return parser.parse_args_and_config([*words, *here], fail_with_unknown_args=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_commands_of_a_config_parse_with_every_setting(
+    config: str, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(RECIPES.parent)
+    assert commands(config)
+    for name, words in commands(config):
+        assert words[words.index("--config") + 1] == f"recipes/configs/{config}"
+        options, args, model_args = parsed(name, words)
+        assert options.judge_model and args.output_dir == f"runs/{config.removesuffix('.yaml')}"
+        assert model_args.model_name_or_path in ("nano", *MODELS)
+        if name == "dpo_vlm":
+            assert args.loss_type == ["sigmoid", "sft"] and args.max_length is None
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if "qwen" in config or "zinc" in config])
+def test_the_model_of_a_config_can_be_built_and_adapted(
+    config: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import transformers
+    from peft import get_peft_model
+    from trl import get_peft_config
+
+    monkeypatch.chdir(RECIPES.parent)
+    _, _, model_args = parsed(*commands(config)[-1])
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[model_args.model_name_or_path]))
+    found = transformers.AutoConfig.from_pretrained(tmp_path)
+    sees = transformers.AutoModelForImageTextToText if "qwen" in config else transformers.AutoModelForCausalLM
+    with torch.device("meta"):  # no weights
+        model = sees.from_config(found)
+    assert type(model) is getattr(transformers, found.architectures[0])  # which is how TRL finds it
+    if peft_config := get_peft_config(model_args):
+        names = [name for name, _ in model.named_modules()]
+        assert all(any(name.endswith(f".{target}") for name in names) for target in peft_config.target_modules)
+        assert get_peft_model(model, peft_config).get_nb_trainable_parameters()[0] > 0
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if "qwen" in config])
+def test_the_data_set_of_a_config_has_what_the_recipe_asks_for(
+    config: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    from PIL import Image
+
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    name, words = commands(config)[-1]
+    options, args, _ = parsed(name, words)
+    row = dict.fromkeys(COLUMNS[options.dataset_name], "text") | {"image": Image.new("RGB", (8, 8)), "problem": "What?"}
+    (tmp_path / "rows").mkdir()
+    datasets.Dataset.from_list([row] * 3).to_parquet(tmp_path / "rows" / "train.parquet")
+    options.dataset_name = str(tmp_path / "rows")
+    if name == "dpo_vlm":
+        asked = list(recipe.questions(options, args.seed))
+        assert [question for question, _ in asked] == ["What?"] * 3 and asked[0][1].size == (8, 8)
+    else:
+        rows = importlib.import_module("grpo_vlm").training_data(options, args.seed)
+        assert rows[0]["prompt"][-1] == {"role": "user", "content": "What?"}
+        assert rows[0]["image"].size == (8, 8) and rows[0][options.reference_column] == "text"
+
+
+# ------------------------------------------------------------------------------------------------------------- DPO
 
 
 def run(recipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
@@ -68,8 +178,6 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
 def test_too_few_pairs_are_counted_and_nothing_is_trained(
     tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexjudge_reward import ConfigError
-
     with pytest.raises(ConfigError, match=r"0 pairs are too few to train on .*pairs.md counts why"):
         run(recipe, tmp_path, monkeypatch, questions=2, margin=9.5)
     with pytest.raises(ConfigError, match="no column 'problem'; it has id, answer"):
@@ -92,20 +200,205 @@ def test_too_few_pairs_are_counted_and_nothing_is_trained(
     ],
 )
 def test_recipes_go_on_from_the_checkpoint_that_is_named(
-    wanted: Any, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: Any, found: str | None, tmp_path: Path, common: Any
 ) -> None:
-    from flexjudge_reward import ConfigError
-
-    monkeypatch.syspath_prepend(str(RECIPES))
-    common = importlib.import_module("common")
     for step in (4, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     named = tmp_path / wanted if isinstance(wanted, str) and "-" in wanted else wanted
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=named)
     if found and found.startswith("there"):
         with pytest.raises(ConfigError, match=found):
-            common.checkpoint(args)
+            common.checkpoint(args, {})
     else:
-        assert common.checkpoint(args) == (found and str(tmp_path / found))
+        assert common.checkpoint(args, {"seed": 1}) == (found and str(tmp_path / found))
     with pytest.raises(ConfigError, match=r"no checkpoint in .*nowhere to go on from"):
-        common.checkpoint(SimpleNamespace(output_dir=str(tmp_path / "nowhere"), resume_from_checkpoint=True))
+        common.checkpoint(SimpleNamespace(output_dir=str(tmp_path / "nowhere"), resume_from_checkpoint=True), {})
+
+
+# ------------------------------------------------------------------------------- what another run left, and resuming
+
+
+@pytest.fixture
+def judge_asked(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two answers to each question that no policy samples, and a scripted judge of them; what it was asked."""
+    from flexjudge_reward import Judge, JudgeConfig, Score
+    from flexjudge_reward.engines.scripted import ScriptedEngine
+    from flexjudge_reward.fence import flatten
+
+    asked: list[str] = []
+
+    def reply(prompt: Any) -> str:
+        asked.append("".join(map(str, flatten(prompt.messages[-1]))))
+        return f"<think>x</think><answer>{7 if 'zebra' in asked[-1] else 4}</answer>"
+
+    monkeypatch.setattr(
+        recipe, "_answers", lambda options, policy, folder, seed, rows: [["zebra", "gnu"] for _ in rows]
+    )
+    monkeypatch.setattr(JudgeConfig, "build", lambda self: Judge(Score(), ScriptedEngine(reply)))
+    return asked
+
+
+def prepare(recipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
+    run(recipe, folder, monkeypatch, **{"questions": 3, "prepare_only": True} | flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        pytest.param({"seed": 2}, "seed was 1 and is 2", id="seed"),
+        pytest.param({"model_name_or_path": "other"}, "model_name_or_path was '.*base' and is 'other'", id="model"),
+        pytest.param({"questions": 4}, "questions was 3 and is 4", id="questions"),
+        pytest.param({"answer_tokens": 9}, "answer_tokens was 8 and is 9", id="tokens"),
+        pytest.param({"dataset_name": "org/name"}, "dataset_name was 'nano' and is 'org/name'", id="data set"),
+    ],
+)
+def test_answers_of_other_settings_are_an_error_that_says_which(
+    flag: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    recipe: Any,
+    judge_asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(recipe, tmp_path, monkeypatch)
+    held = (tmp_path / "candidates.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=rf"sampled with other settings: {message}\. Set it back, give another"):
+        prepare(recipe, tmp_path, monkeypatch, **flag)
+    assert (tmp_path / "candidates.jsonl").read_bytes() == held
+    prepare(recipe, tmp_path, monkeypatch)  # nothing was spoilt by it
+
+
+def test_a_run_that_sampled_nothing_holds_up_no_other(
+    tmp_path: Path, recipe: Any, judge_asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"id": 1, "answer": "a"}\n')
+    with pytest.raises(ConfigError, match="no column 'problem'"):
+        prepare(recipe, tmp_path, monkeypatch, dataset_name=data)
+    prepare(recipe, tmp_path, monkeypatch)
+    assert len(judge_asked) == 6
+
+
+def test_pairs_of_another_margin_or_judge_are_judged_again(
+    tmp_path: Path,
+    recipe: Any,
+    judge_asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ConfigError, match=r"Lower the margin, or ask .* in another output_dir"):
+        prepare(recipe, tmp_path, monkeypatch, margin=5)
+    prepare(recipe, tmp_path, monkeypatch, margin=3)
+    assert "judge          again, because margin was 5.0 and is 3.0" in capsys.readouterr().out
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 3 and len(judge_asked) == 12
+    prepare(recipe, tmp_path, monkeypatch, margin=3)
+    assert len(judge_asked) == 12
+    prepare(recipe, tmp_path, monkeypatch, margin=3, judge_rubric="molecule")
+    assert "judge_rubric was 'helpfulness " in capsys.readouterr().out and len(judge_asked) == 18
+
+
+def test_an_unfinished_annotation_of_another_margin_is_no_obstacle(
+    tmp_path: Path, recipe: Any, judge_asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexjudge_reward import annotate
+
+    monkeypatch.setattr(annotate, "BATCH", 1)
+    with monkeypatch.context() as killed:
+        killed.setattr(annotate.Journal, "finish", lambda self, card: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, tmp_path, monkeypatch, margin=1)
+    assert (tmp_path / "pairs.jsonl.progress").exists()
+    prepare(recipe, tmp_path, monkeypatch, margin=2)
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, common: Any) -> None:
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="true", seed=1, beta=0.1, max_steps=4)
+    model = SimpleNamespace(model_name_or_path="org/policy", use_peft=True, lora_r=8, lora_alpha=8)
+    model.lora_target_modules = ["q_proj"]
+    found = tmp_path / "checkpoint-2"
+    found.mkdir()
+    noted = common.Noted(common.training(args, model) | {"judge_model": "nano"})
+    noted.on_save(args, SimpleNamespace(is_world_process_zero=True, global_step=2), None)
+    args.max_steps, model.model_name_or_path = 8, "/elsewhere/policy"  # trained on, and in a folder that was moved
+    assert common.checkpoint(args, common.training(args, model)) == str(found)
+    args.beta, model.lora_r = 0.2, 16
+    with pytest.raises(ConfigError, match=r"of another run: beta was 0.1 and is 0.2, lora_r was 8 and is 16. Set it"):
+        common.checkpoint(args, common.training(args, model))
+
+
+def test_a_judge_is_known_by_what_it_is_and_not_where(common: Any, tmp_path: Path) -> None:
+    def noted(**given: Any) -> Any:
+        return common.judged_by(JudgeConfig.resolve({"rubric": str(rubric), **given}, {}, lambda: False))
+
+    rubric = tmp_path / "mine.toml"
+    rubric.write_text('criteria = "Be right."\n')
+    here = noted(model="org/judge", base_url="http://one:8001/v1", cache="a.sqlite")
+    assert here == noted(model="org/judge", base_url="http://two:8001/v1", cache="off")
+    assert here["judge_rubric"].startswith("mine.toml ") and json.dumps(here)
+    assert here != noted(model="org/other", base_url="http://one:8001/v1")
+    rubric.write_text('criteria = "Be brief."\n')
+    assert here != noted(model="org/judge", base_url="http://one:8001/v1")
+
+
+def grpo(folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> dict[str, Any]:
+    """grpo_vlm.py, run short with a checkpoint after each step; its report."""
+    flags = {"output_dir": folder, "judge_cache": folder / "judge.sqlite", "held_out": 20, "questions": 32} | flags
+    flags |= {"num_generations": 4, "per_device_train_batch_size": 16, "save_strategy": "steps", "save_steps": 1}
+    words = [str(word) for name, value in ({"measure_every": 1} | flags).items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["grpo_vlm.py", "--config", str(RECIPES / "configs" / "grpo_nano.yaml"), *words])
+    importlib.import_module("grpo_vlm").main()
+    return dict(json.loads((folder / "report.json").read_text()))
+
+
+def test_grpo_that_is_resumed_reports_the_before_of_the_unbroken_run(
+    tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The accuracies of untrained steps may be equal, so that each measurement is told apart by its number.
+    measured = iter(range(100))
+    monkeypatch.setattr(importlib.import_module("grpo_vlm").HeldOut, "accuracy", lambda *_: next(measured) / 100)
+    unbroken = grpo(tmp_path, monkeypatch, max_steps=2)
+    assert unbroken["accuracy"] == {"0": 0.0, "1": 0.01, "2": 0.02}
+    resumed = grpo(tmp_path, monkeypatch, max_steps=2, resume_from_checkpoint=tmp_path / "checkpoint-1")
+    assert resumed["accuracy"] == {"0": 0.0, "1": 0.01, "2": 0.03} and resumed["accuracy_before"] == 0.0
+    assert "| 0.0% | 3.0% |" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"beta was 0.0 and is 0.5"):
+        grpo(tmp_path, monkeypatch, max_steps=3, resume_from_checkpoint=True, beta=0.5)
+    (tmp_path / "curve.json").unlink()
+    assert grpo(tmp_path, monkeypatch, max_steps=3, resume_from_checkpoint=True)["accuracy_before"] is None
+    assert grpo(tmp_path, monkeypatch, max_steps=1)["accuracy"] == {"0": 0.05, "1": 0.06}  # begins with nothing
+
+
+def test_dpo_that_is_resumed_reports_the_before_of_the_unbroken_run(
+    tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "learning_rate": 0.001}
+    run(recipe, tmp_path, monkeypatch, **flags)
+    unbroken = json.loads((tmp_path / "report.json").read_text())
+    run(recipe, tmp_path, monkeypatch, **flags, resume_from_checkpoint=tmp_path / "checkpoint-1")
+    resumed = json.loads((tmp_path / "report.json").read_text())
+    assert resumed["shares"] == unbroken["shares"]
+    # The loss of the second step tells whether the weights of the first were there.
+    assert [row["loss"] for row in resumed["log"][:2]] == pytest.approx([row["loss"] for row in unbroken["log"][:2]])
+    lines = (tmp_path / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "pairs.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(ConfigError, match=r"beta was 0.1 and is 0.3, pairs was '.*' and is '"):
+        run(recipe, tmp_path, monkeypatch, **flags, resume_from_checkpoint="true", beta=0.3)
+
+
+def test_grpo_names_the_columns_that_there_are(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    grpo_vlm: Any = importlib.import_module("grpo_vlm")
+    (tmp_path / "train.jsonl").write_text('{"id": 1, "query": "a"}\n')
+    options = grpo_vlm.RecipeArguments(dataset_name=str(tmp_path))
+    with pytest.raises(ConfigError, match="no column 'problem'; it has id, query"):
+        grpo_vlm.training_data(options, 1)
+    options.question_column, options.reference_column = "query", "solution"
+    with pytest.raises(ConfigError, match="no column 'solution'; it has id, query"):
+        grpo_vlm.training_data(options, 1)
+    words = ["--config", str(RECIPES / "configs" / "grpo_nano.yaml"), "--output_dir", str(tmp_path / "none")]
+    done = subprocess.run(
+        [sys.executable, "recipes/grpo_vlm.py", *words, "--resume_from_checkpoint", "true"],
+        cwd=RECIPES.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("grpo_vlm: there is no checkpoint in")

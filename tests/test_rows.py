@@ -398,3 +398,30 @@ def test_media_of_a_row_are_read_once(tmp_path: Path) -> None:
     )
     (row,) = read(tmp_path / "in.parquet")
     assert row.entry["images"][0] is row.example.media[0] and isinstance(row.entry["images"][0], Media)
+
+
+@pytest.mark.parametrize("stored", [as_lines, as_parquet])
+def test_a_molecule_is_drawn_if_its_part_says_so(
+    tmp_path: Path, stored: Callable[[Path, list[dict[str, Any]]], Path]
+) -> None:
+    parts: list[Any] = [[{"molecule": "CCO", "drawn": True}], [{"molecule": "CCO", "drawn": False}]]
+    row = {"question": "q", "candidates": [*parts, [{"molecule": "CCO", "drawn": None}]]}
+    (found,) = read(stored(tmp_path, [row]))
+    plain = (Media.molecule("CCO"),)
+    assert found.example.candidates == ((Media.molecule("CCO", drawn=True),), plain, plain)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, [True]])
+def test_drawn_is_true_or_false(tmp_path: Path, value: Any) -> None:
+    good = {"question": "q", "answer": [{"molecule": "C", "drawn": True}]}
+    bad = {"question": "q", "answer": [{"molecule": "C", "drawn": value}]}
+    with pytest.raises(ConfigError, match=r"line 2: 'drawn' of a molecule is true or false, found "):
+        read(as_lines(tmp_path, [good, bad]))
+
+
+def test_a_drawn_molecule_reaches_the_judge_from_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    engine = ScriptedEngine(["<think>x</think><answer>7</answer>"])
+    source = as_lines(tmp_path, [{"id": 1, "question": "q", "answer": [{"molecule": "CCO", "drawn": True}]}])
+    score_file(source, Judge(Score(), engine), tmp_path / "out.jsonl")
+    assert engine.prompts[0].media == (Media.molecule("CCO", drawn=True),)
