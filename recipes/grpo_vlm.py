@@ -218,6 +218,7 @@ def main() -> None:
         rubric=options.judge_rubric,
         cache=options.judge_cache,
         reference_column=options.reference_column,
+        num_generations=args.num_generations,
     )
     trainer = make_trainer(options, args, model_args, reward)
     trainer.add_callback(Noted(settings))
