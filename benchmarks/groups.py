@@ -4,6 +4,7 @@
     python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
     python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
     python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds; 20 minutes
+    python benchmarks/groups.py grpo_new    the same without the cache of replies, three seeds; 10 minutes
 
 Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
 """
@@ -54,10 +55,11 @@ G = 8
 def main() -> None:
     """Runs the part named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo"))
+    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo", "grpo_new"))
     parser.add_argument("--groups", type=int, default=60, help="groups of eight (nano)")
     options = parser.parse_args()
-    {"layouts": layouts, "swap": swap, "nano": lambda: nano(options.groups), "grpo": grpo}[options.part]()
+    parts = {"layouts": layouts, "swap": swap, "grpo": grpo, "grpo_new": grpo_new}
+    parts.get(options.part, lambda: nano(options.groups))()
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -317,8 +319,27 @@ def expectations(engine: TransformersEngine, groups: Sequence[Group]) -> None:
 # ------------------------------------------------------------------------------------------------------------ grpo
 
 
-def grpo(seeds: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> None:
-    """Accuracy at the end of the demo's training, one judge call per group against one per answer, and the plot.
+def grpo() -> None:
+    """Accuracy at the end of the demo's training, one judge call per group against one per answer, and the plot."""
+    found = in_turns((1, 2, 3, 4, 5, 6))
+    points = {form: [100 * one["accuracy_after"] for one in runs] for form, runs in found.items()}
+    differences = [one - other for one, other in zip(points["listwise"], points["score"], strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    means = [statistics.mean(points[form]) for form in ("listwise", "score")]
+    note = f"standard error {error:.1f}; {len(differences)} seeds: {means[0]:.1f} % against {means[1]:.1f} % right"
+    difference = statistics.mean(differences)
+    record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
+    record_time("groups.grpo_judge_time_ratio", found)
+    plot(found)
+
+
+def grpo_new() -> None:
+    """The judge's seconds where no answer was judged before, as with policies that do not repeat themselves."""
+    record_time("groups.grpo_new_judge_time_ratio", in_turns((1, 2, 3), "--judge_cache", "off"))
+
+
+def in_turns(seeds: Sequence[int], *flags: str) -> dict[str, list[dict[str, Any]]]:
+    """What the demo's training reports with single scores and with lists, for each seed.
 
     The judge is on a real vLLM server, as the README advises for training. Both ways take turns in being first, so that
     neither a busy minute of the machine nor a cold server falls on one of them alone.
@@ -334,20 +355,12 @@ def grpo(seeds: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> None:
     ):
         for number, seed in enumerate(seeds):
             for form in sorted(found, reverse=number % 2 == 0):
-                found[form].append(run(seed, Path(folder) / f"{form}{seed}", form, "--judge_base_url", url))
-    record_grpo(found)
-    plot(found)
+                found[form].append(run(seed, Path(folder) / f"{form}{seed}", form, "--judge_base_url", url, *flags))
+    return found
 
 
-def record_grpo(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """The difference in accuracy, and the judge's seconds as a ratio of the pointwise ones."""
-    points = {form: [100 * one["accuracy_after"] for one in runs] for form, runs in found.items()}
-    differences = [one - other for one, other in zip(points["listwise"], points["score"], strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    means = [statistics.mean(points[form]) for form in ("listwise", "score")]
-    note = f"standard error {error:.1f}; {len(differences)} seeds: {means[0]:.1f} % against {means[1]:.1f} % right"
-    difference = statistics.mean(differences)
-    record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
+def record_time(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The judge's seconds with lists as a ratio of those with single scores."""
     judged = {form: {key: [one["judge"][key] for one in runs] for key in _COUNTS} for form, runs in found.items()}
     lists, scores = judged["listwise"], judged["score"]
     by_seed = [one / other for one, other in zip(lists["seconds"], scores["seconds"], strict=True)]
@@ -355,8 +368,7 @@ def record_grpo(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     note = f"a vLLM server, {sum(lists['seconds']):.0f} s against {sum(scores['seconds']):.0f} s; by seed"
     note += f" {min(by_seed):.2f} to {max(by_seed):.2f}; {cached:.0%} of the single scores came from the cache"
     note += f"; tokens, cached ones counted, {sum(lists['tokens'])} against {sum(scores['tokens'])}"
-    ratio = sum(lists["seconds"]) / sum(scores["seconds"])
-    record("groups.grpo_judge_time_ratio", ratio, unit="ratio", target="< 1", note=note)
+    record(name, sum(lists["seconds"]) / sum(scores["seconds"]), unit="ratio", target="< 1", note=note)
 
 
 _COUNTS = ("seconds", "tokens", "new", "judgements")
