@@ -5,8 +5,9 @@
 
 Two CPU cores, nothing to download: a tiny text-to-image model of the embedded world, trained first if it is not there
 yet (`diffusion_nano.py`, about six minutes), draws what it is asked for with bad habits; the embedded judge, which
-never sees the truth, says which of two pictures is nearer to the prompt; a LoRA makes that one likelier. Expect 20 % of
-the pictures just as asked for before and 79 % after (UNet), 27 and 83 % (flow transformer), three seeds.
+never sees the truth, says which of two pictures is nearer to the prompt; a LoRA makes that one likelier. Expect 26 % of
+the pictures just as asked for before and 74 % after (UNet), 26 and 83 % (flow transformer), on prompts that were not
+trained on, three seeds.
 
     CUDA_VISIBLE_DEVICES=0 vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'
     CUDA_VISIBLE_DEVICES=1,2,3,4,5,6,7 accelerate launch --num_processes 7 \\
