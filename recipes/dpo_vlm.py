@@ -4,7 +4,7 @@
 
 Two CPU cores, nothing to download, a few minutes: the embedded base model answers questions about pictures of coloured
 shapes with bad habits, four times each and at two temperatures; the embedded judge, which never sees a right answer,
-says which answer is better; DPO makes that one likelier. Expect 38 % of held-out pictures right before and about 65 %
+says which answer is better; DPO makes that one likelier. Expect 38 % of held-out pictures right before and about 64 %
 after (three seeds).
 
     vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
