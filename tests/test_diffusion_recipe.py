@@ -390,7 +390,7 @@ def test_only_the_lora_and_its_card_are_pushed(
             names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
             pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
 
-    monkeypatch.setattr(recipe, "HfApi", Hub)
+    monkeypatch.setattr(importlib.import_module("common"), "HfApi", Hub)
     scripted(recipe, monkeypatch)
     flags = {"fewest_pairs": 2, "save_strategy": "steps", "save_steps": 2, "push_to_hub": True, "hub_token": "secret"}
     run(recipe, runs / "pushed", "flow", monkeypatch, **flags)
