@@ -27,6 +27,7 @@ _TOKENS = (
     *"BCFHINOPSbcnops#=-+()[]@/\\.%0123456789",
 )
 POOL, BATCH, LENGTH = 6000, 64, 80  # molecules to learn from, per step, and tokens
+STEPS = 400
 NOTE = "pretrained.json"  # beside the weights of a policy that is known to come from here: the seed of its molecules
 
 
@@ -53,21 +54,25 @@ def known(seed: int) -> list[str]:
     return world.molecules(POOL, f"policy {seed}")
 
 
-def pretrain(folder: Path, seed: int, steps: int) -> Path:
+def pretrain(folder: Path, seed: int, steps: int | None = None) -> Path:
     """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread.
 
+    Args:
+        steps: None takes what is there, and makes one of STEPS.
+
     Raises:
-        ConfigError: the one that is there had another number of steps.
+        ConfigError: the one that is there had another number of steps than asked for.
     """
     if (folder / "config.json").exists():
         note = json.loads((folder / NOTE).read_text("utf-8")) if (folder / NOTE).exists() else {}
-        made = note.get("steps", steps)
-        if made != steps:
+        made = note.get("steps")
+        if steps is not None and made not in (None, steps):
             raise ConfigError(
                 f"{folder} was pretrained for {made} steps, and {steps} are asked for:"
                 " remove it, or give another folder as `prepared`"
             )
         return folder
+    steps = steps or STEPS
     tokenizer, began = make_tokenizer(), time.monotonic()
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(

@@ -47,7 +47,9 @@ class Options:
     judge_rubric: str = field(default="molecule", metadata={"help": "A built-in rubric's name, or a TOML file."})
     judge_cache: str | None = field(default=None, metadata={"help": "The file of judge replies, or 'off'."})
     judge_steps: int | None = field(default=None, metadata={"help": "Steps of training the small judge."})
-    pretrain_steps: int = field(default=400, metadata={"help": "Steps of pretraining the policy."})
+    pretrain_steps: int | None = field(
+        default=None, metadata={"help": "Steps of pretraining the policy; 400 if there is none yet."}
+    )
     samples: int = field(default=500, metadata={"help": "How many samples measure a policy."})
     judged: int = field(default=100, metadata={"help": "How many of their molecules the judge scores for the report."})
     most: int = field(default=16, metadata={"help": "best_of_n: the largest N, a power of 2."})
