@@ -109,6 +109,7 @@ def _record_wins(kind: str, runs: list[dict[str, Any]]) -> None:
     for what, digits in (("outline", 3), ("stain", 2)):
         before, after = (statistics.mean(one[f"{what}_{when}"] for one in runs) for when in ("before", "after"))
         note += f"; {what} {before:.{digits}f} to {after:.{digits}f}"
+    note += f"; both no worse than the bound in {sum(one['quality_kept'] for one in runs)} of {len(runs)}"
     wins = statistics.mean(one["win_rate"] for one in runs)
     record(f"recipes.diffusion_{kind}_win_rate", wins, unit="share", target=">= 0.75", note=note)
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from flexjudge_reward.answers import THINK_CLOSE, said_so_far
+from flexjudge_reward.answers import THINK_CLOSE, THINK_OPEN, said_so_far
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats import group_size, steps, together
 from flexjudge_reward.rubric import Scale
@@ -154,13 +154,13 @@ def votes_needed(ballots: Mapping[Ballot, int], k: int, drawn: int) -> int:
 
 def as_sample(run: Steps, number: int) -> Steps:
     """`run` with every prompt drawn as sample `number`."""
-    prompts = next(run)
-    while True:
-        replies = yield [replace(prompt, sample=prompt.sample + number) for prompt in prompts]
-        try:
+    try:
+        prompts = next(run)
+        while True:
+            replies = yield [replace(prompt, sample=prompt.sample + number) for prompt in prompts]
             prompts = run.send(replies)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+    except StopIteration as stop:  # maybe at once: a group of equals asks nobody
+        return stop.value  # type: ignore[no-any-return]
 
 
 class Forced:
@@ -182,23 +182,23 @@ class Forced:
 
     def steps(self, example: Example) -> Steps:
         """Every round of the format inside, followed by one for the thoughts that were cut in it."""
-        run, forced, thought = steps(self.format, example), 0, 0
-        prompts = next(run)
-        while True:
-            replies = yield prompts
-            # What goes on from the judge's own words is short on purpose, and no thought.
-            thoughts = [index for index, prompt in enumerate(prompts) if prompt.messages[-1].role != "assistant"]
-            cut = [index for index in thoughts if is_cut(replies[index])]
-            if cut:
-                closed = yield [self._continued(prompts[index], replies[index]) for index in cut]
-                for index, reply in zip(cut, closed, strict=True):
-                    replies[index] = _joined(replies[index], reply)
-            forced, thought = forced + len(cut), thought + len(thoughts)
-            try:
+        run, notes = steps(self.format, example), {"forced": 0.0, "thoughts": 0.0}
+        try:
+            prompts = next(run)
+            while True:
+                replies = yield prompts
+                # What goes on from the judge's own words is short on purpose, and no thought.
+                thoughts = [i for i, prompt in enumerate(prompts) if prompt.messages[-1].role != "assistant"]
+                cut = [index for index in thoughts if is_cut(replies[index])]
+                if cut:
+                    closed = yield [self._continued(prompts[index], replies[index]) for index in cut]
+                    for index, reply in zip(cut, closed, strict=True):
+                        replies[index] = _joined(replies[index], reply)
+                notes = added(notes, {"forced": len(cut), "thoughts": len(thoughts)})
                 prompts = run.send(replies)
-            except StopIteration as stop:
-                verdict: Verdict = stop.value
-                return replace(verdict, notes=added(verdict.notes, {"forced": forced, "thoughts": thought}))
+        except StopIteration as stop:  # maybe at once: a group of equals asks nobody
+            verdict: Verdict = stop.value
+            return replace(verdict, notes=added(verdict.notes, notes))
 
     def _continued(self, prompt: Prompt, reply: Generation) -> Prompt:
         said = Message("assistant", said_so_far(reply.text + THINK_CLOSE))
@@ -214,9 +214,13 @@ def is_cut(reply: Generation) -> bool:
 def _joined(thought: Generation, closed: Generation) -> Generation:
     if closed.failure is not None:
         return closed
+    said = closed.text
+    if said.startswith(THINK_OPEN) and said.endswith(THINK_CLOSE):
+        # A server that splits off reasoning took all of it for that, because the closing tag was in the prompt.
+        said = said.removeprefix(THINK_OPEN).removesuffix(THINK_CLOSE)
     return replace(
         closed,
-        text=thought.text + THINK_CLOSE + closed.text,
+        text=thought.text + THINK_CLOSE + said,
         prompt_tokens=thought.prompt_tokens,
         completion_tokens=thought.completion_tokens + closed.completion_tokens,
         # The closing tag was nobody's choice, so it is certain.

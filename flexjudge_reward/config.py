@@ -185,6 +185,8 @@ class JudgeConfig:
             found = Forced(found, self.force_tokens)
         if self.swap_margin is not None and not self.swap:
             raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")
+        if self.swap_margin is not None and self.format in ("choice", "relation") and not self.expected:
+            raise ConfigError(f"swap_margin is for scores: a {self.format} has none, so every margin would be the same")
         if self.swap:
             found = Swapped(found, self.swap_margin)
         if self.votes != 1:

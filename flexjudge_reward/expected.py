@@ -22,6 +22,7 @@ from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Example, Failure, Generation, Message, Prompt, Steps, TokenLogprob, Verdict
 
 TOP = 20  # alternatives per place; what servers allow
+_NOTHING = "the judge's distribution has nothing of what may be answered"
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _WORTH_ASKING = 0.01  # digits less likely than this move a score by less than a hundredth of the scale
 
@@ -73,8 +74,9 @@ def _expected(prompt: Prompt, reply: Generation, verdict: Verdict, slots: Sequen
         replies = yield [_continued(prompt, reply, one.slot, digits) for one, digits in asked]
         verdict = replace(verdict, generations=(*verdict.generations, *replies))
         for (one, digits), answer in zip(asked, replies, strict=True):
-            if answer.failure is not None:
-                return replace(verdict, scores=None, failure=answer.failure)
+            if answer.failure is not None or not answer.logprobs:
+                silent = Failure("engine", f"no log probabilities came for what follows {digits!r}")
+                return replace(verdict, scores=None, failure=answer.failure or silent)
             one.following[digits] = _chances(_logprobs(answer)[0])
     means = [one.mean() for one in found]
     failed = next((mean for mean in means if isinstance(mean, Failure)), None)
@@ -94,6 +96,8 @@ def _soft_choice(verdict: Verdict, slot: Slot, count: int) -> Verdict:
     chances = _chances(slot.tokens[0])
     letters = [chances.get(letter, 0.0) for letter in LETTERS[:count]]
     total = math.fsum(letters)
+    if not total > 0:
+        return replace(verdict, scores=None, failure=Failure("engine", _NOTHING))
     return replace(verdict, scores=tuple(chance / total for chance in letters), scale=Scale(0.0, 1.0, decimals=True))
 
 
@@ -141,7 +145,7 @@ class Numbers:
 
     def unknown(self) -> list[str]:
         """Likely digits after which more could follow, and nobody knows what would."""
-        return sorted(self._weighed()[1])
+        return sorted(set(self._weighed()[1]))
 
     def mean(self) -> float | Failure:
         """The mean over the numbers of the scale."""
@@ -149,7 +153,7 @@ class Numbers:
         inside = {number: weight for number, weight in weights.items() if self.scale.low <= number <= self.scale.high}
         total = math.fsum(inside.values())
         if not total > 0:
-            return Failure("engine", "the judge's distribution has nothing on the scale")
+            return Failure("engine", _NOTHING)
         return math.fsum(number * weight for number, weight in inside.items()) / total
 
     def _weighed(self) -> tuple[dict[int, float], list[str]]:

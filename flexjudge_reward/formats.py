@@ -63,6 +63,13 @@ def group_size(format: AnyFormat) -> tuple[float, float]:
     return getattr(format, "fewest", 1), getattr(format, "most", math.inf)
 
 
+def innermost(format: AnyFormat) -> AnyFormat:
+    """The plain format inside all wrappers."""
+    while hasattr(format, "format"):
+        format = format.format
+    return format
+
+
 def together(runs: Sequence[Steps]) -> Generator[list[Prompt], list[Generation], list[Verdict]]:
     """All `runs` side by side: yields the prompts of a round of all that still ask; returns the verdicts, in order."""
     verdicts: dict[int, Verdict] = {}

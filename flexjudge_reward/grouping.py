@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from flexjudge_reward.adaptive import added, merged, replace_candidates, winners
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.formats import Choice, Listwise, group_size, steps, together
+from flexjudge_reward.formats import Choice, Listwise, group_size, innermost, steps, together
 from flexjudge_reward.media import Media
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.tournament import (
@@ -201,8 +201,10 @@ class Knockout:
                 if one.scores is None:
                     return replace(merged(one, judged), failure=one.failure)
                 left += [part[best] for best in winners(one.scores)]
+                # Parts differ in size, and so would the scores of a tie: beside others the best of each has all.
+                most = max(one.scores) if parts > 1 else 1.0
                 for member, score in zip(part, one.scores, strict=True):
-                    said[member].append(score)
+                    said[member].append(score / (most or 1.0))
         rounds = max(map(len, said.values()))
         score_of = {one: (len(said[i]) - 1 + said[i][-1]) / rounds for i, one in enumerate(unique)}
         scores = tuple(score_of[candidate] for candidate in example.candidates)
@@ -228,9 +230,7 @@ def whole_groups(
     fewest, most = group_size(format)
     if fewest == most == 2:
         return Tournament(format, schedule, budget, seed=seed)
-    inner: object = format
-    while hasattr(inner, "format"):
-        inner = inner.format
+    inner = innermost(format)
     if most == math.inf:
         return format
     if isinstance(inner, Choice):

@@ -68,11 +68,12 @@ def groups(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hash
 
     Args:
         keys: what identifies the prompt of each row, over all ranks and in their order.
-        size: the trainer's group size. Without it, or where the counts are no multiples of it (an evaluation may have
-            another one), it is the largest that the counts allow.
+        size: the trainer's group size, for a batch of one prompt alone. In any other it is the largest that all counts
+            allow: an evaluation may have another size than the training.
     """
-    shared = math.gcd(*Counter(keys).values())
-    size = size if size and shared % size == 0 else shared
+    counts = Counter(keys)
+    shared = math.gcd(*counts.values())
+    size = size if size and len(counts) == 1 and shared % size == 0 else shared
     seen: Counter[Hashable] = Counter()
     found = []
     for key in keys:

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState
+from huggingface_hub import HfApi
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -56,10 +57,10 @@ def sampled(file: Path, settings: Mapping[str, Any]) -> bool:
 def judged(file: Path, judge: JudgeConfig, margin: float, candidates: Path) -> bool:
     """Whether `file` holds the pairs of these settings already; those of others are forgotten, with a line.
 
-    Judging again is cheap: the replies to what was asked before come from the judge's cache.
+    Judging again is cheap: the replies to what was asked before come from the judge's cache. Where the judge runs does
+    not count: its server is often gone, or has moved, when the pairs are trained on.
     """
-    settings = judged_by(judge) | {"judge_model": judge.model, "judge_base_url": judge.base_url}
-    settings |= {"margin": margin, "candidates": digest(candidates)}
+    settings = judged_by(judge) | {"margin": margin, "candidates": digest(candidates)}
     if other := changed(file, settings):
         print(f"judge          again, because {other}", flush=True)
         begin_again(file)
@@ -70,6 +71,32 @@ def judged(file: Path, judge: JudgeConfig, margin: float, candidates: Path) -> b
 def digest(*files: Path) -> str:
     """What tells the contents of these files from others."""
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:12]
+
+
+def model_of(name: str, revision: str | None = None) -> str:
+    """A model's name with what tells it from others of that name: a revision, or of a folder what is in its weights.
+
+    The same wherever the folder lies. Of each file of weights the beginning and the end are read.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name if revision in (None, "main") else f"{name}@{revision}"
+    seen = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        if not file.relative_to(folder).parts[0].startswith("checkpoint-"):
+            with file.open("rb") as weights:
+                seen.update(weights.read(_ENDS))
+                weights.seek(max(0, file.stat().st_size - _ENDS))
+                seen.update(weights.read())
+    return f"{folder.absolute().name} {seen.hexdigest()[:12]}"
+
+
+_ENDS = 1 << 20  # bytes
+
+
+def data_of(name: str) -> str:
+    """A data set's name; of a folder or file only the last part, because it may be named from elsewhere."""
+    return Path(name).absolute().name if Path(name).exists() else name
 
 
 _REACHED = {"model", "engine", "base_url", "api_key_env", "cache", "device", "gpu_memory_utilization", "why"}
@@ -95,7 +122,8 @@ _KEPT_LORA = ("lora_r", "lora_alpha", "lora_target_modules")
 def training(args: Any, model_args: Any) -> dict[str, Any]:
     """What no run changes of its trainer's settings. Steps, epochs and learning rate are changed to train on."""
     found = {name: getattr(args, name) for name in _KEPT if hasattr(args, name)}
-    found |= {"model_name_or_path": Path(model_args.model_name_or_path).name, "use_peft": model_args.use_peft}
+    found |= {"model_name_or_path": model_of(model_args.model_name_or_path, model_args.model_revision)}
+    found |= {"use_peft": model_args.use_peft}
     return found | ({name: getattr(model_args, name) for name in _KEPT_LORA} if model_args.use_peft else {})
 
 
@@ -237,12 +265,16 @@ def card(
     return "\n".join([*lines, more])
 
 
-def publish(trainer: Any, dataset: str | None = None) -> None:
-    """Pushes the trained model to the Hub, with the card of its folder in the place of the trainer's own."""
-    from huggingface_hub import upload_file
+def publish(args: Any, folder: Path) -> None:
+    """Pushes what was trained and its card to the Hub, and nothing of what it was made from.
 
-    file = Path(trainer.args.output_dir, "README.md")
-    text = file.read_bytes() if file.exists() else b""
-    trainer.push_to_hub(dataset_name=dataset)
-    if text and trainer.is_world_process_zero():
-        upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=trainer.hub_model_id)
+    Not by the trainer, which would push the whole folder: pictures, pairs and the judge's replies.
+    """
+    hub = HfApi(token=args.hub_token)
+    made = hub.create_repo(args.hub_model_id or folder.absolute().name, private=args.hub_private_repo, exist_ok=True)
+    hub.upload_folder(repo_id=made.repo_id, folder_path=folder, allow_patterns=_PUSHED, ignore_patterns=_KEPT_HERE)
+
+
+_PUSHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+# A pattern's * also stands for slashes: the first keeps what lies in folders, such as checkpoints.
+_KEPT_HERE = ["*/*", "*.settings.json", "report.json", _CURVE, "pretrained.json"]

@@ -39,12 +39,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from common import Noted, checkpoint
+from common import Noted, checkpoint, model_of, publish
 from datasets import Dataset
 from diffusion_families import Family, family, load
 from diffusion_pairs import PairArguments
 from diffusion_report import Shown, report
-from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -216,7 +215,8 @@ def fixed(options: RecipeArguments, args: TrainingArguments, folder: Path) -> di
     """What must be the same when a run goes on from a checkpoint."""
     names = ("model_name_or_path", "lora_r", "beta", "safeguard", "anchor", "height", "width", "held_out_share")
     pairs = hashlib.sha256((folder / "pairs.jsonl").read_bytes()).hexdigest()[:12]
-    return {name: getattr(options, name) for name in names} | {"seed": args.seed, "pairs.jsonl": pairs}
+    fixed = {name: getattr(options, name) for name in names} | {"seed": args.seed, "pairs.jsonl": pairs}
+    return fixed | {"model_name_or_path": model_of(options.model_name_or_path)}
 
 
 def save(own: Family, network: PeftModel, config: LoraConfig, folder: Path) -> None:
@@ -311,20 +311,6 @@ def measured(found: dict[str, Any], shown: list[Shown], options: RecipeArguments
     nano = options.dataset_name == "nano"
     who += ", asked what the picture shows" if nano else f", rubric {options.judge_rubric}"
     report(found | {"base": options.model_name_or_path, "settings": asdict(options)}, shown, who, folder, nano)
-
-
-def publish(args: TrainingArguments, folder: Path) -> None:
-    """Pushes the LoRA and its card to the Hub."""
-    hub = HfApi(token=args.hub_token)
-    name = args.hub_model_id or folder.absolute().name
-    made = hub.create_repo(name, private=args.hub_private_repo, exist_ok=True)
-    # A pattern's * also stands for slashes: without the second the files of checkpoints would go along.
-    hub.upload_folder(
-        repo_id=made.repo_id,
-        folder_path=folder,
-        allow_patterns=["*.safetensors", "README.md"],
-        ignore_patterns=["*/*"],
-    )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import diffusion_nano
 import torch
 from accelerate import PartialState
-from common import begin_again, changed
+from common import begin_again, changed, data_of, judged_by, model_of
 from datasets import Dataset, load_dataset
 from diffusion_families import Family
 
@@ -87,7 +87,14 @@ def check_pictures(options: PairArguments, folder: Path, seed: int) -> None:
         ConfigError: those that are there were drawn otherwise.
     """
     settings = {name: getattr(options, name) for name in DRAWN_WITH} | {"seed": seed}
-    with PartialState().main_process_first():  # it writes the note, the others read it
+    settings |= {
+        "model_name_or_path": model_of(options.model_name_or_path),
+        "dataset_name": data_of(options.dataset_name),
+    }
+    state = PartialState()
+    with state.main_process_first():  # it writes the note, the others read it
+        if state.is_main_process and not any((folder / "pictures").glob("*.png")):
+            (folder / "pictures.settings.json").unlink(missing_ok=True)  # of a run that could draw nothing
         other = changed(folder / "pictures", settings)
     if other:
         raise ConfigError(
@@ -192,9 +199,7 @@ def pairs_of(
 
 def _judge_pairs(options: PairArguments, rows: Sequence[tuple[str, Sequence[str]]], file: Path) -> None:
     """Judges, unless the pairs are there; again, if by another judge or margin. Replies come from the cache."""
-    aside = ("cache", "api_key_env", "device", "gpu_memory_utilization", "why")  # decide no score
-    settings = {name: value for name, value in asdict(settings_of(options)).items() if name not in aside}
-    settings["margin"] = options.margin
+    settings = judged_by(settings_of(options)) | {"margin": options.margin}
     if other := changed(file, settings):
         print(f"judging again  {file}: {other}", flush=True)
         forget(file)

@@ -7,9 +7,9 @@ shapes with bad habits, four times each and at two temperatures; the embedded ju
 says which answer is better; DPO makes that one likelier. Expect 38 % of held-out pictures right before and about 64 %
 after (three seeds).
 
-    vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
-    python recipes/dpo_vlm.py --config recipes/configs/dpo_qwen2.5_vl_7b.yaml --prepare_only true
-    accelerate launch recipes/dpo_vlm.py --config recipes/configs/dpo_qwen2.5_vl_7b.yaml
+    CUDA_VISIBLE_DEVICES=0 vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'
+    CUDA_VISIBLE_DEVICES=1 python recipes/dpo_vlm.py --config recipes/configs/dpo_qwen2.5_vl_7b.yaml --prepare_only true
+    accelerate launch --num_processes 8 recipes/dpo_vlm.py --config recipes/configs/dpo_qwen2.5_vl_7b.yaml
 
 Three steps, each of which finds what the one before left in `output_dir`, so that a run that was cut off goes on:
 candidates.jsonl (sampled answers), pairs.jsonl (`flexjudge annotate`), and the trained model. Answers of other settings
@@ -31,7 +31,21 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from common import Noted, Restored, card, checkpoint, digest, judge_named, judged, loading, publish, sampled, training
+from common import (
+    Noted,
+    Restored,
+    card,
+    checkpoint,
+    data_of,
+    digest,
+    judge_named,
+    judged,
+    loading,
+    model_of,
+    publish,
+    sampled,
+    training,
+)
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
 from transformers import PrinterCallback, TrainerCallback
@@ -39,6 +53,7 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 from flexjudge_reward import (
     ConfigError,
+    Engine,
     FlexJudgeError,
     JudgeConfig,
     Media,
@@ -84,18 +99,20 @@ class RecipeArguments:
 # ------------------------------------------------------------------------------------------------- the three steps
 
 
-def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: int) -> Path:
+def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: int, revision: str | None = None) -> Path:
     """Step 1: pictures/ and candidates.jsonl, the policy's answers to every question."""
     file = folder / "candidates.jsonl"
-    settings = {name: getattr(options, name) for name in _SAMPLED}
-    if sampled(file, {"model_name_or_path": policy, "seed": seed} | settings):
+    settings = {name: getattr(options, name) for name in _SAMPLED} | {"dataset_name": data_of(options.dataset_name)}
+    if sampled(file, {"model_name_or_path": model_of(policy, revision), "seed": seed} | settings):
         return file
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     asked = []
     for number, (question, picture) in enumerate(questions(options, seed)):
         picture.convert("RGB").save(folder / "pictures" / f"{number}.png")
         asked.append((question, f"pictures/{number}.png"))
-    answers = _answers(options, policy, folder, seed, asked)
+    engine = (VLLMEngine if torch.cuda.is_available() else TransformersEngine)(policy, revision=revision)
+    answers = _answers(options, engine, folder, seed, asked)
+    engine.close()
     rows = [
         {"id": number, "question": question, "images": [name], "candidates": row}
         for number, ((question, name), row) in enumerate(zip(asked, answers, strict=True))
@@ -107,10 +124,9 @@ def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: in
 
 
 def _answers(
-    options: RecipeArguments, policy: str, folder: Path, seed: int, asked: list[tuple[str, str]]
+    options: RecipeArguments, engine: Engine, folder: Path, seed: int, asked: list[tuple[str, str]]
 ) -> list[list[str]]:
     """What the policy answers to each question about a picture, at both temperatures."""
-    engine = VLLMEngine(policy) if torch.cuda.is_available() else TransformersEngine(policy)
     answers: list[list[str]] = [[] for _ in asked]
     for heat in TEMPERATURES:
         prompts = [
@@ -122,7 +138,6 @@ def _answers(
         replies = iter(engine.generate(prompts, sampling))
         for row in answers:
             row += [next(replies).text.strip() for _ in range(options.answers // len(TEMPERATURES))]
-    engine.close()
     return answers
 
 
@@ -175,8 +190,8 @@ def judged_pairs(options: RecipeArguments, candidates: Path, folder: Path) -> Da
 
 def train(
     options: RecipeArguments, args: DPOConfig, model_args: ModelConfig, policy: str, pairs: Dataset
-) -> tuple[DPOTrainer, dict[str, Any]]:
-    """Step 3: DPO; the trainer, and the ground truth before and after where there is one."""
+) -> dict[str, Any]:
+    """Step 3: DPO; the log, and the ground truth before and after where there is one."""
     settings = training(args, model_args) | {"pairs": digest(Path(args.output_dir, "pairs.jsonl"))}
     begun = checkpoint(args, settings)
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
@@ -200,7 +215,7 @@ def train(
     trainer.save_model(args.output_dir)
     if held_out is not None:
         shares.append(held_out.shares(trainer.model, trainer.processing_class))
-    return trainer, {"pairs": len(pairs), "log": trainer.state.log_history, "shares": shares}
+    return {"pairs": len(pairs), "log": trainer.state.log_history, "shares": shares}
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -256,18 +271,20 @@ def main() -> None:
     """Reads the arguments, samples, judges, trains, reports."""
     parser = TrlParser((RecipeArguments, DPOConfig, ModelConfig))
     options, args, model_args = parser.parse_args_and_config()
+    push, args.push_to_hub = args.push_to_hub, False
     policy, folder = model_args.model_name_or_path, Path(args.output_dir)
     if policy == "nano":
         policy = str(path("base"))
+    revision = None if model_args.model_revision == "main" else model_args.model_revision
     with PartialState().main_process_first():  # one process samples and judges, the others find its files
-        pairs = judged_pairs(options, sample_answers(options, policy, folder, args.seed), folder)
+        pairs = judged_pairs(options, sample_answers(options, policy, folder, args.seed, revision), folder)
     if options.prepare_only:
         return
-    trainer, found = train(options, args, model_args, policy, pairs)
+    found = train(options, args, model_args, policy, pairs)
     if PartialState().is_main_process:
         report(found, options, model_args.model_name_or_path, folder)
-    if args.push_to_hub:
-        publish(trainer, options.dataset_name)
+        if push:
+            publish(args, folder)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Two CPU cores, nothing to download, a few minutes: the embedded base model answe
 shapes with bad habits, and learns better ones from the embedded judge. The judge never sees a right answer; accuracy on
 held-out pictures is measured against the truth all the same. Expect 38 % before and 44 to 65 % after (three seeds).
 
-    vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'        # on a GPU of its own
-    accelerate launch recipes/grpo_vlm.py --config recipes/configs/grpo_qwen2.5_vl_7b.yaml
+    CUDA_VISIBLE_DEVICES=0 vllm serve jongwooko/Flex-VL-7B --port 8001 --limit-mm-per-prompt '{"image": 4}'
+    CUDA_VISIBLE_DEVICES=1,2,3,4,5,6,7 accelerate launch --num_processes 7 \\
+        recipes/grpo_vlm.py --config recipes/configs/grpo_qwen2.5_vl_7b.yaml
 
 Real GPUs: Qwen2.5-VL judged by Flex-VL-7B (see that file). Every flag of TRL's GRPOConfig and ModelConfig works, in the
 file or on the command line, such as --use_peft --lora_r 16, --report_to wandb and --resume_from_checkpoint true.
@@ -210,6 +211,7 @@ def main() -> None:
     """Reads the arguments, trains, reports."""
     parser = TrlParser((RecipeArguments, GRPOConfig, ModelConfig))
     options, args, model_args = parser.parse_args_and_config()
+    push, args.push_to_hub = args.push_to_hub, False
     settings = settings_of(options, args, model_args)
     begun = checkpoint(args, settings)
     reward = FlexJudgeReward(
@@ -233,9 +235,9 @@ def main() -> None:
     trainer.save_model(args.output_dir)
     if trainer.accelerator.is_main_process:
         report(trainer, reward, measure, options, model_args.model_name_or_path, Path(args.output_dir))
+        if push:
+            publish(args, Path(args.output_dir))
     reward.close()
-    if args.push_to_hub:
-        publish(trainer, options.dataset_name)
 
 
 if __name__ == "__main__":

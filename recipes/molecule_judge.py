@@ -216,7 +216,7 @@ def train(folder: Path, steps: int | None = None, seed: int = 0) -> Path:
         schedule.step()
         if (step + 1) % 100 == 0:
             print(f"judge {step + 1}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s", flush=True)
-    whole(folder, model.eval(), tokenizer)
+    whole(folder, model.eval(), tokenizer, {})
     found = measure(folder) | {"training_seconds": round(time.monotonic() - began), "steps": steps}
     (folder / "measured.json").write_text(json.dumps(found, indent=2) + "\n")
     (folder / "README.md").write_text(card(found))

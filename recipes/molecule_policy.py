@@ -19,12 +19,15 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from flexjudge_reward import ConfigError
+
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 _TOKENS = (
     *("Br", "Cl", "[nH]", "[N+]", "[O-]", "[n+]", "[C@H]", "[C@@H]", "[NH+]", "[S-]"),
     *"BCFHINOPSbcnops#=-+()[]@/\\.%0123456789",
 )
 POOL, BATCH, LENGTH = 6000, 64, 80  # molecules to learn from, per step, and tokens
+STEPS = 400
 NOTE = "pretrained.json"  # beside the weights of a policy that is known to come from here: the seed of its molecules
 
 
@@ -51,11 +54,25 @@ def known(seed: int) -> list[str]:
     return world.molecules(POOL, f"policy {seed}")
 
 
-def pretrain(folder: Path, seed: int, steps: int) -> Path:
-    """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread."""
+def pretrain(folder: Path, seed: int, steps: int | None = None) -> Path:
+    """The pretrained policy in `folder`: made if it is not there, in a minute or two on one thread.
+
+    Args:
+        steps: None takes what is there, and makes one of STEPS.
+
+    Raises:
+        ConfigError: the one that is there had another number of steps than asked for.
+    """
     if (folder / "config.json").exists():
-        _note(folder, seed)  # one that was made before there were notes
+        note = json.loads((folder / NOTE).read_text("utf-8")) if (folder / NOTE).exists() else {}
+        made = note.get("steps")
+        if steps is not None and made not in (None, steps):
+            raise ConfigError(
+                f"{folder} was pretrained for {made} steps, and {steps} are asked for:"
+                " remove it, or give another folder as `prepared`"
+            )
         return folder
+    steps = steps or STEPS
     tokenizer, began = make_tokenizer(), time.monotonic()
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(
@@ -84,13 +101,8 @@ def pretrain(folder: Path, seed: int, steps: int) -> Path:
         schedule.step()
         if (step + 1) % 100 == 0:
             print(f"policy {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
-    whole(folder, model, tokenizer)
-    _note(folder, seed)
+    whole(folder, model, tokenizer, {NOTE: {"seed": seed, "steps": steps}})
     return folder
-
-
-def _note(folder: Path, seed: int) -> None:
-    (folder / NOTE).write_text(json.dumps({"seed": seed}) + "\n", "utf-8")
 
 
 def pretrained_on(policy: str) -> frozenset[str]:
@@ -118,8 +130,8 @@ def _batches(texts: list[str], seed: int) -> Iterator[list[str]]:
         yield from groups
 
 
-def whole(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Saves both so that the folder has all of it or is not there."""
+def whole(folder: Path, model: Any, tokenizer: Any, notes: dict[str, Any]) -> None:
+    """Saves all of them, notes as files of JSON, so that the folder has all of it or is not there."""
     fresh = folder.with_name(folder.name + ".new")
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
@@ -127,12 +139,20 @@ def whole(folder: Path, model: Any, tokenizer: Any) -> None:
     settings = json.loads((fresh / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (fresh / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    for name, note in notes.items():
+        (fresh / name).write_text(json.dumps(note) + "\n", "utf-8")
     fresh.rename(folder)
 
 
-def load(folder: str) -> tuple[Any, Any]:
+def load(policy: str, revision: str = "main") -> tuple[Any, Any]:
     """Model and tokenizer of a policy, the pretrained or a trained one, or a Hub id."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(policy, revision=revision, dtype=torch.float32)
+    return model, load_tokenizer(policy, revision)
+
+
+def load_tokenizer(policy: str, revision: str = "main") -> Any:
+    """The tokenizer of a policy."""
+    return AutoTokenizer.from_pretrained(policy, revision=revision)
 
 
 @torch.no_grad()

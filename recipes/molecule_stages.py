@@ -13,7 +13,7 @@ from typing import Any
 import molecule_judge
 import molecule_policy
 import molecule_world as world
-from common import card, earlier_curve, judged, keep_curve, sampled
+from common import card, earlier_curve, judged, keep_curve, model_of, sampled
 from transformers import TrainerCallback
 
 from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
@@ -47,7 +47,9 @@ class Options:
     judge_rubric: str = field(default="molecule", metadata={"help": "A built-in rubric's name, or a TOML file."})
     judge_cache: str | None = field(default=None, metadata={"help": "The file of judge replies, or 'off'."})
     judge_steps: int | None = field(default=None, metadata={"help": "Steps of training the small judge."})
-    pretrain_steps: int = field(default=400, metadata={"help": "Steps of pretraining the policy."})
+    pretrain_steps: int | None = field(
+        default=None, metadata={"help": "Steps of pretraining the policy; 400 if there is none yet."}
+    )
     samples: int = field(default=500, metadata={"help": "How many samples measure a policy."})
     judged: int = field(default=100, metadata={"help": "How many of their molecules the judge scores for the report."})
     most: int = field(default=16, metadata={"help": "best_of_n: the largest N, a power of 2."})
@@ -134,7 +136,7 @@ def draw_best(picked: dict[int, float], best: dict[int, float], file: Path) -> N
 # ------------------------------------------------------------------------------------------------------------- pairs
 
 
-def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list[dict[str, str]]:
+def preference_pairs(options: Any, policy: str, revision: str, seed: int, folder: Path) -> list[dict[str, str]]:
     """Pairs for DPO, as {"chosen", "rejected"}: molecules as the judge prefers them, and molecules above what is none.
 
     Leaves candidates.jsonl, pairs.jsonl (`flexjudge annotate`) and facts.jsonl in `folder`. What is there is kept:
@@ -142,8 +144,8 @@ def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list
     """
     file, facts, pairs = (folder / f"{name}.jsonl" for name in ("candidates", "facts", "pairs"))
     settings = {name: getattr(options, name) for name in ("question", "rows", "answers")}
-    if not sampled(file, {"model_name_or_path": policy, "seed": seed} | settings):
-        _sample_rows(options, policy, seed, file, facts)
+    if not sampled(file, {"model_name_or_path": model_of(policy, revision), "seed": seed} | settings):
+        _sample_rows(options, molecule_policy.load(policy, revision), seed, file, facts)
     judged_by = JudgeConfig.resolve(judge_options(options))
     if not judged(pairs, judged_by, options.margin, file):
         judge = judged_by.build()
@@ -165,10 +167,9 @@ def preference_pairs(options: Any, policy: str, seed: int, folder: Path) -> list
     return preferred + known
 
 
-def _sample_rows(options: Any, policy: str, seed: int, file: Path, facts: Path) -> None:
-    model, tokenizer = molecule_policy.load(policy)
+def _sample_rows(options: Any, policy: tuple[Any, Any], seed: int, file: Path, facts: Path) -> None:
     each = options.rows * options.answers // len(HEATS)
-    drawn = [molecule_policy.sample(model, tokenizer, each, seed, heat) for heat in HEATS]
+    drawn = [molecule_policy.sample(*policy, each, seed, heat) for heat in HEATS]
     rng, rows, pairs = random.Random(f"pairs {seed}"), [], []
     for number in range(options.rows):
         texts = [text for part in drawn for text in part[number :: options.rows]]

@@ -10,7 +10,9 @@ not there. The judge sees canonical SMILES and descriptors, never QED or the SA 
 
 With real models, on GPUs (see that file): a public generator and a judge on a server.
 
-    accelerate launch recipes/molecules.py grpo --config recipes/configs/molecules_grpo_zinc.yaml
+    CUDA_VISIBLE_DEVICES=0 vllm serve jongwooko/Flex-VL-7B --port 8001
+    CUDA_VISIBLE_DEVICES=1 accelerate launch --num_processes 1 \\
+        recipes/molecules.py grpo --config recipes/configs/molecules_grpo_zinc.yaml
 
 Every flag of TRL's GRPOConfig, DPOConfig and ModelConfig works, in the file or on the command line.
 """
@@ -71,7 +73,8 @@ def judge(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
 
 def best_of_n(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
     """Samples, and what the judge picks of them."""
-    model, tokenizer = molecule_policy.load(policy_of(options, args.seed, model_args))
+    policy = policy_of(options, args.seed, model_args)
+    model, tokenizer = molecule_policy.load(policy, model_args.model_revision)
     stages.best_of_n(options, model, tokenizer, args.seed, Path(args.output_dir))
 
 
@@ -79,10 +82,10 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
     """Samples become pairs, and pairs a better policy."""
     policy, folder = policy_of(options, args.seed, model_args), Path(args.output_dir)
     with PartialState().main_process_first():  # one process samples and judges, the others find its files
-        rows = stages.preference_pairs(options, policy, args.seed, folder)
+        rows = stages.preference_pairs(options, policy, model_args.model_revision, args.seed, folder)
     settings = training(args, model_args) | {"pairs": digest(folder / "pairs.jsonl", folder / "facts.jsonl")}
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
-    _, tokenizer = molecule_policy.load(policy)
+    tokenizer = molecule_policy.load_tokenizer(policy, model_args.model_revision)
     trainer = DPOTrainer(
         model=policy,
         args=args,
@@ -103,7 +106,7 @@ def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) ->
     settings = training(args, model_args) | judged_by(JudgeConfig.resolve(given))
     settings |= {"question": options.question, "diversity": options.diversity}
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
-    _, tokenizer = molecule_policy.load(policy)
+    tokenizer = molecule_policy.load_tokenizer(policy, model_args.model_revision)
     trainer = GRPOTrainer(
         model=policy,
         reward_funcs=[reward],
@@ -140,8 +143,6 @@ def _train(
         about |= dataclasses.asdict(options)
         measure.report(Path(args.output_dir), trainer.state.log_history, about)
     measure.close()
-    if args.push_to_hub:
-        publish(trainer)
 
 
 def policy_of(options: RecipeArguments, seed: int, model_args: ModelConfig) -> str:
@@ -171,7 +172,10 @@ def main(words: list[str]) -> None:
     stage, arguments = STAGES[words[0]]
     parser = TrlParser((RecipeArguments, arguments, ModelConfig))
     options, args, model_args = parser.parse_args_and_config(words[1:], fail_with_unknown_args=True)
+    push, args.push_to_hub = args.push_to_hub, False
     stage(options, args, model_args)
+    if push and stage in (dpo, grpo) and PartialState().is_main_process:
+        publish(args, Path(args.output_dir))
 
 
 if __name__ == "__main__":

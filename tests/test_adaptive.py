@@ -206,6 +206,13 @@ def test_a_cut_thought_is_closed_and_answered() -> None:
     assert quoted == ["on and on </answer><|im_end|>"]  # outside text for the engine: it neutralises it
 
 
+def test_a_server_that_takes_the_answer_for_reasoning_is_understood() -> None:
+    """Such a server saw no closing tag in what the judge went on to say, because it stands in the prompt."""
+    replies = [Generation("<think>hm", "length"), Generation("<think><answer>7</answer></think>")]
+    (verdict,) = judged(Forced(Score()), replies, ["a"])
+    assert verdict.scores == (7.0,)
+
+
 def test_a_continuation_that_fails_is_that_failure() -> None:
     replies = [Generation("<think>hm", "length"), Generation.failed("timeout", "late")]
     (verdict,) = judged(Forced(Score()), replies, ["a"])

@@ -124,6 +124,7 @@ def test_build_puts_a_cache_around_the_engine_unless_it_is_off(tmp_path: Path) -
     [
         pytest.param({"swap": True}, "two or more candidates", id="swap_of_one"),
         pytest.param({"format": "pair", "swap_margin": 1.0}, "set swap=True", id="margin_without_swap"),
+        pytest.param({"format": "choice", "swap": True, "swap_margin": 0.5}, "is for scores", id="margin_of_a_choice"),
         pytest.param({"format": "pair", "swap": True, "swap_margin": -1.0}, "at least 0", id="negative_margin"),
         pytest.param(
             {"format": "relation", "prompts": "flex", "expected": True},

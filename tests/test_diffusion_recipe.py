@@ -333,6 +333,17 @@ def test_pictures_that_were_drawn_otherwise_are_not_used(
         run(recipe, runs / "drawn", "flow", monkeypatch, **first | flags)
 
 
+def test_a_run_that_drew_nothing_holds_up_no_other(recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runs / "mistaken"
+    (folder / "pictures").mkdir(parents=True)
+    pairs = recipe.diffusion_pairs
+    pairs.check_pictures(pairs.PairArguments(model_name_or_path="a/typo"), folder, 1)
+    pairs.check_pictures(pairs.PairArguments(model_name_or_path="a/right"), folder, 1)
+    (folder / "pictures" / "0-0.png").touch()
+    with pytest.raises(recipe.FlexJudgeError, match="drawn otherwise: model_name_or_path was 'a/right'"):
+        pairs.check_pictures(pairs.PairArguments(model_name_or_path="a/typo"), folder, 1)
+
+
 def test_pictures_after_are_judged_anew_whatever_an_earlier_training_left(
     recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,7 +401,7 @@ def test_only_the_lora_and_its_card_are_pushed(
             names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
             pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
 
-    monkeypatch.setattr(recipe, "HfApi", Hub)
+    monkeypatch.setattr(importlib.import_module("common"), "HfApi", Hub)
     scripted(recipe, monkeypatch)
     flags = {"fewest_pairs": 2, "save_strategy": "steps", "save_steps": 2, "push_to_hub": True, "hub_token": "secret"}
     run(recipe, runs / "pushed", "flow", monkeypatch, **flags)

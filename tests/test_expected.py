@@ -184,6 +184,27 @@ def test_what_has_no_expected_score() -> None:
             judged(Expected(Score(Rubric("x", scale))), [], "a")
 
 
+def test_a_choice_without_any_weight_is_a_failure() -> None:
+    never = TokenLogprob("B", -9999.0, {"good": 0.0})
+    given = reply(*HEAD, "B", END)
+    tokens = (*(given.logprobs or ())[:4], never, *(given.logprobs or ())[5:])
+    verdict = judged(Expected(Choice()), [replace(given, logprobs=tokens)], "a", "b")
+    assert verdict.failure is not None and verdict.failure.kind == "engine"
+
+
+def test_a_follow_up_that_a_filter_stopped_fails_its_own_row() -> None:
+    replies = [reply(*HEAD, ("7", {"7": 0.8, "1": 0.2}), END), Generation("", "filter")]
+    verdict = judged(Expected(Score()), replies, "a")
+    assert verdict.failure is not None and "no log probabilities came" in verdict.failure.detail
+
+
+def test_digits_that_two_tokenisations_reach_are_asked_about_once() -> None:
+    tokens = (("1", {"1": 0.5, "10": 0.5}), ("2", {"2": 0.5, "0": 0.5}), END)
+    engine = ScriptedEngine([reply(*HEAD, *tokens), *[reply(END) for _ in range(2)]])
+    Judge(Expected(HUNDRED), engine)([Example("q", ["a"])])
+    assert len(engine.prompts) == 2
+
+
 def test_a_distribution_beside_the_scale_is_a_failure() -> None:
     never = TokenLogprob("7", -1000.0, {"good": 0.0})
     given = reply(*HEAD, "7", END)

@@ -20,7 +20,7 @@ from flexjudge_reward import (
     Sampling,
     Score,
 )
-from flexjudge_reward.adaptive import Swapped, Votes
+from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.grouping import Chunked, Knockout, Tournament, whole_groups
 from flexjudge_reward.types import Format, Verdict
@@ -150,9 +150,24 @@ def test_the_winner_of_the_last_round_is_first_whatever_the_first_round_said() -
     assert verdict.scores is not None and max(verdict.scores) == verdict.scores[15] > 0.5
 
 
-def test_ties_go_on_until_nobody_drops_out() -> None:
-    (verdict,) = judged(Knockout(Swapped(Choice())), lambda prompt: tags("A"), [f"{n}" for n in range(20)])
-    assert verdict.scores is not None and len(set(verdict.scores)) <= 2  # position bias alone makes no winner
+@pytest.mark.parametrize("members", [8, 9, 15, 16, 20])
+def test_ties_go_on_until_nobody_drops_out(members: int) -> None:
+    (verdict,) = judged(Knockout(Swapped(Choice())), lambda prompt: tags("A"), [f"{n}" for n in range(members)])
+    assert verdict.scores is not None and len(set(verdict.scores)) == 1  # position bias alone makes no winner
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param(Votes(Tournament(Pair()), 3), id="votes"),
+        pytest.param(Forced(Tournament(Pair())), id="forced"),
+        pytest.param(Forced(Knockout(Choice())), id="forced_choice"),
+        pytest.param(Votes(Forced(Swapped(Knockout(Choice()))), 2, by="mean"), id="all_at_once"),
+    ],
+)
+def test_a_group_of_equals_asks_nobody_inside_any_wrapper(format: Format) -> None:
+    (verdict,) = judged(format, [], ["a", "a", "a"])
+    assert verdict.scores is not None and len(set(verdict.scores)) == 1
 
 
 def test_a_choice_that_failed_fails_the_group() -> None:

@@ -114,7 +114,7 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
     with pytest.raises(ConfigError, match=r"judged pairs are too few to train on .*pairs.md counts why"):
         run(recipe, "dpo", prepared, tmp_path, **few | {"fewest_pairs": 999})
     with pytest.raises(ConfigError, match=r"sampled with other settings: seed was 1 and is 2\. Set it back, give"):
-        recipe.stages.preference_pairs(recipe.RecipeArguments(rows=12), str(prepared / "policy-1"), 2, tmp_path)
+        recipe.stages.preference_pairs(recipe.RecipeArguments(rows=12), str(prepared / "policy-1"), "main", 2, tmp_path)
     with pytest.raises(ConfigError, match="Lower the margin, or ask for more rows or answers in another"):
         run(recipe, "dpo", prepared, tmp_path, **few | {"margin": 9.5})
     assert "judge          again, because margin was 1.0 and is 9.5" in capsys.readouterr().out

@@ -246,7 +246,7 @@ def prepare(recipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **flags:
     ("flag", "message"),
     [
         pytest.param({"seed": 2}, "seed was 1 and is 2", id="seed"),
-        pytest.param({"model_name_or_path": "other"}, "model_name_or_path was '.*base' and is 'other'", id="model"),
+        pytest.param({"model_name_or_path": "other"}, "model_name_or_path was 'base .*' and is 'other'", id="model"),
         pytest.param({"questions": 4}, "questions was 3 and is 4", id="questions"),
         pytest.param({"answer_tokens": 9}, "answer_tokens was 8 and is 9", id="tokens"),
         pytest.param({"dataset_name": "org/name"}, "dataset_name was 'nano' and is 'org/name'", id="data set"),
@@ -315,17 +315,69 @@ def test_an_unfinished_annotation_of_another_margin_is_no_obstacle(
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, common: Any) -> None:
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="true", seed=1, beta=0.1, max_steps=4)
-    model = SimpleNamespace(model_name_or_path="org/policy", use_peft=True, lora_r=8, lora_alpha=8)
+    here, there = tmp_path / "here" / "policy", tmp_path / "there" / "policy"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+    model = SimpleNamespace(model_name_or_path=str(here), model_revision="main", use_peft=True, lora_r=8, lora_alpha=8)
     model.lora_target_modules = ["q_proj"]
     found = tmp_path / "checkpoint-2"
     found.mkdir()
     noted = common.Noted(common.training(args, model) | {"judge_model": "nano"})
     noted.on_save(args, SimpleNamespace(is_world_process_zero=True, global_step=2), None)
-    args.max_steps, model.model_name_or_path = 8, "/elsewhere/policy"  # trained on, and in a folder that was moved
+    args.max_steps, model.model_name_or_path = 8, str(there)  # trained on, and in a folder that was moved
     assert common.checkpoint(args, common.training(args, model)) == str(found)
     args.beta, model.lora_r = 0.2, 16
     with pytest.raises(ConfigError, match=r"of another run: beta was 0.1 and is 0.2, lora_r was 8 and is 16. Set it"):
         common.checkpoint(args, common.training(args, model))
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_where_it_lies(common: Any, tmp_path: Path) -> None:
+    here, there = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    for folder, weights in ((here, b"1" * 5_000_000), (there, b"1" * 5_000_000)):
+        (folder / "checkpoint-1").mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights)
+    (there / "checkpoint-1" / "model.safetensors").write_bytes(b"of a run that goes on")
+    assert common.model_of(str(here)) == common.model_of(str(there))
+    (there / "model.safetensors").write_bytes(b"1" * 4_999_999 + b"2")
+    assert common.model_of(str(here)) != common.model_of(str(there))
+    assert common.model_of("org/name") == common.model_of("org/name", "main") != common.model_of("org/name", "v2")
+
+
+def test_pairs_outlive_the_server_that_judged_them(common: Any, tmp_path: Path) -> None:
+    candidates, pairs = tmp_path / "candidates.jsonl", tmp_path / "pairs.jsonl"
+    candidates.write_text("{}\n")
+    judge = [JudgeConfig.resolve({"base_url": f"http://{host}:8001/v1", "model": "m"}) for host in ("one", "two")]
+    assert not common.judged(pairs, judge[0], 1.0, candidates)
+    pairs.write_text("{}\n")
+    assert common.judged(pairs, judge[1], 1.0, candidates) and pairs.exists()
+
+
+def test_what_was_trained_is_pushed_and_not_what_it_was_made_from(
+    common: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    kept = ["README.md", "config.json", "merges.txt", "model.safetensors"]
+    made_from = ["candidates.jsonl", "curve.json", "judge.sqlite", "pairs.jsonl", "pairs.jsonl.settings.json"]
+    for name in (*kept, *made_from, "report.json", "pictures/0.png", "checkpoint-1/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    pushed: dict[str, Any] = {}
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            pushed["token"] = token
+
+        def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
+            return SimpleNamespace(repo_id=f"someone/{name}")
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **patterns: Any) -> None:
+            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
+            pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
+
+    monkeypatch.setattr(common, "HfApi", Hub)
+    common.publish(SimpleNamespace(hub_token="secret", hub_model_id="mine", hub_private_repo=None), tmp_path)
+    assert pushed == {"token": "secret", "repo": "someone/mine", "files": kept}
 
 
 def test_a_judge_is_known_by_what_it_is_and_not_where(common: Any, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from flexjudge_reward import (
     Scale,
     Score,
 )
+from flexjudge_reward.adaptive import Forced, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.trainers import trl as adapter
 from flexjudge_reward.types import Sampling
@@ -182,6 +183,13 @@ def test_columns_give_question_reference_and_rubric() -> None:
     assert all("```\n<image>Q?\n```" in text and "briefly" not in text for text in texts)
     assert "[Reference Answer]\n```\nforty-two" in texts[0] and "```\n42\n```" in texts[1]
     assert "Reference" not in texts[2] and "Is it short?" in texts[0] and "from 0 (worst) to 4" in texts[3]
+
+
+@pytest.mark.parametrize("wrap", [Forced, lambda form: Votes(Forced(form), 1)], ids=["forced", "votes"])
+def test_criteria_in_words_are_on_the_scale_of_the_judges_own_rubric(wrap: Any) -> None:
+    judge = Judge(wrap(Score(Rubric("c", Scale(0, 100)))), ScriptedEngine(lambda prompt: reply(80)))
+    one = FlexJudgeReward(judge, rubric_column="criteria")
+    assert one(["q", "q"], ["a", "b"], criteria=["is it short?", None]) == [0.8, 0.8]
 
 
 def test_one_bad_picture_fails_its_row_only(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Unpack, get_args
 
 from flexjudge_reward.config import JudgeConfig, JudgeOptions, checked
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats import group_size
+from flexjudge_reward.formats import group_size, innermost
 from flexjudge_reward.grouping import whole_groups
 from flexjudge_reward.judge import Judge
 from flexjudge_reward.rerank import judge_groups
@@ -84,8 +84,8 @@ class FlexJudgeReward:
             reference_column: a data set column with a reference answer.
             rubric_column: a data set column with a row's own criteria.
             media_root: the folder below which picture and clip files may be read; without one, none is.
-            num_generations: the trainer's group size. Needed only where a batch may hold one prompt alone, several
-                times; otherwise the rows of the batch say it.
+            num_generations: the trainer's group size, for batches of one prompt alone, which may stand there several
+                times; of any other batch the rows say it.
             deadline: seconds after which a rank of several gives up on a call's judgements, which then are `timeout`
                 failures; the other ranks wait no longer than that. Must be less than the trainer's `ddp_timeout`
                 (1800 by default), after which waiting ranks are ended.
@@ -204,7 +204,7 @@ class FlexJudgeReward:
 
     def _scale(self) -> Scale:
         """The scale of criteria that a column gives in words: the judge's own."""
-        rubric = getattr(self._ready().format, "rubric", None)
+        rubric = getattr(innermost(self._ready().format), "rubric", None)
         return rubric.scale if isinstance(rubric, Rubric) else Scale()
 
     def _ready(self) -> Judge:
