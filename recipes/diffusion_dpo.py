@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from common import Noted, checkpoint, model_of, publish
+from common import Noted, begin_again, checkpoint, model_of, publish
 from datasets import Dataset
 from diffusion_families import Family, family, load
 from diffusion_pairs import PairArguments
@@ -305,8 +305,8 @@ def measured(found: dict[str, Any], shown: list[Shown], options: RecipeArguments
     """Has the held-out pictures judged, and reports."""
     judge, file = diffusion_pairs.judge_of(options), folder / "held_out.jsonl"
     rows = [(one.prompt, [f"pictures/{one.before.name}", f"pictures/{one.after.name}"]) for one in shown]
-    diffusion_pairs.forget(file)  # what was begun is of other pictures with these names
-    diffusion_pairs.judged(rows, file, judge, 0.0)
+    begin_again(file)  # what was begun is of other pictures with these names
+    diffusion_pairs.preferred(diffusion_pairs.candidates(rows, file), file, judge, 0.0)
     who = f"{judge.engine.identity().get('model')}, format {type(judge.format).__name__}"
     nano = options.dataset_name == "nano"
     who += ", asked what the picture shows" if nano else f", rubric {options.judge_rubric}"

@@ -19,7 +19,7 @@ from pathlib import Path
 import diffusion_nano
 import torch
 from accelerate import PartialState
-from common import begin_again, changed, data_of, judged_by, model_of
+from common import changed, data_of, judged, model_of
 from datasets import Dataset, load_dataset
 from diffusion_families import Family
 
@@ -152,24 +152,21 @@ def judge_of(options: PairArguments) -> Judge:
     return Judge(diffusion_nano.AskedAbout(), cached, Sampling(max_tokens=96))
 
 
-def judged(rows: Sequence[tuple[str, Sequence[str]]], file: Path, judge: Judge, margin: float) -> None:
-    """Writes every pair of pictures with a winner: prompt, chosen, rejected; `file`.md counts the others."""
+def candidates(rows: Sequence[tuple[str, Sequence[str]]], file: Path) -> Path:
+    """Writes prompts and their pictures as `annotate` reads them, beside `file`."""
     source = file.with_suffix(".candidates.jsonl")
     lines = [
         {"id": number, "question": prompt, "candidates": [{"image": name} for name in names]}
         for number, (prompt, names) in enumerate(rows)
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return source
+
+
+def preferred(source: Path, file: Path, judge: Judge, margin: float) -> None:
+    """Writes every pair of pictures with a winner: prompt, chosen, rejected; `file`.md counts the others."""
     counts = annotate_file(source, judge, file, which="all", margin=margin, media_root=file.parent)
     print(f"judged         {file.name}: {dict(counts)}", flush=True)
-
-
-def forget(file: Path) -> None:
-    """Removes what `judged` made or began; the note of `changed` goes last, so that a kill here changes nothing."""
-    for one in file.parent.glob(f"{file.stem}.*"):
-        if one.is_file() and one.suffixes[-2:] != [".settings", ".json"]:
-            one.unlink()
-    begin_again(file)
 
 
 def pairs_of(
@@ -185,7 +182,9 @@ def pairs_of(
     repeated = [prompt for prompt in prompts for _ in range(options.pictures)]
     draw(own, repeated, [folder / name for row in names for name in row], options, seed, batch)
     if PartialState().is_main_process:
-        _judge_pairs(options, list(zip(prompts, names, strict=True)), file)
+        source = candidates(list(zip(prompts, names, strict=True)), file)
+        if not judged(file, settings_of(options), options.margin, source):
+            preferred(source, file, judge_of(options), options.margin)
     PartialState().wait_for_everyone()
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     if len(lines) < options.fewest_pairs:
@@ -195,17 +194,6 @@ def pairs_of(
             " Lower the margin, or draw more prompts or more pictures of each in another output_dir"
         )
     return Dataset.from_list([{name: line[name] for name in ("id", "prompt", "chosen", "rejected")} for line in lines])
-
-
-def _judge_pairs(options: PairArguments, rows: Sequence[tuple[str, Sequence[str]]], file: Path) -> None:
-    """Judges, unless the pairs are there; again, if by another judge or margin. Replies come from the cache."""
-    settings = judged_by(settings_of(options)) | {"margin": options.margin}
-    if other := changed(file, settings):
-        print(f"judging again  {file}: {other}", flush=True)
-        forget(file)
-        changed(file, settings)
-    if not file.exists():
-        judged(rows, file, judge_of(options), options.margin)
 
 
 def split(pairs: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
+from support.judging import candidates, grade, judged, scores, tags
 
 from flexjudge_reward import (
     Choice,
@@ -26,32 +27,9 @@ from flexjudge_reward.types import Format, Verdict
 Grade = Callable[[str], int]
 
 
-def candidates(prompt: Prompt) -> list[str]:
-    """The candidates of a prompt, in its order: quoted texts after the question."""
-    return [part.text for part in prompt.messages[1].parts if hasattr(part, "text")][1:]
-
-
-def tags(*answers: object) -> str:
-    return "<think>so</think>" + "".join(f"<answer>{answer}</answer>" for answer in answers)
-
-
-def grade(text: str) -> int:
-    """The quality of a scripted candidate: its text is a number, maybe with a name behind it."""
-    return int(text.split()[0])
-
-
-def scores(prompt: Prompt) -> str:
-    return tags(*(grade(text) for text in candidates(prompt)))
-
-
 def first_is_better(prompt: Prompt) -> str:
     """The judge with nothing but position bias."""
     return tags(9, *(3 for _ in candidates(prompt)[1:]))
-
-
-def judged(format: Format, replies: object, *groups: Sequence[str], sampling: Sampling = Sampling()) -> list[Verdict]:
-    engine = ScriptedEngine(replies)  # type: ignore[arg-type]
-    return Judge(format, engine, sampling)([Example("q", list(group)) for group in groups])
 
 
 def test_swapping_keeps_a_winner_both_orders_name() -> None:

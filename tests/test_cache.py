@@ -7,9 +7,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.caches import ask, cached, echo
 
 from flexjudge_reward import (
     ConfigError,
@@ -40,23 +40,9 @@ from flexjudge_reward.types import TokenLogprob
 GREEDY = Sampling()
 
 
-def ask(text: str, sample: int = 0) -> Prompt:
-    return Prompt((Message("system", ("Judge.",)), Message("user", ("The answer: ", Quoted(text)))), sample)
-
-
-def echo(prompt: Prompt) -> str:
-    part = prompt.messages[1].parts[1]
-    return f"<think>{getattr(part, 'text', part)}, draw {prompt.sample}</think><answer>7</answer>"
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "replies.sqlite"
-
-
-def cached(path: Path, replies: Any = echo) -> tuple[CachedEngine, ScriptedEngine]:
-    engine = ScriptedEngine(replies)
-    return CachedEngine(engine, path), engine
 
 
 # ---- asking

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.caches import ask, cached, echo
 
 from flexjudge_reward import (
     ConfigError,
@@ -38,23 +39,9 @@ from flexjudge_reward.store import Row
 GREEDY = Sampling()
 
 
-def ask(text: str, sample: int = 0) -> Prompt:
-    return Prompt((Message("system", ("Judge.",)), Message("user", ("The answer: ", Quoted(text)))), sample)
-
-
-def echo(prompt: Prompt) -> str:
-    part = prompt.messages[1].parts[1]
-    return f"<think>{getattr(part, 'text', part)}, draw {prompt.sample}</think><answer>7</answer>"
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "replies.sqlite"
-
-
-def cached(path: Path, replies: Any = echo) -> tuple[CachedEngine, ScriptedEngine]:
-    engine = ScriptedEngine(replies)
-    return CachedEngine(engine, path), engine
 
 
 # ---- keys

@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 pytest.importorskip("trl")
 pytest.importorskip("diffusers")
 
+from support.hub import fake_hub
 from support.real import prepare
 
 prepare()
@@ -386,22 +386,7 @@ def test_pictures_are_drawn_and_measured_in_batches_of_the_size_given(
 def test_only_the_lora_and_its_card_are_pushed(
     recipe: Any, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    pushed: dict[str, Any] = {}
-
-    class Hub:
-        def __init__(self, token: str | None) -> None:
-            pushed["token"] = token
-
-        def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
-            return SimpleNamespace(repo_id=f"someone/{name}")
-
-        def upload_folder(self, repo_id: str, folder_path: Path, **patterns: Any) -> None:
-            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
-            pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
-
-    monkeypatch.setattr(importlib.import_module("common"), "HfApi", Hub)
+    pushed = fake_hub(importlib.import_module("common"), monkeypatch)
     scripted(recipe, monkeypatch)
     flags = {"fewest_pairs": 2, "save_strategy": "steps", "save_steps": 2, "push_to_hub": True, "hub_token": "secret"}
     run(recipe, runs / "pushed", "flow", monkeypatch, **flags)

@@ -15,6 +15,8 @@ import pytest
 
 pytest.importorskip("trl")
 
+from support.hub import fake_hub
+
 from flexjudge_reward import ConfigError, JudgeConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -355,27 +357,12 @@ def test_pairs_outlive_the_server_that_judged_them(common: Any, tmp_path: Path) 
 def test_what_was_trained_is_pushed_and_not_what_it_was_made_from(
     common: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
     kept = ["README.md", "config.json", "merges.txt", "model.safetensors"]
     made_from = ["candidates.jsonl", "curve.json", "judge.sqlite", "pairs.jsonl", "pairs.jsonl.settings.json"]
     for name in (*kept, *made_from, "report.json", "pictures/0.png", "checkpoint-1/model.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    pushed: dict[str, Any] = {}
-
-    class Hub:
-        def __init__(self, token: str | None) -> None:
-            pushed["token"] = token
-
-        def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
-            return SimpleNamespace(repo_id=f"someone/{name}")
-
-        def upload_folder(self, repo_id: str, folder_path: Path, **patterns: Any) -> None:
-            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
-            pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
-
-    monkeypatch.setattr(common, "HfApi", Hub)
+    pushed = fake_hub(common, monkeypatch)
     common.publish(SimpleNamespace(hub_token="secret", hub_model_id="mine", hub_private_repo=None), tmp_path)
     assert pushed == {"token": "secret", "repo": "someone/mine", "files": kept}
 
