@@ -6,6 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,19 @@ def nano_vllm() -> Iterator[VLLMEngine]:
 @pytest.fixture(scope="session")
 def nano_server() -> Iterator[str]:
     """The address of a real vLLM server that has the embedded judge as "nano"."""
+    with _serve_nano() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def nano_splitting_server() -> Iterator[str]:
+    """The same behind a parser that takes the reasoning out of the reply, as judges that think are often served."""
+    with _serve_nano("--reasoning-parser", "deepseek_r1") as url:
+        yield url
+
+
+def _serve_nano(*options: str) -> AbstractContextManager[str]:
     from flexjudge_reward.nano import path
 
-    with real.serve(str(path("judge")), "--dtype", "float32", "--enforce-eager", "--served-model-name", "nano") as url:
-        yield url
+    judge = (str(path("judge")), "--dtype", "float32", "--enforce-eager", "--served-model-name", "nano")
+    return real.serve(*judge, *options)
