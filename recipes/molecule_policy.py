@@ -16,8 +16,10 @@ from typing import Any
 
 import molecule_world as world
 import torch
+from common import loading
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from trl import ModelConfig
 
 from flexjudge_reward import ConfigError
 
@@ -144,38 +146,65 @@ def whole(folder: Path, model: Any, tokenizer: Any, notes: dict[str, Any]) -> No
     fresh.rename(folder)
 
 
-def load(policy: str, revision: str = "main") -> tuple[Any, Any]:
+def load(policy: str, model_args: ModelConfig, device: torch.device) -> tuple[Any, Any]:
     """Model and tokenizer of a policy, the pretrained or a trained one, or a Hub id."""
-    model = AutoModelForCausalLM.from_pretrained(policy, revision=revision, dtype=torch.float32)
-    return model, load_tokenizer(policy, revision)
+    how = loading(model_args, {"device_map": device})
+    return AutoModelForCausalLM.from_pretrained(policy, **how), load_tokenizer(policy, model_args)
 
 
-def load_tokenizer(policy: str, revision: str = "main") -> Any:
-    """The tokenizer of a policy."""
-    return AutoTokenizer.from_pretrained(policy, revision=revision)
+def load_tokenizer(policy: str, model_args: ModelConfig) -> Any:
+    """The tokenizer of a policy; generators often have no token to fill up with, which the end may do."""
+    tokenizer = AutoTokenizer.from_pretrained(policy, revision=model_args.model_revision)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def beginning(given: str | None, tokenizer: Any) -> str:
+    """What the policy is given to go on from: `given`, or the token that begins a text.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    begun = given or tokenizer.bos_token
+    if not begun:
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no token that begins a text:"
+            " say as policy_prompt what the policy was trained to go on from"
+        )
+    return str(begun)
+
+
+def smiles(written: str) -> str:
+    """What a policy wrote, as a SMILES: tokenizers of a token per atom put spaces in between, chat models line ends."""
+    return written.replace(" ", "").strip()
 
 
 @torch.no_grad()
 def sample(
-    model: Any, tokenizer: Any, count: int, seed: int, temperature: float = 1.0, longest: int = LENGTH
+    model: Any, tokenizer: Any, count: int, seed: int, temperature: float = 1.0, prompt: str | None = None
 ) -> list[str]:
-    """`count` samples, drawn without cut-offs; the trainer's own random numbers are left as they were."""
+    """`count` samples, drawn without cut-offs; the trainer's own random numbers are left as they were.
+
+    Args:
+        prompt: see `beginning`.
+    """
     found: list[str] = []
+    begun = beginning(prompt, tokenizer)
     with _still(model, seed):
         while len(found) < count:
-            start = torch.full((min(256, count - len(found)), 1), tokenizer.bos_token_id, device=model.device)
+            start = tokenizer([begun] * min(256, count - len(found)), return_tensors="pt").to(model.device)
             written = model.generate(
-                input_ids=start,
-                attention_mask=torch.ones_like(start),
+                **start,
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
                 temperature=temperature,
-                max_new_tokens=longest,
+                max_new_tokens=LENGTH,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
-            found += [text.replace(" ", "") for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+            written = written[:, start["input_ids"].shape[1] :]
+            found += [smiles(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
     return found
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import molecule_world as world
+from molecule_policy import smiles
 
 from flexjudge_reward import FlexJudgeReward
 
@@ -40,7 +41,7 @@ class MoleculeReward:
         self, prompts: Sequence[Any], completions: Sequence[str], *, log_metric: Any = None, **columns: Any
     ) -> list[float | None]:
         """One reward per completion, in order."""
-        known = [world.canonical(text.replace(" ", "")) for text in completions]
+        known = [world.canonical(smiles(text)) for text in completions]
         scores = self._judged([one for one in known if one is not None])
         if any(one is not None for one in known) and all(score is None for score in scores):
             return [None] * len(known)

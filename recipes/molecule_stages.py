@@ -14,7 +14,8 @@ import molecule_judge
 import molecule_policy
 import molecule_world as world
 from common import card, earlier_curve, judged, keep_curve, model_of, sampled
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from trl import ModelConfig
 
 from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
 from flexjudge_reward.annotate import annotate_file
@@ -39,6 +40,9 @@ class Options:
     prepared: str = field(default="runs/molecules", metadata={"help": "The folder of the pretrained policy and judge."})
     question: str = field(
         default=molecule_judge.QUESTION, metadata={"help": "What the judge is told the policy was asked."}
+    )
+    policy_prompt: str | None = field(
+        default=None, metadata={"help": "What the policy goes on from; the token that begins a text if not said."}
     )
     judge_model: str | None = field(
         default=SMALL, metadata={"help": "A model name or folder, or 'small' for the one that is trained here."}
@@ -85,7 +89,9 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
 
     Each group of the largest N is cut into parts of every smaller N, so that all sizes are measured on all samples.
     """
-    samples = molecule_policy.sample(model, tokenizer, options.most * options.groups, seed)
+    samples = molecule_policy.sample(
+        model, tokenizer, options.most * options.groups, seed, prompt=options.policy_prompt
+    )
     groups = [samples[start : start + options.most] for start in range(0, len(samples), options.most)]
     judge = build_judge(options)
     try:
@@ -136,16 +142,19 @@ def draw_best(picked: dict[int, float], best: dict[int, float], file: Path) -> N
 # ------------------------------------------------------------------------------------------------------------- pairs
 
 
-def preference_pairs(options: Any, policy: str, revision: str, seed: int, folder: Path) -> list[dict[str, str]]:
+def preference_pairs(
+    options: Any, policy: str, model_args: ModelConfig, args: TrainingArguments, folder: Path
+) -> list[dict[str, str]]:
     """Pairs for DPO, as {"chosen", "rejected"}: molecules as the judge prefers them, and molecules above what is none.
 
     Leaves candidates.jsonl, pairs.jsonl (`flexjudge annotate`) and facts.jsonl in `folder`. What is there is kept:
     samples of other settings are an error, pairs of another judge or margin are judged again.
     """
     file, facts, pairs = (folder / f"{name}.jsonl" for name in ("candidates", "facts", "pairs"))
-    settings = {name: getattr(options, name) for name in ("question", "rows", "answers")}
-    if not sampled(file, {"model_name_or_path": model_of(policy, revision), "seed": seed} | settings):
-        _sample_rows(options, molecule_policy.load(policy, revision), seed, file, facts)
+    settings = {name: getattr(options, name) for name in ("question", "rows", "answers", "policy_prompt")}
+    settings |= {"model_name_or_path": model_of(policy, model_args.model_revision), "seed": args.seed}
+    if not sampled(file, settings):
+        _sample_rows(options, molecule_policy.load(policy, model_args, args.device), args.seed, file, facts)
     judged_by = JudgeConfig.resolve(judge_options(options))
     if not judged(pairs, judged_by, options.margin, file):
         judge = judged_by.build()
@@ -169,7 +178,7 @@ def preference_pairs(options: Any, policy: str, revision: str, seed: int, folder
 
 def _sample_rows(options: Any, policy: tuple[Any, Any], seed: int, file: Path, facts: Path) -> None:
     each = options.rows * options.answers // len(HEATS)
-    drawn = [molecule_policy.sample(*policy, each, seed, heat) for heat in HEATS]
+    drawn = [molecule_policy.sample(*policy, each, seed, heat, options.policy_prompt) for heat in HEATS]
     rng, rows, pairs = random.Random(f"pairs {seed}"), [], []
     for number in range(options.rows):
         texts = [text for part in drawn for text in part[number :: options.rows]]
@@ -234,7 +243,8 @@ class Measure(TrainerCallback):  # type: ignore[misc]
     def _measure(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
             return
-        samples = molecule_policy.sample(kwargs["model"], kwargs["processing_class"], self.options.samples, self.seed)
+        model, tokenizer, prompt = kwargs["model"], kwargs["processing_class"], self.options.policy_prompt
+        samples = molecule_policy.sample(model, tokenizer, self.options.samples, self.seed, prompt=prompt)
         found = world.truth(samples, self.known)
         if not self.known:
             del found["novelty"]

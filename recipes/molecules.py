@@ -14,6 +14,9 @@ With real models, on GPUs (see that file): a public generator and a judge on a s
     CUDA_VISIBLE_DEVICES=1 accelerate launch --num_processes 1 \\
         recipes/molecules.py grpo --config recipes/configs/molecules_grpo_zinc.yaml
 
+A generator is given the token that begins a text. A language model that writes SMILES when it is asked to, such as that
+of configs/molecules_grpo_smileyllama.yaml, is given `policy_prompt`; all it writes then must be one SMILES.
+
 Every flag of TRL's GRPOConfig, DPOConfig and ModelConfig works, in the file or on the command line.
 """
 
@@ -74,7 +77,7 @@ def judge(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
 def best_of_n(options: RecipeArguments, args: Any, model_args: ModelConfig) -> None:
     """Samples, and what the judge picks of them."""
     policy = policy_of(options, args.seed, model_args)
-    model, tokenizer = molecule_policy.load(policy, model_args.model_revision)
+    model, tokenizer = molecule_policy.load(policy, model_args, args.device)
     stages.best_of_n(options, model, tokenizer, args.seed, Path(args.output_dir))
 
 
@@ -82,14 +85,15 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
     """Samples become pairs, and pairs a better policy."""
     policy, folder = policy_of(options, args.seed, model_args), Path(args.output_dir)
     with PartialState().main_process_first():  # one process samples and judges, the others find its files
-        rows = stages.preference_pairs(options, policy, model_args.model_revision, args.seed, folder)
+        rows = stages.preference_pairs(options, policy, model_args, args, folder)
     settings = training(args, model_args) | {"pairs": digest(folder / "pairs.jsonl", folder / "facts.jsonl")}
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
-    tokenizer = molecule_policy.load_tokenizer(policy, model_args.model_revision)
+    tokenizer = molecule_policy.load_tokenizer(policy, model_args)
+    prompt = molecule_policy.beginning(options.policy_prompt, tokenizer)
     trainer = DPOTrainer(
         model=policy,
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": tokenizer.bos_token, **row} for row in rows]),
+        train_dataset=Dataset.from_list([{"prompt": prompt, **row} for row in rows]),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
@@ -104,14 +108,15 @@ def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) ->
     judge = FlexJudgeReward(**given, name="judge")  # type: ignore[arg-type]
     reward = MoleculeReward(judge, options.question, options.diversity)
     settings = training(args, model_args) | judged_by(JudgeConfig.resolve(given))
-    settings |= {"question": options.question, "diversity": options.diversity}
+    settings |= {name: getattr(options, name) for name in ("question", "diversity", "policy_prompt")}
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
-    tokenizer = molecule_policy.load_tokenizer(policy, model_args.model_revision)
+    tokenizer = molecule_policy.load_tokenizer(policy, model_args)
+    prompt = molecule_policy.beginning(options.policy_prompt, tokenizer)
     trainer = GRPOTrainer(
         model=policy,
         reward_funcs=[reward],
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": tokenizer.bos_token}] * 1024),
+        train_dataset=Dataset.from_list([{"prompt": prompt}] * 1024),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )

@@ -114,7 +114,7 @@ def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
     with pytest.raises(ConfigError, match=r"judged pairs are too few to train on .*pairs.md counts why"):
         run(recipe, "dpo", prepared, tmp_path, **few | {"fewest_pairs": 999})
     with pytest.raises(ConfigError, match=r"sampled with other settings: seed was 1 and is 2\. Set it back, give"):
-        recipe.stages.preference_pairs(recipe.RecipeArguments(rows=12), str(prepared / "policy-1"), "main", 2, tmp_path)
+        run(recipe, "dpo", prepared, tmp_path, **few | {"seed": 2, "model_name_or_path": prepared / "policy-1"})
     with pytest.raises(ConfigError, match="Lower the margin, or ask for more rows or answers in another"):
         run(recipe, "dpo", prepared, tmp_path, **few | {"margin": 9.5})
     assert "judge          again, because margin was 1.0 and is 9.5" in capsys.readouterr().out
@@ -166,6 +166,20 @@ def test_grpo_trains_and_measures(recipe: Any, taught: None, prepared: Path, tmp
 def reward(recipe: Any, engine: ScriptedEngine, **options: Any) -> Any:
     judge = FlexJudgeReward(Judge(Score("molecule", "nano"), engine), max_failure_rate=1.0)
     return recipe.MoleculeReward(judge, "Write a molecule.", options.get("diversity", 0.0))
+
+
+def test_a_policy_goes_on_from_its_prompt(recipe: Any, taught: None, prepared: Path, tmp_path: Path) -> None:
+    """As a language model does that is asked; what it is given is not part of what it wrote."""
+    few = {"max_steps": 2, "per_device_train_batch_size": 16, "num_generations": 16, "policy_prompt": "<bos>CC"}
+    run(recipe, "grpo", prepared, tmp_path, **few)
+    policy, models = recipe.molecule_policy, importlib.import_module("trl").ModelConfig()
+    model, tokenizer = policy.load(str(tmp_path), models, "cpu")
+    (text,) = policy.sample(model, tokenizer, 1, 1, 0.01)
+    (rest,) = policy.sample(model, tokenizer, 1, 1, 0.01, prompt=f"<bos>{text[:3]}")
+    assert len(rest) > 3 and text == text[:3] + rest
+    tokenizer.bos_token = None
+    with pytest.raises(ConfigError, match="has no token that begins a text: say as policy_prompt"):
+        policy.sample(model, tokenizer, 1, 1)
 
 
 def test_what_is_no_molecule_is_a_fact_and_no_judge_is_asked(recipe: Any) -> None:
