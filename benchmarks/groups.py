@@ -3,8 +3,8 @@
     python benchmarks/groups.py layouts     gloo processes, every layout; ranks that raise, hang or are slow
     python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
     python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
-    python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds; 20 minutes
-    python benchmarks/groups.py grpo_new    the same without the cache of replies, three seeds; 10 minutes
+    python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds, and three
+                                            without the cache of replies; 30 minutes
 
 Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
 """
@@ -55,10 +55,10 @@ G = 8
 def main() -> None:
     """Runs the part named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo", "grpo_new"))
+    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo"))
     parser.add_argument("--groups", type=int, default=60, help="groups of eight (nano)")
     options = parser.parse_args()
-    parts = {"layouts": layouts, "swap": swap, "grpo": grpo, "grpo_new": grpo_new}
+    parts = {"layouts": layouts, "swap": swap, "grpo": grpo}
     parts.get(options.part, lambda: nano(options.groups))()
 
 
@@ -330,12 +330,10 @@ def grpo() -> None:
     difference = statistics.mean(differences)
     record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
     record_time("groups.grpo_judge_time_ratio", found)
-    plot(found)
-
-
-def grpo_new() -> None:
-    """The judge's seconds where no answer was judged before, as with policies that do not repeat themselves."""
-    record_time("groups.grpo_new_judge_time_ratio", in_turns((1, 2, 3), "--judge_cache", "off"))
+    # Where no answer was judged before, as with policies that do not repeat themselves.
+    new = in_turns((1, 2, 3), "--judge_cache", "off")
+    record_time("groups.grpo_new_judge_time_ratio", new)
+    plot(found, new)
 
 
 def in_turns(seeds: Sequence[int], *flags: str) -> dict[str, list[dict[str, Any]]]:
@@ -374,24 +372,29 @@ def record_time(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 _COUNTS = ("seconds", "tokens", "new", "judgements")
 
 
-def plot(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Accuracy over the steps, a line per seed, and the seconds that judging took."""
+def plot(found: Mapping[str, Sequence[Mapping[str, Any]]], new: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Accuracy over the steps, a line per seed, and the seconds that judging took, with and without the cache."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (curves, times) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=120, width_ratios=(2.4, 1))
-    for (form, runs), colour in zip(found.items(), ("tab:gray", "tab:blue"), strict=True):
+    figure, (curves, times) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=120, width_ratios=(1.9, 1))
+    for shift, (form, runs) in enumerate(found.items()):
+        colour = ("tab:gray", "tab:blue")[shift]
+        label = {"score": "pointwise: a call per answer", "listwise": "listwise: a call per group"}[form]
         for number, one in enumerate(runs):
             shares = [100 * share for share in one["accuracy"].values()]
-            label = {"score": "pointwise: a call per answer", "listwise": "listwise: a call per group"}[form]
             curves.plot(list(map(int, one["accuracy"])), shares, "o-", color=colour, label=None if number else label)
-        times.bar(form.replace("score", "pointwise"), sum(one["judge"]["seconds"] for one in runs), color=colour)
+        seconds = [[one["judge"]["seconds"] for one in part] for part in (runs, new[form])]
+        bars = times.bar([shift, shift + 3], list(map(statistics.mean, seconds)), width=0.9, color=colour)
+        times.bar_label(bars, fmt="%.0f")
     curves.set(xlabel="step", ylabel="held-out pictures right, %", ylim=(0, 100))
     curves.legend(loc="lower right")
     curves.grid(alpha=0.3)
-    times.set(ylabel=f"seconds of judging, {len(runs)} seeds")
+    times.set_xticks([0.5, 3.5], ["replies cached", "no cache"])
+    times.set(ylabel="seconds of judging per training")
+    times.margins(y=0.1)
     figure.savefig(Path(__file__).parent / "results" / "grpo_listwise.png", bbox_inches="tight")
     plt.close(figure)
 
