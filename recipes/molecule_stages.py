@@ -52,7 +52,7 @@ class Options:
     judge_cache: str | None = field(default=None, metadata={"help": "The file of judge replies, or 'off'."})
     judge_steps: int | None = field(default=None, metadata={"help": "Steps of training the small judge."})
     pretrain_steps: int | None = field(
-        default=None, metadata={"help": "Steps of pretraining the policy; 400 if there is none yet."}
+        default=None, metadata={"help": "Steps of pretraining the policy; 700 if there is none yet."}
     )
     samples: int = field(default=500, metadata={"help": "How many samples measure a policy."})
     judged: int = field(default=100, metadata={"help": "How many of their molecules the judge scores for the report."})

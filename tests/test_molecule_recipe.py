@@ -35,6 +35,11 @@ from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.fence import flatten
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# Short and canonical, to be learned by heart in seconds.
+DOZEN = [
+    *("Cc1ccccc1", "Cc1ccco1", "OC1CCCCC1", "CN1CCOCC1", "Clc1ccccc1", "FC1CCCCC1", "CCOc1ccccc1", "NC1CCCC1"),
+    *("O=C(O)c1ccccc1", "c1ccsc1", "CC(=O)NC1CC1", "CCN1CCCCC1"),
+]
 pytestmark = [
     pytest.mark.trainer,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
@@ -67,7 +72,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPES))
         policy: Any = importlib.import_module("molecule_policy")
-        patch.setattr(policy, "POOL", 12)
+        patch.setattr(policy, "known", lambda seed: DOZEN)
         patch.setattr(policy, "BATCH", 16)
         policy.pretrain(folder / "policy-1", 1, 140)
         yield folder
