@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import real
+from support import cache_files, real
 
 if TYPE_CHECKING:
     from flexjudge_reward.engines import VLLMEngine
@@ -42,6 +43,20 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
+
+
+@pytest.fixture
+def cache_file(tmp_path: Path) -> Iterator[Path]:
+    """Where no cache is yet. In memory where there is such a place: a busy disk would decide how long tests take."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path) as folder:
+        yield Path(folder) / "own" / "replies.sqlite"
+
+
+@pytest.fixture
+def filled(cache_file: Path) -> Path:
+    """A cache with the replies about `cache_files.NAMES`."""
+    cache_files.use(cache_file, cache_files.NAMES)
+    return cache_file
 
 
 @pytest.fixture(scope="session")
