@@ -80,7 +80,9 @@ def _add_judging(command: argparse.ArgumentParser, run: Callable[[argparse.Names
         help="where an entry has another name, such as question=prompt; several candidates= are a list, id= is none",
     )
     judge = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
-    judge.add_argument("--format", choices=("score", "pair", "listwise", "choice", "relation"))
+    judge.add_argument(
+        "--format", choices=("score", "pair", "listwise", "choice", "relation"), help="default: score, each alone"
+    )
     judge.add_argument("--model", help="nano, a folder, or a Hub id")
     judge.add_argument("--engine", choices=("vllm", "server", "transformers"))
     judge.add_argument("--base-url", help="an OpenAI-compatible server, such as http://localhost:8000/v1")

@@ -7,6 +7,7 @@ Each setting comes from the first place that has it:
     3. a TOML file                         FLEXJUDGE_CONFIG=judge.toml, with a line  model = "..."
     4. the machine                         a CUDA device and vLLM: Flex-VL-7B in process; otherwise the embedded judge
 
+A server's key is no setting: FLEXJUDGE_API_KEY holds it, or the variable that `api_key_env` names.
 `resolve` only reads; `build` makes the judge, whose model still loads at its first use. In a distributed run every rank
 would load its own copy of an in-process judge, so `build` refuses that for a large model and prints the `vllm serve`
 command to run instead. What a model knows is not known here: the embedded judge only knows its small world.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from flexjudge_reward.adaptive import Forced, Swapped, Votes
+from flexjudge_reward.engines.server import KEY_VARIABLE
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.expected import Expected
 from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
@@ -44,6 +46,7 @@ FORMATS: dict[str, type[Score | Pair | Listwise | Choice | Relation]] = {
 }
 """The formats by the names that settings use."""
 _PREFIX = "FLEXJUDGE_"
+_NO_SETTINGS = {_PREFIX + "CONFIG", KEY_VARIABLE}
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "temperature": float,
     "max_tokens": int,
@@ -102,7 +105,7 @@ class JudgeConfig:
     base_url: str | None = None
     """The address of an OpenAI-compatible server, such as http://host:8000/v1."""
     api_key_env: str | None = None
-    """The *name* of the environment variable that holds the server's key; the key itself is stored nowhere."""
+    """The *name* of the environment variable with the server's key, by default FLEXJUDGE_API_KEY; no key is stored."""
     format: str = "score"
     rubric: Rubric | str = "helpfulness"
     temperature: float = 0.0
@@ -179,19 +182,32 @@ class JudgeConfig:
         return Judge(judge_format, engine, sampling)
 
     def _format(self) -> AnyFormat:
+        self._check_extras()
         plain = FORMATS[self.format](self.rubric, self.prompts)
         found: AnyFormat = Expected(plain) if self.expected else plain  # type: ignore[arg-type]
         if self.force_tokens:
             found = Forced(found, self.force_tokens)
-        if self.swap_margin is not None and not self.swap:
-            raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")
-        if self.swap_margin is not None and self.format in ("choice", "relation") and not self.expected:
-            raise ConfigError(f"swap_margin is for scores: a {self.format} has none, so every margin would be the same")
         if self.swap:
             found = Swapped(found, self.swap_margin)
         if self.votes != 1:
             found = Votes(found, self.votes, "mean" if self.expected or self.format == "listwise" else "majority")
         return found
+
+    def _check_extras(self) -> None:
+        """Refuses settings that would do nothing, or not what they say, beside the others."""
+        compares = self.format in ("pair", "relation")
+        if self.swap_margin is not None and not self.swap:
+            raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")
+        if self.swap_margin is not None and self.format in ("choice", "relation") and not self.expected:
+            raise ConfigError(f"swap_margin is for scores: a {self.format} has none, so every margin would be the same")
+        if self.votes > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"{self.votes} votes at temperature 0 are one vote: set temperature with votes, such as 1.0"
+            )
+        if (self.schedule != "all" or self.budget is not None) and not compares:
+            raise ConfigError(
+                f"schedule and budget are for comparisons, and format is {self.format!r}: set format='pair'"
+            )
 
     def describe(self) -> str:
         """One line for the log: what judges, why, and how to change it."""
@@ -316,7 +332,7 @@ def _chosen(settings: Mapping[str, Any], gpu: Callable[[], bool]) -> dict[str, A
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in environ.items():
-        if variable.startswith(_PREFIX) and variable != _PREFIX + "CONFIG" and text != "":
+        if variable.startswith(_PREFIX) and variable not in _NO_SETTINGS and text != "":
             name = variable.removeprefix(_PREFIX).lower()
             values |= checked({name: _number(name, text, variable)}, f"environment variable {variable}: ")
     return values

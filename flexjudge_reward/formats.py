@@ -1,4 +1,4 @@
-"""How to ask a judge, and how to read what it answers: Score, Pair, Listwise and Choice.
+"""How to ask a judge, and how to read what it answers: Score, Pair, Listwise, Choice and Relation.
 
 The two halves of one agreement stand together: the instruction (a file in `prompts/`) and the grammar of the answer.
 All formats end in a `Verdict` with one number per candidate, so nothing after this file asks which one ran:
@@ -6,7 +6,7 @@ All formats end in a `Verdict` with one number per candidate, so nothing after t
     format    candidates  answer                              scores
     Score     1           <answer>7</answer>                  on the rubric's scale
     Pair      2           one tag per candidate, in order     on the rubric's scale
-    Listwise  2 or more   one tag per candidate, in order     on the rubric's scale
+    Listwise  2 to 8      one tag per candidate, in order     on the rubric's scale
     Choice    2 to 8      <answer>B</answer>                  1 for the chosen, 0 for the others (MR. Judge)
     Relation  2           <answer>[[A>B]]</answer> and so on  1 or 0 each (the four options of GenAI-Bench)
 

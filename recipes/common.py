@@ -12,7 +12,8 @@ from typing import Any
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from flexjudge_reward import ConfigError, JudgeConfig, Rubric
@@ -219,7 +220,17 @@ def _difference(note: Path, settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in others)
 
 
-# ------------------------------------------------------------------------------------------ loading and publishing
+# ------------------------------------------------------------------------------------ trackers, loading, publishing
+
+
+def check_trackers(args: TrainingArguments) -> None:
+    """Raises ConfigError if a tracker of `report_to` cannot be used: the trainer finds that after hours of sampling."""
+    for tracker in get_reporting_integration_callbacks(args.report_to):
+        try:
+            tracker()
+        except (ImportError, RuntimeError) as error:
+            wanted = ", ".join(args.report_to)
+            raise ConfigError(f"report_to {wanted}: {error} Or set --report_to none") from None
 
 
 def loading(model_args: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from common import Noted, begin_again, checkpoint, model_of, publish
+from common import Noted, begin_again, check_trackers, checkpoint, model_of, publish
 from datasets import Dataset
 from diffusion_families import Family, family, load
 from diffusion_pairs import PairArguments
@@ -47,10 +47,9 @@ from diffusion_report import Shown, report
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 from trl import TrlParser
 
-from flexjudge_reward import ConfigError, FlexJudgeError
+from flexjudge_reward import FlexJudgeError
 
 DRAWS = 8  # of noise and time, for each held-out pair
 
@@ -244,16 +243,6 @@ def pipeline_of(name: str, folder: Path, args: TrainingArguments) -> Family:
         name = str(path)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     return family(load(name, dtype).to(args.device))
-
-
-def check_trackers(args: TrainingArguments) -> None:
-    """Raises ConfigError if a tracker of `report_to` cannot be used: the trainer finds that after hours of drawing."""
-    for tracker in get_reporting_integration_callbacks(args.report_to):
-        try:
-            tracker()
-        except (ImportError, RuntimeError) as error:
-            wanted = ", ".join(args.report_to)
-            raise ConfigError(f"report_to {wanted}: {error} Or set --report_to none") from None
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from common import (
     Noted,
     Restored,
     card,
+    check_trackers,
     checkpoint,
     data_of,
     digest,
@@ -271,6 +272,7 @@ def main() -> None:
     """Reads the arguments, samples, judges, trains, reports."""
     parser = TrlParser((RecipeArguments, DPOConfig, ModelConfig))
     options, args, model_args = parser.parse_args_and_config()
+    check_trackers(args)
     push, args.push_to_hub = args.push_to_hub, False
     policy, folder = model_args.model_name_or_path, Path(args.output_dir)
     if policy == "nano":

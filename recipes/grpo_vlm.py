@@ -26,6 +26,7 @@ from common import (
     Noted,
     Restored,
     card,
+    check_trackers,
     checkpoint,
     earlier_curve,
     judge_named,
@@ -211,6 +212,7 @@ def main() -> None:
     """Reads the arguments, trains, reports."""
     parser = TrlParser((RecipeArguments, GRPOConfig, ModelConfig))
     options, args, model_args = parser.parse_args_and_config()
+    check_trackers(args)
     push, args.push_to_hub = args.push_to_hub, False
     settings = settings_of(options, args, model_args)
     begun = checkpoint(args, settings)

@@ -1,6 +1,6 @@
 """A small judge of molecules: reads the descriptors it is shown, holds each to a range, counts, and answers 1 to 10.
 
-    python recipes/molecules.py judge --output_dir runs/molecules       (about two minutes on one CPU thread)
+    python recipes/molecules.py judge --prepared runs/molecules       (three to four minutes on one CPU thread)
 
 Trained from nothing on text-only traces whose teacher is `points` below, applied to what RDKit says of molecules made
 by rule. The prompts are the package's own (format Score, wording nano, a `Media.molecule` as the candidate), so it sees

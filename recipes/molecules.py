@@ -32,7 +32,7 @@ from typing import Any
 import molecule_policy
 import molecule_stages as stages
 from accelerate import PartialState
-from common import Noted, Restored, checkpoint, digest, judged_by, loading, publish, training
+from common import Noted, Restored, check_trackers, checkpoint, digest, judged_by, loading, publish, training
 from datasets import Dataset
 from molecule_reward import MoleculeReward
 from transformers import PrinterCallback, TrainingArguments
@@ -177,6 +177,7 @@ def main(words: list[str]) -> None:
     stage, arguments = STAGES[words[0]]
     parser = TrlParser((RecipeArguments, arguments, ModelConfig))
     options, args, model_args = parser.parse_args_and_config(words[1:], fail_with_unknown_args=True)
+    check_trackers(args)
     push, args.push_to_hub = args.push_to_hub, False
     stage(options, args, model_args)
     if push and stage in (dpo, grpo) and PartialState().is_main_process:

@@ -126,6 +126,9 @@ def test_build_puts_a_cache_around_the_engine_unless_it_is_off(tmp_path: Path) -
         pytest.param({"format": "pair", "swap_margin": 1.0}, "set swap=True", id="margin_without_swap"),
         pytest.param({"format": "choice", "swap": True, "swap_margin": 0.5}, "is for scores", id="margin_of_a_choice"),
         pytest.param({"format": "pair", "swap": True, "swap_margin": -1.0}, "at least 0", id="negative_margin"),
+        pytest.param({"votes": 5}, "5 votes at temperature 0 are one vote", id="votes_that_repeat"),
+        pytest.param({"format": "listwise", "schedule": "swiss"}, "set format='pair'", id="schedule_of_lists"),
+        pytest.param({"budget": 5}, "set format='pair'", id="budget_of_scores"),
         pytest.param(
             {"format": "relation", "prompts": "flex", "expected": True},
             "Score, Pair, Listwise and Choice",
@@ -164,6 +167,11 @@ def test_a_key_is_given_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("JUDGE_KEY", "canary-key")
     config.build().close()
     assert "canary-key" not in repr(config)
+
+
+def test_the_variable_of_the_key_is_no_setting() -> None:
+    config = resolve({}, {"FLEXJUDGE_API_KEY": "canary-key", "FLEXJUDGE_BASE_URL": SERVER})
+    assert config.base_url == SERVER and "canary-key" not in repr(config)
 
 
 def test_one_line_says_which_judge_and_how_to_change_it(caplog: pytest.LogCaptureFixture) -> None:

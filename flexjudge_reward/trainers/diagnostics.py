@@ -1,5 +1,6 @@
 """Whether the rewards are worth training on: what judging cost, what failed, and signs that the signal is weak.
 
+    score                       mean score of the judged rows, 0 to 1
     failure_rate, failed_*      rows without a score, in three kinds
     forced                      share of the judge's thoughts that had to be closed
     zero_variance               share of groups in which all scores are equal, so that they give no gradient
