@@ -19,8 +19,10 @@ order); `margin` (too close); `same` (the candidates are equal); `other` (a pair
 the kind of the failure. Nothing is guessed.
 
 A run that was killed goes on where it was: the files are those of an unbroken run, and at most one batch is judged
-again. A judge that answers not one request of the first batch stops the run: a server that cannot be shown pictures is
-found so. Not known here: how candidates are made, and what a trainer does with the pairs.
+again. So it does after its judge went away: rows that found no server, or one too slow, are asked once more before they
+are written, which stops the run where nobody answers. A judge that answers not one request of the first batch stops it,
+too: a server that cannot be shown pictures is found so. Not known here: how candidates are made, and what a trainer
+does with the pairs.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ def _annotate(
     done = journal.counts["rows"]
     with tqdm(total=total, initial=done, unit="row", desc="annotating", file=sys.stderr, disable=None) as bar:
         while batch := list(islice(rows, BATCH)):
-            compared = compare([row.example for row in batch], judge)
+            compared = _insisted([row.example for row in batch], judge)
             if not journal.counts["rows"]:
                 _check_answered(compared)
             for row, found in zip(batch, compared, strict=True):
@@ -132,6 +134,16 @@ def _annotate(
                     journal.add(_skipped_row(row, one) if one.why else _pair_row(row, one, journal), one.why)
             journal.commit(len(batch))
             bar.update(len(batch))
+
+
+def _insisted(examples: Sequence[Example], judge: Judge) -> list[list[Compared]]:
+    """The examples compared; those that a server did not answer twice, because what is written is not asked again."""
+    found = compare(examples, judge)
+    silent = [index for index, pairs in enumerate(found) if any(one.why in ("transport", "timeout") for one in pairs)]
+    if not silent:
+        return found
+    again = dict(zip(silent, compare([examples[index] for index in silent], judge), strict=True))
+    return [again.get(index, pairs) for index, pairs in enumerate(found)]
 
 
 def _check_answered(compared: Sequence[Sequence[Compared]]) -> None:

@@ -2,12 +2,14 @@
 
 Any format does it: `Score` judges each candidate alone, `Listwise` or `Choice` the whole group, `Chunked(Listwise())`
 and `Tournament(Pair())` groups of any size. A candidate without a score ranks last and never vanishes. Ties are drawn
-by `seed` and the candidates' own content, so the order in which they stand decides nothing and a run can be repeated.
+by `seed`, the question and the candidates' own content, so the order in which they stand decides nothing, no answer
+wins all ties of a data set, and a run can be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flexjudge_reward.errors import ConfigError, MediaError
@@ -70,6 +72,11 @@ def rerank(examples: Sequence[Example], judge: Judge, seed: int = 0) -> list[Ran
     ]
 
 
+def unscored(rankings: Iterable[Ranking]) -> Counter[str]:
+    """How many candidates have no score, by the kind of their failure."""
+    return Counter(one.kind for ranking in rankings for one in ranking.outcomes if isinstance(one, Failure))
+
+
 def judge_groups(examples: Sequence[Example], judge: Judge) -> list[tuple[tuple[Outcome, ...], tuple[Verdict, ...]]]:
     """Per example the outcome of every candidate, and the verdicts behind them, whatever the format.
 
@@ -130,6 +137,11 @@ def _order(example: Example, outcomes: Sequence[Outcome], seed: int) -> tuple[in
     def place(index: int) -> tuple[bool, float, str, int]:
         found = outcomes[index]
         failed = isinstance(found, Failure)
-        return failed, 0.0 if isinstance(found, Failure) else -found, lot(example.candidates[index], seed), index
+        return (
+            failed,
+            0.0 if isinstance(found, Failure) else -found,
+            lot((*example.question, *example.candidates[index]), seed),
+            index,
+        )
 
     return tuple(sorted(range(len(outcomes)), key=place))

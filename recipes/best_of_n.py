@@ -20,7 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import written
+
 from flexjudge_reward import (
+    ConfigError,
+    EngineError,
     Example,
     FlexJudgeError,
     Judge,
@@ -34,7 +38,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.grouping import whole_groups
 from flexjudge_reward.nano import path, world
-from flexjudge_reward.rerank import Ranking, rerank
+from flexjudge_reward.rerank import Ranking, rerank, unscored
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,14 @@ def nano_questions(count: int, seed: int) -> list[Asked]:
 
 
 def file_questions(source: Path, media_root: Path, count: int) -> list[Asked]:
-    """Questions of a JSONL file."""
+    """Questions of a JSONL file. Raises ConfigError for a row that is wrong, by its line."""
     found = []
-    for line in source.read_text("utf-8").splitlines()[:count]:
+    for number, line in enumerate(source.read_text("utf-8").splitlines()[:count], start=1):
         row = json.loads(line)
+        if not {"question", "images", "answer"} <= set(row):
+            raise ConfigError(
+                f"{source}, line {number}: a row has 'question', 'images' and 'answer', not {sorted(row)}"
+            )
         pictures = [Media.image(Path(name), roots=[media_root]) for name in row["images"]]
         found.append(Asked((*pictures, row["question"]), lambda reply, row=row: str(row["answer"]) in reply))
     return found
@@ -72,20 +80,28 @@ def sample(policy: TransformersEngine, questions: Sequence[Asked], n: int, seed:
         parts = tuple(Quoted(part) if isinstance(part, str) else part for part in one.question)
         prompts += [Prompt((Message("user", parts),), sample=number) for number in range(n)]
     replies = policy.generate(prompts, Sampling(temperature=1.0, max_tokens=64, seed=seed))
-    texts = [reply.text.strip() for reply in replies]
-    return [texts[start : start + n] for start in range(0, len(texts), n)]
+    return written(replies, len(questions))
 
 
-def shares(
-    questions: Sequence[Asked], answers: Sequence[Sequence[str]], rankings: Sequence[Ranking]
-) -> dict[str, float]:
-    """The share of right answers: the first sample, the judge's choice, and the best there was."""
-    right = [[one.is_right(text) for text in texts] for one, texts in zip(questions, answers, strict=True)]
-    count = len(questions)
+def shares(answered: Sequence[tuple[Asked, Sequence[str]]], rankings: Sequence[Ranking]) -> dict[str, float]:
+    """The share of right answers: the first sample, the judge's choice, and the best there was.
+
+    Over the questions of which the judge scored an answer: where it scored none it chose none.
+
+    Raises:
+        EngineError: it scored nothing.
+    """
+    right = [
+        (ranking.best, [one.is_right(text) for text in texts])
+        for (one, texts), ranking in zip(answered, rankings, strict=True)
+        if ranking.best is not None
+    ]
+    if not right:
+        raise EngineError(f"the judge scored no answer at all: {dict(unscored(rankings))}")
     return {
-        "first": sum(row[0] for row in right) / count,
-        "judge": sum(row[ranking.order[0]] for row, ranking in zip(right, rankings, strict=True)) / count,
-        "oracle": sum(any(row) for row in right) / count,
+        "first": sum(row[0] for _, row in right) / len(right),
+        "judge": sum(row[best] for best, row in right) / len(right),
+        "oracle": sum(any(row) for _, row in right) / len(right),
     }
 
 
@@ -101,27 +117,28 @@ def main() -> None:
     parser.add_argument("--media-root", type=Path, default=Path())
     options = parser.parse_args()
     nano = options.data is None
-    questions = (
-        nano_questions(options.questions, options.seed)
-        if nano
-        else file_questions(options.data, options.media_root, options.questions)
-    )
+    count = options.questions
+    asked = nano_questions(count, options.seed) if nano else file_questions(options.data, options.media_root, count)
     policy = TransformersEngine(str(path("base")) if options.policy == "nano" else options.policy)
-    answers = sample(policy, questions, options.n, options.seed)
+    answers = sample(policy, asked, options.n, options.seed)
     policy.close()
+    left = [(one, texts) for one, texts in zip(asked, answers, strict=True) if len(texts) > 1]
     config = JudgeConfig.resolve({"format": options.format, "model": "nano" if nano else None})
     judge = config.build()
     judge = Judge(
         whole_groups(judge.format, config.schedule, config.budget, config.chunk), judge.engine, judge.sampling
     )
     try:
-        examples = [Example(one.question, texts) for one, texts in zip(questions, answers, strict=True)]
-        found = shares(questions, answers, rerank(examples, judge, options.seed))
+        rankings = rerank([Example(one.question, texts) for one, texts in left], judge, options.seed)
     finally:
         judge.close()
+    found = shares(left, rankings)
     gap = found["oracle"] - found["first"]
     closed = (found["judge"] - found["first"]) / gap if gap else 0.0
     print(f"first answer {found['first']:.1%}   judge's choice {found['judge']:.1%}   oracle {found['oracle']:.1%}")
+    if failed := unscored(rankings):
+        lost = sum(ranking.best is None for ranking in rankings)
+        print(f"answers without a score: {dict(failed)}; {lost} questions with none are left out")
     print(f"best of {options.n} closes {closed:.0%} of the gap between the first answer and the oracle")
 
 

@@ -46,6 +46,7 @@ from common import (
     publish,
     sampled,
     training,
+    written,
 )
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
@@ -91,6 +92,7 @@ class RecipeArguments:
     questions: int = field(default=600, metadata={"help": "How many questions are asked."})
     answers: int = field(default=4, metadata={"help": "How many answers to each are sampled."})
     answer_tokens: int = field(default=256, metadata={"help": "Longest answer."})
+    policy_memory: float = field(default=0.85, metadata={"help": "Share of the GPU's memory for sampling the policy."})
     margin: float = field(default=1.0, metadata={"help": "Least difference of the scores of a pair."})
     fewest_pairs: int = field(default=50, metadata={"help": "With fewer pairs nothing is trained."})
     prepare_only: bool = field(default=False, metadata={"help": "Sample and judge, and train another time."})
@@ -111,17 +113,26 @@ def sample_answers(options: RecipeArguments, policy: str, folder: Path, seed: in
     for number, (question, picture) in enumerate(questions(options, seed)):
         picture.convert("RGB").save(folder / "pictures" / f"{number}.png")
         asked.append((question, f"pictures/{number}.png"))
-    engine = (VLLMEngine if torch.cuda.is_available() else TransformersEngine)(policy, revision=revision)
+    engine = policy_engine(policy, revision, options.policy_memory)
     answers = _answers(options, engine, folder, seed, asked)
     engine.close()
     rows = [
         {"id": number, "question": question, "images": [name], "candidates": row}
         for number, ((question, name), row) in enumerate(zip(asked, answers, strict=True))
+        if len(row) > 1
     ]
     fresh = file.with_suffix(".new")
     fresh.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     fresh.replace(file)
     return file
+
+
+def policy_engine(policy: str, revision: str | None, share: float) -> Engine:
+    """What the policy is sampled with: vLLM with that share of the device, which nothing else uses then."""
+    if not torch.cuda.is_available():
+        return TransformersEngine(policy, revision=revision)
+    # Room for one picture and no clip: what vLLM sets aside for clips is as large as a model.
+    return VLLMEngine(policy, revision=revision, gpu_memory_utilization=share, images_per_prompt=1, videos_per_prompt=0)
 
 
 def _answers(
@@ -136,9 +147,8 @@ def _answers(
             for draw in range(options.answers // len(TEMPERATURES))
         ]
         sampling = Sampling(temperature=heat, max_tokens=options.answer_tokens, seed=seed)
-        replies = iter(engine.generate(prompts, sampling))
-        for row in answers:
-            row += [next(replies).text.strip() for _ in range(options.answers // len(TEMPERATURES))]
+        for row, texts in zip(answers, written(engine.generate(prompts, sampling), len(asked)), strict=True):
+            row += texts
     return answers
 
 

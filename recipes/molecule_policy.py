@@ -160,18 +160,30 @@ def load_tokenizer(policy: str, model_args: ModelConfig) -> Any:
 
 
 def beginning(given: str | None, tokenizer: Any) -> str:
-    """What the policy is given to go on from: `given`, or the token that begins a text.
+    """What the policy is given to go on from: `given`, or the token that begins a text, which is "" where the tokenizer
+    writes that before every text itself.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, the tokenizer would begin twice, or it ends every text.
     """
-    begun = given or tokenizer.bos_token
+    name, bos = tokenizer.name_or_path, tokenizer.bos_token
+    begun = str(given or bos or "")
     if not begun:
         raise ConfigError(
-            f"the tokenizer of {tokenizer.name_or_path} has no token that begins a text:"
+            f"the tokenizer of {name} has no token that begins a text:"
             " say as policy_prompt what the policy was trained to go on from"
         )
-    return str(begun)
+    plain, tokens = tokenizer(begun, add_special_tokens=False)["input_ids"], tokenizer(begun)["input_ids"]
+    before = tokens[: len(tokens) - len(plain)]
+    if tokens != before + plain:
+        raise ConfigError(f"the tokenizer of {name} ends every text, so nothing can go on from a prompt: take another")
+    if tokenizer.bos_token_id in before and plain[0] == tokenizer.bos_token_id:
+        if given:
+            raise ConfigError(
+                f"policy_prompt begins with {bos}, which the tokenizer of {name} writes itself: leave it out"
+            )
+        return ""
+    return begun
 
 
 def smiles(written: str) -> str:
@@ -181,12 +193,19 @@ def smiles(written: str) -> str:
 
 @torch.no_grad()
 def sample(
-    model: Any, tokenizer: Any, count: int, seed: int, temperature: float = 1.0, prompt: str | None = None
+    model: Any,
+    tokenizer: Any,
+    count: int,
+    seed: int,
+    temperature: float = 1.0,
+    prompt: str | None = None,
+    tokens: int = LENGTH,
 ) -> list[str]:
     """`count` samples, drawn without cut-offs; the trainer's own random numbers are left as they were.
 
     Args:
         prompt: see `beginning`.
+        tokens: of the longest sample.
     """
     found: list[str] = []
     begun = beginning(prompt, tokenizer)
@@ -199,7 +218,7 @@ def sample(
                 top_k=0,
                 top_p=1.0,
                 temperature=temperature,
-                max_new_tokens=LENGTH,
+                max_new_tokens=tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
@@ -212,7 +231,8 @@ def sample(
 def _still(model: Any, seed: int) -> Iterator[None]:
     training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    device = model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of every device, so what this one had is put back too
         yield
     model.train(training)

@@ -3,7 +3,7 @@
     no molecule                    0, a fact, which no judge is asked about
     a molecule                     0.5 + 0.5 * the judge's score in [0, 1]
     one that was written before    half of that for each time, over the whole run of this process
-    --diversity w                  times 1 - w * (mean similarity to the other molecules of the batch)
+    --diversity w                  times 1 - w * (mean similarity to the other molecules of the batch), 0 at least
 
 A judgement that failed stays typed: `FlexJudgeReward` gives its row the mean of the judged molecules of its prompt; in
 a call where none was judged every row is None, so that nothing is learned from it. Not known here: how the policy is
@@ -62,7 +62,7 @@ class MoleculeReward:
             return None
         repeats = self.written[smiles]
         self.written[smiles] += 1
-        return float((0.5 + 0.5 * score) * 0.5**repeats * (1 - self.diversity * similarity))
+        return float((0.5 + 0.5 * score) * 0.5**repeats * max(0.0, 1 - self.diversity * similarity))
 
     def _judged(self, valid: Sequence[str]) -> list[float | None]:
         # A process without a molecule asks about methane all the same: all processes take part in every exchange.

@@ -17,9 +17,10 @@ from common import card, earlier_curve, judged, keep_curve, model_of, sampled
 from transformers import TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
-from flexjudge_reward import ConfigError, Example, JudgeConfig, Media, Rubric
+from flexjudge_reward import ConfigError, EngineError, Example, JudgeConfig, Media, Rubric
 from flexjudge_reward.annotate import annotate_file
-from flexjudge_reward.rerank import Ranking, rerank
+from flexjudge_reward.rerank import Ranking, rerank, unscored
+from flexjudge_reward.types import Failure
 
 SMALL = "small"  # the name of the judge that is trained here
 HEATS = (0.7, 1.0)  # of the samples that become pairs; colder ones are more often molecules
@@ -43,6 +44,9 @@ class Options:
     )
     policy_prompt: str | None = field(
         default=None, metadata={"help": "What the policy goes on from; the token that begins a text if not said."}
+    )
+    policy_tokens: int = field(
+        default=molecule_policy.LENGTH, metadata={"help": "Longest sample; of grpo max_completion_length."}
     )
     judge_model: str | None = field(
         default=SMALL, metadata={"help": "A model name or folder, or 'small' for the one that is trained here."}
@@ -87,10 +91,14 @@ def build_judge(options: Options) -> Any:
 def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: Path) -> dict[str, Any]:
     """Mean QED, 0 for what is no molecule, of the judge's choice among 1, 2, 4 and so on; written to report.json.
 
-    Each group of the largest N is cut into parts of every smaller N, so that all sizes are measured on all samples.
+    Each group of the largest N is cut into parts of every smaller N, so that all sizes are measured on all samples. A
+    part whose molecules the judge could not score has no choice and is left out.
+
+    Raises:
+        EngineError: the judge scored nothing.
     """
     samples = molecule_policy.sample(
-        model, tokenizer, options.most * options.groups, seed, prompt=options.policy_prompt
+        model, tokenizer, options.most * options.groups, seed, 1.0, options.policy_prompt, options.policy_tokens
     )
     groups = [samples[start : start + options.most] for start in range(0, len(samples), options.most)]
     judge = build_judge(options)
@@ -99,6 +107,10 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
         rankings = rerank(asked, judge, seed)
     finally:
         judge.close()
+    if failed := {kind: count for kind, count in unscored(rankings).items() if kind != "media"}:
+        print(f"judge          molecules without a score: {failed}")
+        if all(ranking.best is None for ranking in rankings):
+            raise EngineError("the judge scored no molecule at all")
     values = [[world.qed(text) for text in group] for group in groups]
     sizes = [2**power for power in range(options.most.bit_length())]
     picked = {size: _mean(_picked(values, rankings, size)) for size in sizes}
@@ -115,12 +127,17 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
 
 
 def _picked(values: list[list[float]], rankings: list[Ranking], size: int) -> list[float]:
-    """The value of the best-ranked of each part of `size`."""
+    """The value of the best-ranked of each part of `size`; of a part without a molecule 0."""
     found = []
     for row, ranking in zip(values, rankings, strict=True):
         place = {candidate: rank for rank, candidate in enumerate(ranking.order)}
         for start in range(0, len(row), size):
-            found.append(row[min(range(start, start + size), key=place.__getitem__)])
+            best = min(range(start, start + size), key=place.__getitem__)
+            outcomes = ranking.outcomes[start : start + size]
+            if not isinstance(ranking.outcomes[best], Failure):
+                found.append(row[best])
+            elif all(isinstance(one, Failure) and one.kind == "media" for one in outcomes):
+                found.append(0.0)
     return found
 
 
@@ -151,7 +168,9 @@ def preference_pairs(
     samples of other settings are an error, pairs of another judge or margin are judged again.
     """
     file, facts, pairs = (folder / f"{name}.jsonl" for name in ("candidates", "facts", "pairs"))
-    settings = {name: getattr(options, name) for name in ("question", "rows", "answers", "policy_prompt")}
+    settings = {
+        name: getattr(options, name) for name in ("question", "rows", "answers", "policy_prompt", "policy_tokens")
+    }
     settings |= {"model_name_or_path": model_of(policy, model_args.model_revision), "seed": args.seed}
     if not sampled(file, settings):
         _sample_rows(options, molecule_policy.load(policy, model_args, args.device), args.seed, file, facts)
@@ -178,7 +197,8 @@ def preference_pairs(
 
 def _sample_rows(options: Any, policy: tuple[Any, Any], seed: int, file: Path, facts: Path) -> None:
     each = options.rows * options.answers // len(HEATS)
-    drawn = [molecule_policy.sample(*policy, each, seed, heat, options.policy_prompt) for heat in HEATS]
+    how = options.policy_prompt, options.policy_tokens
+    drawn = [molecule_policy.sample(*policy, each, seed, heat, *how) for heat in HEATS]
     rng, rows, pairs = random.Random(f"pairs {seed}"), [], []
     for number in range(options.rows):
         texts = [text for part in drawn for text in part[number :: options.rows]]
@@ -243,8 +263,9 @@ class Measure(TrainerCallback):  # type: ignore[misc]
     def _measure(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
             return
-        model, tokenizer, prompt = kwargs["model"], kwargs["processing_class"], self.options.policy_prompt
-        samples = molecule_policy.sample(model, tokenizer, self.options.samples, self.seed, prompt=prompt)
+        model, tokenizer, given = kwargs["model"], kwargs["processing_class"], self.options
+        how = given.policy_prompt, given.policy_tokens
+        samples = molecule_policy.sample(model, tokenizer, given.samples, self.seed, 1.0, *how)
         found = world.truth(samples, self.known)
         if not self.known:
             del found["novelty"]

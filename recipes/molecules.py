@@ -102,6 +102,7 @@ def dpo(options: RecipeArguments, args: DPOConfig, model_args: ModelConfig) -> N
 
 def grpo(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> None:
     """The judge as the reward."""
+    options = dataclasses.replace(options, policy_tokens=args.max_completion_length)  # what is trained is measured
     policy = policy_of(options, args.seed, model_args)
     with PartialState().main_process_first():
         given = stages.judge_options(options)

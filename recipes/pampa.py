@@ -8,15 +8,17 @@ Mol-LLaMA, which this recipe does not run:
     {"smiles": "CCO", "label": 1, "answers": ["A small alcohol ... Final answer: High permeability", ...]}
 
 Prints the accuracy of the judge's choice among 1, 2, 4 and so on of them, ties drawn at random, mean of ten draws. An
-analysis without a final answer counts as wrong. The judge reads the molecule (SMILES and descriptors), the question and
-the analysis with its final answer; the code released with Flex-Judge leaves that out, and so does --cut. Run here with
-a scripted judge only: the weights of Mol-LLaMA and of its judge are out of this project's reach.
+analysis without a final answer counts as wrong; draws of which the judge scored none are left out. The judge reads the
+molecule (SMILES and descriptors), the question and the analysis with its final answer; the code released with
+Flex-Judge leaves that out, and so does --cut. Run here with a scripted judge only: the weights of Mol-LLaMA and of its
+judge are out of this project's reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -24,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward import ConfigError, Example, FlexJudgeError, Judge, JudgeConfig, Media
-from flexjudge_reward.rerank import rerank
+from flexjudge_reward import ConfigError, EngineError, Example, FlexJudgeError, Judge, JudgeConfig, Media
+from flexjudge_reward.rerank import rerank, unscored
 from flexjudge_reward.rewards import Outcome
 from flexjudge_reward.types import Failure
 
@@ -69,22 +71,28 @@ def read(source: Path) -> list[Asked]:
 
 def accuracy(asked: Sequence[Asked], outcomes: Sequence[Sequence[Outcome]], n: int, seed: int) -> float:
     """The share of right choices among `n` analyses each, mean of ten draws of these and of the ties."""
-    rng, right = random.Random(f"pampa {seed} {n}"), 0
-    for one, scores in zip(asked, outcomes, strict=True):
+    rng, right = random.Random(f"pampa {seed} {n}"), list[bool]()
+    for one, found in zip(asked, outcomes, strict=True):
+        scores = {index: score for index, score in enumerate(found) if not isinstance(score, Failure)}
         for _ in range(DRAWS):
-            drawn = rng.sample(range(len(scores)), min(n, len(scores)))  # in random order, so max draws ties at random
-            right += one.is_right(max(drawn, key=lambda index: _number(scores[index])))
-    return right / (DRAWS * len(asked))
-
-
-def _number(found: Outcome) -> float:
-    """For comparing only: what has no score comes last."""
-    return float("-inf") if isinstance(found, Failure) else found
+            drawn = rng.sample(range(len(found)), min(n, len(found)))  # in random order, so max draws ties at random
+            if scored := [index for index in drawn if index in scores]:
+                right.append(one.is_right(max(scored, key=scores.__getitem__)))
+    return sum(right) / len(right) if right else math.nan
 
 
 def best_of_n(asked: Sequence[Asked], judge: Judge, cut: bool, seed: int) -> dict[int, float]:
-    """Accuracy by N, up to the most analyses that every row has."""
-    outcomes = [ranking.outcomes for ranking in rerank([one.example(cut) for one in asked], judge, seed)]
+    """Accuracy by N, up to the most analyses that every row has.
+
+    Raises:
+        EngineError: the judge scored nothing.
+    """
+    rankings = rerank([one.example(cut) for one in asked], judge, seed)
+    outcomes = [ranking.outcomes for ranking in rankings]
+    if failed := unscored(rankings):
+        print(f"without a score: {dict(failed)}")
+    if all(ranking.best is None for ranking in rankings):
+        raise EngineError("the judge scored no analysis at all")
     most = min(len(one.answers) for one in asked)
     return {n: accuracy(asked, outcomes, n, seed) for n in (2**power for power in range(most.bit_length()))}
 

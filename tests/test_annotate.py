@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flexjudge_reward import Choice, ConfigError, Generation, Judge, Listwise, Pair, Prompt, Quoted, Score
+from flexjudge_reward import Choice, ConfigError, EngineError, Generation, Judge, Listwise, Pair, Prompt, Quoted, Score
 from flexjudge_reward.annotate import BATCH, Which, annotate_file
 from flexjudge_reward.cli import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
@@ -226,6 +226,36 @@ def test_what_was_written_after_the_last_sound_batch_is_written_again(
         torn.write(b'{"id": 99, "prom')
     annotate_file(source, Judge(Pair(), ScriptedEngine(Stopping())), tmp_path / "out.jsonl")
     assert files(tmp_path) == unbroken
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("back", [True, False], ids=["comes_back", "stays_away"])
+def test_a_judge_that_goes_away_costs_no_row(tmp_path: Path, batch: int, back: bool) -> None:
+    rows = [row(number, f"{number % 7} a", f"{number % 5} b", "3 c") for number in range(2 * BATCH + 20)]
+    annotated(tmp_path, rows)
+    unbroken = (tmp_path / "out.jsonl").read_bytes(), (tmp_path / "out.skipped.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    asked, end = 0, 6 * min(BATCH * (batch + 1), len(rows))  # two orders of three pairs
+
+    def reply(prompt: Prompt) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked < 6 * BATCH * batch + 30:
+            return fair(prompt)
+        if asked <= end:
+            return Generation.failed("transport" if asked % 2 else "timeout", "the server went away")
+        if not back and asked == end + 1:
+            raise EngineError("no server answers")
+        return fair(prompt)
+
+    if back:
+        annotated(tmp_path, rows, reply)
+    else:
+        with pytest.raises(EngineError, match="no server answers"):
+            annotated(tmp_path, rows, reply)
+        assert not (tmp_path / "out.jsonl").exists()
+        annotated(tmp_path, rows, reply)
+    assert ((tmp_path / "out.jsonl").read_bytes(), (tmp_path / "out.skipped.jsonl").read_bytes()) == unbroken
 
 
 @pytest.mark.parametrize("change", ["rows", "margin", "judge", "damage"])

@@ -20,6 +20,7 @@ pytest.importorskip("rdkit")
 
 from flexjudge_reward import (
     ConfigError,
+    EngineError,
     Example,
     FlexJudgeReward,
     Generation,
@@ -99,6 +100,23 @@ def test_best_of_n_rises_to_what_the_judge_can_see(recipe: Any, taught: None, pr
     assert found["judge"]["1"] == found["best"]["1"] <= found["best"]["2"] <= found["best"]["4"]
     assert found["judge"]["4"] > found["judge"]["1"]
     assert (tmp_path / "best_of_n.png").stat().st_size > 1000
+
+
+def test_a_judge_that_fails_chooses_nothing(
+    recipe: Any, taught: None, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def judged_by(reply: Any) -> None:
+        judge = Judge(Score("molecule", "nano"), ScriptedEngine(reply))
+        monkeypatch.setattr(JudgeConfig, "build", lambda self: judge)
+
+    judged_by(lambda prompt: "no answer")
+    with pytest.raises(EngineError, match="scored no molecule at all"):
+        run(recipe, "best_of_n", prepared, tmp_path, most=2, groups=6)
+    late = Generation.failed("timeout", "late")
+    judged_by(lambda prompt: late if "O" in str(prompt) else teacher(prompt))
+    capsys.readouterr()
+    run(recipe, "best_of_n", prepared, tmp_path, most=2, groups=6)
+    assert "molecules without a score: {'timeout': " in capsys.readouterr().out
 
 
 def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(
@@ -187,6 +205,42 @@ def test_a_policy_goes_on_from_its_prompt(recipe: Any, taught: None, prepared: P
         policy.sample(model, tokenizer, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("template", "given", "found"),
+    [
+        pytest.param(None, None, "<bos>", id="the_token_itself"),
+        pytest.param("<bos> $A", None, "", id="written_by_the_tokenizer"),
+        pytest.param("<bos> $A", "CC", "CC", id="a_prompt_after_it"),
+        pytest.param("<bos> $A", "<bos>CC", "<bos>, which the tokenizer of .* writes itself", id="twice"),
+        pytest.param("<bos> $A <eos>", None, "ends every text, so nothing can go on", id="ended"),
+        pytest.param("$A <eos>", "CC", "ends every text, so nothing can go on", id="ended_prompt"),
+    ],
+)
+def test_a_text_begins_once_and_does_not_end_at_once(
+    recipe: Any, taught: None, prepared: Path, tmp_path: Path, template: str | None, given: str | None, found: str
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    policy = recipe.molecule_policy
+    tokenizer = policy.make_tokenizer()
+    if template:
+        ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<bos>", "<eos>") if name in template]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+    if "which" in found or "ends" in found:
+        with pytest.raises(ConfigError, match=found):
+            policy.beginning(given, tokenizer)
+        return
+    assert policy.beginning(given, tokenizer) == found
+    if found == "":  # what it writes is what it writes when it is given the token
+        model, plain = policy.load(str(prepared / "policy-1"), importlib.import_module("trl").ModelConfig(), "cpu")
+        assert policy.sample(model, tokenizer, 4, 1) == policy.sample(model, plain, 4, 1)
+        policy.whole(tmp_path / "own", model, tokenizer, {})
+        few = {"max_steps": 1, "per_device_train_batch_size": 16, "num_generations": 16, "max_completion_length": 70}
+        run(recipe, "grpo", prepared, tmp_path / "grpo", model_name_or_path=tmp_path / "own", **few)
+        report = json.loads((tmp_path / "grpo" / "report.json").read_text())
+        assert report["before"]["validity"] > 0.1 and report["about"]["policy_tokens"] == 70
+
+
 def test_what_is_no_molecule_is_a_fact_and_no_judge_is_asked(recipe: Any) -> None:
     engine = ScriptedEngine(lambda prompt: "<think>x</think><answer>10</answer>")
     give = reward(recipe, engine)
@@ -213,6 +267,8 @@ def test_similarity_has_a_price(recipe: Any) -> None:
     alike, other = "Cc1ccccc1", "Cc1ccccc1C"
     first, second, lone = reward(recipe, engine, diversity=1.0)([""] * 3, [alike, other, "C#N"])
     assert first < lone and second < lone == 1.0
+    steep = reward(recipe, engine, diversity=4.0)([""] * 4, [alike, alike, other, "C1"])
+    assert steep == [0.0] * 4  # never less than what is no molecule, which a repeat could then come closer to
 
 
 # ------------------------------------------------------------------------------------------------- judge and policy
@@ -290,3 +346,16 @@ def test_pampa_picks_the_better_analysis(recipe: Any, tmp_path: Path) -> None:
     file.write_text('{"smiles": "CCO", "label": 2, "answers": ["a", "b"]}\n')
     with pytest.raises(ConfigError, match="line 1: a row has 'smiles', 'label'"):
         pampa.read(file)
+
+
+def test_pampa_leaves_out_what_the_judge_did_not_score(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pampa: Any = importlib.import_module("pampa")
+    right, wrong = "Final answer: high", "Final answer: low"
+    asked = [pampa.Asked("CCO", True, (f"late {right}", wrong)), pampa.Asked("no molecule", True, (right, right))]
+    late = Generation.failed("timeout", "late")
+    engine = ScriptedEngine(lambda prompt: late if "late" in str(prompt) else "<think>x</think><answer>7</answer>")
+    found = pampa.best_of_n(asked, Judge(Score("permeability"), engine), cut=False, seed=0)
+    assert found == {1: 0.0, 2: 0.0}  # the wrong one is all that was scored
+    assert capsys.readouterr().out == "without a score: {'timeout': 1, 'media': 2}\n"
+    with pytest.raises(EngineError, match="scored no analysis at all"):
+        pampa.best_of_n(asked[1:], Judge(Score("permeability"), engine), cut=False, seed=0)

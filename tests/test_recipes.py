@@ -16,7 +16,7 @@ pytest.importorskip("trl")
 
 from support.hub import fake_hub
 
-from flexjudge_reward import ConfigError, JudgeConfig
+from flexjudge_reward import ConfigError, EngineError, Example, Generation, Judge, JudgeConfig, Score
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = [
@@ -333,6 +333,51 @@ def test_grpo_names_the_columns_that_there_are(tmp_path: Path, recipe: Any, monk
         cwd=RECIPES.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("grpo_vlm: there is no checkpoint in")
+
+
+def test_samples_that_failed_are_left_out_and_counted(common: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = Generation.failed("engine", "out of memory")
+    replies = [Generation("a "), failed, failed, failed, Generation(" b"), Generation("c")]
+    assert common.written(replies, 3) == [["a"], [], ["b", "c"]]
+    assert "3 of 6 failed, the first: out of memory" in capsys.readouterr().out
+    with pytest.raises(EngineError, match="gave no answer at all: out of memory"):
+        common.written([failed] * 4, 2)
+
+
+def test_a_policy_that_answers_nothing_leaves_no_samples(
+    tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexjudge_reward.engines import ScriptedEngine
+
+    options = recipe.RecipeArguments(questions=3)
+    fails = lambda prompt: Generation.failed("engine", "takes text only")  # noqa: E731
+    one_fails = lambda prompt: fails(prompt) if prompt.sample else "red circle"  # noqa: E731
+    for reply in (fails, one_fails):
+        monkeypatch.setattr(recipe, "policy_engine", lambda *given, reply=reply: ScriptedEngine(reply))
+        if reply is fails:
+            with pytest.raises(EngineError, match="takes text only"):
+                recipe.sample_answers(options, "policy", tmp_path, 1)
+            assert not (tmp_path / "candidates.jsonl").exists()
+    rows = recipe.sample_answers(options, "policy", tmp_path, 1).read_text().splitlines()
+    assert [json.loads(row)["candidates"] for row in rows] == [["red circle"] * 2] * 3
+
+
+def test_best_of_n_leaves_out_what_the_judge_did_not_score(recipe: Any, tmp_path: Path) -> None:
+    from flexjudge_reward.engines import ScriptedEngine
+    from flexjudge_reward.rerank import rerank
+
+    best_of_n: Any = importlib.import_module("best_of_n")
+    asked = [best_of_n.Asked((f"question {n}",), lambda reply: "right" in reply) for n in range(3)]
+    left = list(zip(asked, [["right", "wrong"], ["wrong", "right"], ["wrong", "right"]], strict=True))
+    examples = [Example(one.question, texts) for one, texts in left]
+    reply = lambda prompt: "?" if "question 2" in str(prompt) else "<think></think><answer>7</answer>"  # noqa: E731
+    found = best_of_n.shares(left, rerank(examples, Judge(Score(), ScriptedEngine(reply))))
+    assert (found["first"], found["oracle"]) == (0.5, 1.0)
+    with pytest.raises(EngineError, match=r"scored no answer at all: {'malformed': 6}"):
+        best_of_n.shares(left, rerank(examples, Judge(Score(), ScriptedEngine(lambda prompt: "?"))))
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "images": []}\n')
+    with pytest.raises(ConfigError, match=r"line 1: a row has 'question', 'images' and 'answer', not \['images', 'q"):
+        best_of_n.file_questions(tmp_path / "rows.jsonl", tmp_path, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from flexjudge_reward import Choice, ConfigError, Example, Judge, Listwise, Medi
 from flexjudge_reward.adaptive import Swapped
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.grouping import Chunked, Tournament
-from flexjudge_reward.rerank import best_of_n, rerank
+from flexjudge_reward.rerank import best_of_n, rerank, unscored
 from flexjudge_reward.types import Failure, Format
 
 GROUP = ["5 a", "9 b", "1 c", "7 d"]
@@ -80,6 +80,18 @@ def test_ties_do_not_favour_a_place_and_a_seed_repeats_them() -> None:
     assert first != [ranking.order for ranking in rerank(examples, same, seed=2)]
     wins = [sum(order[0] == place for order in first) for place in range(4)]
     assert all(30 <= count <= 70 for count in wins)
+
+
+def test_ties_of_a_data_set_do_not_all_go_to_one_answer() -> None:
+    same = Judge(Score(), ScriptedEngine(lambda prompt: "<think></think><answer>4</answer>"))
+    rankings = rerank([Example(f"q {n}", ["yes", "no"]) for n in range(200)], same)
+    assert 70 <= sum(ranking.best == 0 for ranking in rankings) <= 130
+
+
+def test_candidates_without_a_score_are_counted_by_their_failure() -> None:
+    reply = lambda prompt: "?" if "9 b" in str(prompt) else "<think></think><answer>4</answer>"  # noqa: E731
+    rankings = rerank([Example("q", [*GROUP, Media.image(b"x")])] * 2, Judge(Score(), ScriptedEngine(reply)))
+    assert unscored(rankings) == {"malformed": 2, "media": 2}
 
 
 def test_one_candidate_is_no_ranking() -> None:

@@ -141,11 +141,19 @@ def test_a_refused_request_is_not_tried_again(pauses: list[float | None]) -> Non
     assert sum(generation.failure is None for generation in generations) == 5
 
 
-def test_a_slow_item_misses_the_deadline_alone() -> None:
+def test_an_item_that_is_never_answered_fails_alone() -> None:
     with FaultServer(always(Fault("hang"))) as server:
-        generations = ask(server, deadline=1.0)
+        generations = ask(server, patience=1.0)
     kinds = [generation.failure.kind if generation.failure else None for generation in generations]
     assert kinds == [None, None, None, "timeout", None, None]
+    assert "none to any other request for 1 s" in generations[3].failure.detail  # type: ignore[union-attr]
+
+
+def test_a_batch_takes_as_long_as_it_needs_while_replies_come() -> None:
+    with FaultServer(delay=0.3) as server:
+        start = monotonic()
+        assert len(texts(ask(server, patience=1.5, concurrency=1))) == 6
+        assert monotonic() - start > 1.5
 
 
 @pytest.mark.parametrize("concurrency", [1, 6])
@@ -273,7 +281,7 @@ def test_a_server_that_can_answer_nothing(server: FaultServer, options: dict[str
         pytest.param("localhost:8000", {}, "http", id="no_scheme"),
         pytest.param("ftp://localhost/v1", {}, "http", id="other_scheme"),
         pytest.param("http://localhost/v1", {"tries": 0}, "tries must be positive", id="no_tries"),
-        pytest.param("http://localhost/v1", {"deadline": float("nan")}, "deadline must be positive", id="nan"),
+        pytest.param("http://localhost/v1", {"patience": float("nan")}, "patience must be positive", id="nan"),
         pytest.param("http://localhost/v1", {"extra_body": {"n": 2}}, "may not set 'n'", id="taken_field"),
     ],
 )

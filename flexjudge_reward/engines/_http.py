@@ -1,9 +1,10 @@
-"""Many HTTP requests to one server, with retries and a deadline: the transport of `ServerEngine`.
+"""Many HTTP requests to one server, with retries and limits in time: the transport of `ServerEngine`.
 
 Promised: every request ends as the server's JSON or as one named failure; a request that ends never waits for another;
-`post_all` returns at its deadline. Retried are what may pass by itself (connection errors, cut or broken bodies, a 200
-that holds an error, and the statuses of `_RETRIED`), with growing, jittered pauses, or the pause the server asks for up
-to `_LONGEST_PAUSE_S`. Keys and passwords appear in no message. Not known here: how prompts and replies are written.
+`post_all` ends once nothing has ended for `patience` seconds, however many there are. Retried are what may pass by
+itself (connection errors, cut or broken bodies, a 200 that holds an error, and the statuses of `_RETRIED`), with
+growing, jittered pauses, or the pause the server asks for up to `_LONGEST_PAUSE_S`. Keys and passwords appear in no
+message. Not known here: how prompts and replies are written.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class _Batch:
     """Whether the server answered one of them."""
     problems: dict[int, str] = field(default_factory=dict)
     """The last problem of each request that is being retried."""
+    latest: float = 0.0
+    """When a request ended last, by the clock of the loop."""
     fatal: str = ""
     """Set when the server refused what every request has in common."""
     gone: bool = False
@@ -169,17 +172,17 @@ class Client:
                 self._unreachable = 0
             return self._listed
 
-    def post_all(self, prompts: Sequence[Prompt], language: Language, deadline: float) -> list[Generation]:
-        """The reply to each prompt, in order, within `deadline` seconds.
+    def post_all(self, prompts: Sequence[Prompt], language: Language, patience: float) -> list[Generation]:
+        """The reply to each prompt, in order; what is left when none came for `patience` seconds is a `timeout`.
 
         Raises:
             EngineError: the server refused the key or the model before it answered anything.
         """
         batch = _Batch(prompts, language, [None] * len(prompts))
-        self._wait(self._post_all(batch, deadline))
+        self._wait(self._post_all(batch, patience))
         if batch.fatal and not batch.served:
             raise EngineError(batch.fatal)
-        return [reply or self._unanswered(batch, index, deadline) for index, reply in enumerate(batch.replies)]
+        return [reply or self._unanswered(batch, index, patience) for index, reply in enumerate(batch.replies)]
 
     def close(self) -> None:
         """Ends what is running, the connections and the thread; may be called twice, and in a forked child."""
@@ -250,18 +253,21 @@ class Client:
             " or correct the address"
         )
 
-    async def _post_all(self, batch: _Batch, deadline: float) -> None:
-        waiting = iter(range(len(batch.prompts)))
+    async def _post_all(self, batch: _Batch, patience: float) -> None:
+        waiting, batch.latest = iter(range(len(batch.prompts))), self._loop.time()
 
         async def work() -> None:
             with closing(_Watch(self._timeout)) as watch:
                 for index in waiting:  # shared: each takes the next one
                     async with self._slots:
                         batch.replies[index] = await self._reply(batch, index, watch)
+                    batch.latest = self._loop.time()
 
         tasks = [asyncio.create_task(work()) for _ in range(min(len(batch.prompts), self._concurrency))]
         try:
-            await asyncio.wait(tasks, timeout=deadline)
+            while (left := batch.latest + patience - self._loop.time()) > 0:
+                if not (await asyncio.wait(tasks, timeout=left))[1]:
+                    break
         finally:
             for task in tasks:
                 task.cancel()
@@ -350,9 +356,9 @@ class Client:
             return Generation.failed("engine", batch.fatal)
         return Generation.failed("transport", f"not sent: the server at {self._where} went away")
 
-    def _unanswered(self, batch: _Batch, index: int, deadline: float) -> Generation:
+    def _unanswered(self, batch: _Batch, index: int, patience: float) -> Generation:
         last = f"; last: {batch.problems[index]}" if index in batch.problems else ""
-        return Generation.failed("timeout", f"no reply within the deadline of {deadline:g} s{last}")
+        return Generation.failed("timeout", f"no reply, and none to any other request for {patience:g} s{last}")
 
     def _key_refused(self, status: int) -> str:
         return (

@@ -4,7 +4,8 @@
     engine = ServerEngine("http://localhost:8000/v1")
 
 Requests run on one private event-loop thread per engine, at most `concurrency` at once, so `generate` works from
-threads, inside a running loop, and after fork or pickling. One slow, failing or refused request never loses its batch.
+threads, inside a running loop, and after fork or pickling. One slow, failing or refused request never loses its batch,
+and a batch may take as long as it needs while replies come.
 The server never sees a URL of ours or of the data: media travel as data URIs. `_http.py` has retries and deadlines.
 
 Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do. A
@@ -51,7 +52,7 @@ class ServerEngine:
         api_key: str | None = None,
         *,
         concurrency: int = 64,
-        deadline: float = 600.0,
+        patience: float = 600.0,
         timeout: float = 300.0,
         tries: int = 8,
         tokenizer: str | None = None,
@@ -64,7 +65,7 @@ class ServerEngine:
             model: the server's name for the judge; None takes the first it lists.
             api_key: sent as a bearer token; None takes the environment variable FLEXJUDGE_API_KEY, if set.
             concurrency: the most requests in flight, over all threads.
-            deadline: seconds for a whole `generate`; what is not answered then is a `timeout` failure.
+            patience: seconds without any reply after which `generate` gives up; what is left is a `timeout` failure.
             timeout: seconds for one try of one request.
             tries: per request, the first included.
             tokenizer: folder or Hub id of the judge's tokenizer: text from outside is then kept from all of its added
@@ -76,7 +77,7 @@ class ServerEngine:
         Raises:
             ConfigError: no http(s) address, a number that is not positive, or an extra field that is ours to set.
         """
-        numbers = {"concurrency": concurrency, "deadline": deadline, "timeout": timeout, "tries": tries}
+        numbers = {"concurrency": concurrency, "patience": patience, "timeout": timeout, "tries": tries}
         for name, value in numbers.items():
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, found {value!r}")
@@ -86,7 +87,7 @@ class ServerEngine:
         self.base_url = _shown(self._url)
         """The address without login or query, as it is shown in messages and cache keys."""
         self.model, self._api_key, self.tokenizer, self.build = model, api_key, tokenizer, build
-        self.concurrency, self.deadline, self.timeout, self.tries = concurrency, deadline, timeout, tries
+        self.concurrency, self.patience, self.timeout, self.tries = concurrency, patience, timeout, tries
         self.extra_body = dict(extra_body or {})
         self._reset()
 
@@ -99,7 +100,7 @@ class ServerEngine:
         if not prompts:
             return []
         language = _Chat(self._shared_fields(sampling, self._served()), sampling, self._control_tokens())
-        return self._opened().post_all(prompts, language, self.deadline)
+        return self._opened().post_all(prompts, language, self.patience)
 
     def identity(self) -> dict[str, object]:
         """The address without secrets, the model as the server lists it, and `build`. Asks the server once.

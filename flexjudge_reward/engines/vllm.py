@@ -50,7 +50,8 @@ class VLLMEngine:
             dtype: "auto", "float32", "bfloat16" or "float16".
             gpu_memory_utilization: the share of the device's memory the judge may take, 0 to 1; modest by default,
                 because a trainer lives beside it.
-            max_model_len: longest prompt with its reply, in tokens; None takes the model's own.
+            max_model_len: longest prompt with its reply, in tokens; None takes the model's own, or what fits into the
+                memory.
             images_per_prompt, videos_per_prompt: a prompt with more fails alone.
             min_pixels, max_pixels: pictures are scaled into this range; None takes the model's own.
             enforce_eager: start faster, run slower.
@@ -151,7 +152,8 @@ class VLLMEngine:
                 load_format="safetensors",
                 dtype=self.dtype,
                 gpu_memory_utilization=self.gpu_memory_utilization,
-                max_model_len=self.max_model_len,
+                max_model_len=self.max_model_len
+                or -1,  # -1: the longest that fits into its memory, at most the model's
                 limit_mm_per_prompt=self.limits,
                 mm_processor_kwargs=self.pixels or None,
                 tensor_parallel_size=self.tensor_parallel_size,
