@@ -250,6 +250,8 @@ def molecules_long() -> None:
             )["curve"]
             return found
 
+        made = Path(scratch, "made")
+        list(pool.map(lambda stage: run_molecules(stage, 1, made, stage), ("judge", "pretrain")))
         curves = dict(zip(LONG, pool.map(curve, LONG), strict=True))
     results = Path(__file__).parent / "results"
     (results / "overoptimisation_molecules.json").write_text(json.dumps(curves, indent=1) + "\n")

@@ -4,7 +4,7 @@
     python recipes/best_of_n.py --n 4 --format choice --questions 100    # MR. Judge's setting: the best of four
 
 The embedded base model answers held-out questions about pictures of coloured shapes; the embedded judge, which never
-sees the right answer, picks. Expect about 39 % right at first, 90 % picked, and 91 % where the best of eight is right.
+sees the right answer, picks. Expect 48 % right at first, 90 % picked, and 90 % where the best of eight is right.
 
 With real models: --policy Qwen/Qwen2.5-VL-7B-Instruct --data mm-vet.jsonl --media-root images/ and a judge by
 FLEXJUDGE_MODEL or FLEXJUDGE_BASE_URL. A row of the data is {"question", "images", "answer"}; an answer counts as right

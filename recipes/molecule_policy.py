@@ -7,7 +7,9 @@ to learn.
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +136,7 @@ def _batches(texts: list[str], seed: int) -> Iterator[list[str]]:
 
 def whole(folder: Path, model: Any, tokenizer: Any, notes: dict[str, Any]) -> None:
     """Saves all of them, notes as files of JSON, so that the folder has all of it or is not there."""
-    fresh = folder.with_name(folder.name + ".new")
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     # Under its own name transformers takes the tokenizer that is usual for the architecture instead of this one.
@@ -143,7 +145,12 @@ def whole(folder: Path, model: Any, tokenizer: Any, notes: dict[str, Any]) -> No
     (fresh / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     for name, note in notes.items():
         (fresh / name).write_text(json.dumps(note) + "\n", "utf-8")
-    fresh.rename(folder)
+    try:
+        fresh.rename(folder)
+    except OSError:  # another run, started beside this one, was faster
+        if not folder.exists():
+            raise
+        shutil.rmtree(fresh)
 
 
 def load(policy: str, model_args: ModelConfig, device: torch.device) -> tuple[Any, Any]:

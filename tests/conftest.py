@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
 import warnings
@@ -17,6 +18,8 @@ from support import cache_files, real
 if TYPE_CHECKING:
     from flexjudge_reward.engines import VLLMEngine
 
+_HOME = tempfile.TemporaryDirectory(prefix="flexjudge-tests-")
+os.environ["HF_HOME"] = _HOME.name  # before anything imports datasets: prepared data sets go there
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -48,7 +51,8 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def cache_file(tmp_path: Path) -> Iterator[Path]:
     """Where no cache is yet. In memory where there is such a place: a busy disk would decide how long tests take."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path) as folder:
+    room = os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 64 << 20
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if room else tmp_path) as folder:
         yield Path(folder) / "own" / "replies.sqlite"
 
 
@@ -69,10 +73,11 @@ def nano_vllm() -> Iterator[VLLMEngine]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
         engine.generate([Prompt((Message("user", ("What is top-left?",)),))], Sampling(max_tokens=4))
+    assert len(real.engine_processes()) == 1
     yield engine
     engine.close()
     engine.close()
-    assert real.engine_processes() == []
+    assert real.engine_processes(patience=10) == []  # one that was killed takes a moment to go
 
 
 @pytest.fixture(scope="session")

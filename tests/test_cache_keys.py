@@ -40,8 +40,8 @@ GREEDY = Sampling()
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "replies.sqlite"
+def path(cache_file: Path) -> Path:
+    return cache_file
 
 
 # ---- keys

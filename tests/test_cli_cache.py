@@ -32,15 +32,14 @@ def ask(text: str) -> Prompt:
 
 
 @pytest.fixture
-def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def filled(cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache at the default place: two requests to one judge, then one of them to another."""
-    path = tmp_path / "replies.sqlite"
-    monkeypatch.setenv("FLEXJUDGE_CACHE", str(path))
+    monkeypatch.setenv("FLEXJUDGE_CACHE", str(cache_file))
     for model, texts in (("old", "ab"), ("old", "a"), ("new", "a")):
         engine = CachedEngine(Judge(model))
         engine.generate([ask(text) for text in texts], GREEDY)
         engine.close()
-    return path
+    return cache_file
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -112,8 +112,8 @@ def test_it_is_a_value_that_pickles() -> None:
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-def test_build_puts_a_cache_around_the_engine_unless_it_is_off(tmp_path: Path) -> None:
-    judge = resolve({"cache": tmp_path / "replies.sqlite"}).build()
+def test_build_puts_a_cache_around_the_engine_unless_it_is_off(cache_file: Path) -> None:
+    judge = resolve({"cache": cache_file}).build()
     assert isinstance(judge.engine, CachedEngine) and judge.sampling.max_tokens == 256
     judge.close()
     assert not isinstance(resolve({"cache": OFF}).build().engine, CachedEngine)

@@ -241,6 +241,15 @@ def test_a_text_begins_once_and_does_not_end_at_once(
         assert report["before"]["validity"] > 0.1 and report["about"]["policy_tokens"] == 70
 
 
+def test_of_two_runs_that_make_the_policy_at_once_the_first_counts(recipe: Any, prepared: Path, tmp_path: Path) -> None:
+    policy, models = recipe.molecule_policy, importlib.import_module("trl").ModelConfig()
+    model, tokenizer = policy.load(str(prepared / "policy-1"), models, "cpu")
+    for number in (1, 2):
+        policy.whole(tmp_path / "policy", model, tokenizer, {"run.json": number})
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert (tmp_path / "policy" / "run.json").read_text() == "1\n"
+
+
 def test_what_is_no_molecule_is_a_fact_and_no_judge_is_asked(recipe: Any) -> None:
     engine = ScriptedEngine(lambda prompt: "<think>x</think><answer>10</answer>")
     give = reward(recipe, engine)

@@ -49,12 +49,12 @@ def test_verdicts_go_to_standard_output_without_an_output_file(
     assert json.loads(capsys.readouterr().out)["scores"] == [1]
 
 
-def test_a_second_run_judges_nothing_anew(tmp_path: Path) -> None:
+def test_a_second_run_judges_nothing_anew(tmp_path: Path, cache_file: Path) -> None:
     source = write(tmp_path / "in.jsonl", [{**QA, "answer": "x" * n} for n in range(1, 4)])
     asked = []
     for _ in range(2):
         engine = ScriptedEngine(length)
-        judge = Judge(Score(), CachedEngine(engine, tmp_path / "replies.sqlite"))
+        judge = Judge(Score(), CachedEngine(engine, cache_file))
         summary = score_file(source, judge, tmp_path / "out.jsonl")
         judge.close()
         asked.append(len(engine.prompts))

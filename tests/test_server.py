@@ -143,17 +143,17 @@ def test_a_refused_request_is_not_tried_again(pauses: list[float | None]) -> Non
 
 def test_an_item_that_is_never_answered_fails_alone() -> None:
     with FaultServer(always(Fault("hang"))) as server:
-        generations = ask(server, patience=1.0)
+        generations = ask(server, patience=3.0)
     kinds = [generation.failure.kind if generation.failure else None for generation in generations]
     assert kinds == [None, None, None, "timeout", None, None]
-    assert "none to any other request for 1 s" in generations[3].failure.detail  # type: ignore[union-attr]
+    assert "none to any other request for 3 s" in generations[3].failure.detail  # type: ignore[union-attr]
 
 
 def test_a_batch_takes_as_long_as_it_needs_while_replies_come() -> None:
-    with FaultServer(delay=0.3) as server:
+    with FaultServer(delay=0.6) as server:
         start = monotonic()
-        assert len(texts(ask(server, patience=1.5, concurrency=1))) == 6
-        assert monotonic() - start > 1.5
+        assert len(texts(ask(server, patience=3.0, concurrency=1))) == 6
+        assert monotonic() - start > 3.0
 
 
 @pytest.mark.parametrize("concurrency", [1, 6])
@@ -161,10 +161,10 @@ def test_a_try_that_takes_too_long_is_tried_again(concurrency: int, pauses: list
     """Also the second time, and behind requests that were in time."""
     with FaultServer(lambda name, nth: Fault("hang") if name in ("item 3", "item 4") and nth < 2 else None) as server:
         start = monotonic()
-        assert len(texts(ask(server, timeout=0.5, concurrency=concurrency))) == 6
+        assert len(texts(ask(server, timeout=1.5, concurrency=concurrency))) == 6
         waited = monotonic() - start
     assert server.tries == Counter({f"item {n}": 3 if n in (3, 4) else 1 for n in range(6)})
-    assert waited >= (2.0 if concurrency == 1 else 1.0)
+    assert waited >= (6.0 if concurrency == 1 else 3.0)
 
 
 def test_a_thousand_requests_through_a_storm(pauses: list[float | None]) -> None:

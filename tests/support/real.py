@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _CURE = Path(__file__).parent / "torchvision_ops"
 _START_S = 240
@@ -30,11 +31,27 @@ def prepare() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def engine_processes() -> list[str]:
-    """The command lines of living vLLM engine processes that this process started."""
-    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
-    mine = [line.strip() for line in listing.splitlines() if line.split(maxsplit=1)[0] == str(os.getpid())]
-    return [line for line in mine if "EngineCore" in line]
+def engine_processes(patience: float = 0.0) -> list[str]:
+    """The names of living vLLM engine processes that this process started; after `patience` seconds at most, if any."""
+    import psutil
+
+    end = time.monotonic() + patience
+    while True:
+        mine = [child for child in psutil.Process().children() if _is_engine(child)]
+        if not mine or time.monotonic() > end:
+            return [f"{child.pid} {child.status()}" for child in mine]
+        time.sleep(0.1)
+
+
+def _is_engine(process: Any) -> bool:
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "EngineCor" in " ".join(
+            [process.name(), *process.cmdline()]
+        )
+    except psutil.Error:  # it has ended since
+        return False
 
 
 @contextmanager
@@ -66,9 +83,10 @@ def serve(model: str, *options: str) -> Iterator[str]:
 
 def _await(health: str, process: subprocess.Popen[bytes], log: object) -> None:
     end = time.monotonic() + _START_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(health, timeout=2):
+            with direct.open(health, timeout=2):
                 return
         except OSError:
             time.sleep(0.5)
