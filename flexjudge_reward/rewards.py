@@ -38,7 +38,7 @@ _ADVICE = {
     "empty": "the judge says nothing: is its chat template the right one?",
     "media": "look at the pictures or clips of the data set",
     "transport": "look at the judge server's log and its network",
-    "timeout": "the judge server is too slow: give it more replicas, or raise the deadline",
+    "timeout": "the judge server is too slow or stuck: give it more replicas, or raise the reward's deadline",
     "engine": "look at the judge engine's log",
 }
 
