@@ -19,10 +19,10 @@ order); `margin` (too close); `same` (the candidates are equal); `other` (a pair
 the kind of the failure. Nothing is guessed.
 
 A run that was killed goes on where it was: the files are those of an unbroken run, and at most one batch is judged
-again. So it does after its judge went away: rows that found no server, or one too slow, are asked once more before they
-are written, which stops the run where nobody answers. A judge that answers not one request of the first batch stops it,
-too: a server that cannot be shown pictures is found so. Not known here: how candidates are made, and what a trainer
-does with the pairs.
+again. So it does when its judge went away: rows that found no server, or one too slow, are asked once more, and are
+written as such once a later batch shows that somebody answers; a batch of which nothing is answered stops the run. A
+judge that refuses all of the first batch stops it, too: a server that cannot be shown pictures is found so. Not known
+here: how candidates are made, and what a trainer does with the pairs.
 """
 
 from __future__ import annotations
@@ -125,32 +125,49 @@ def _annotate(
 
     done = journal.counts["rows"]
     with tqdm(total=total, initial=done, unit="row", desc="annotating", file=sys.stderr, disable=None) as bar:
+        held: list[tuple[Row, list[Compared]]] = []
         while batch := list(islice(rows, BATCH)):
             compared = _insisted([row.example for row in batch], judge)
-            if not journal.counts["rows"]:
-                _check_answered(compared)
-            for row, found in zip(batch, compared, strict=True):
-                for one in chosen(found, which, margin):
-                    journal.add(_skipped_row(row, one) if one.why else _pair_row(row, one, journal), one.why)
-            journal.commit(len(batch))
+            _check_answered(compared, first=not journal.counts["rows"])
+            # Rows that nobody answered are written once a later batch shows that somebody is there.
+            _write(held, which, margin, journal)
+            held = list(zip(batch, compared, strict=True))
+            if not any(map(_silent, compared)):
+                _write(held, which, margin, journal)
+                held = []
             bar.update(len(batch))
+        _write(held, which, margin, journal)
+
+
+def _write(held: Sequence[tuple[Row, list[Compared]]], which: Which, margin: float, journal: Journal) -> None:
+    for row, found in held:
+        for one in chosen(found, which, margin):
+            journal.add(_skipped_row(row, one) if one.why else _pair_row(row, one, journal), one.why)
+    if held:
+        journal.commit(len(held))
 
 
 def _insisted(examples: Sequence[Example], judge: Judge) -> list[list[Compared]]:
     """The examples compared; those that a server did not answer twice, because what is written is not asked again."""
     found = compare(examples, judge)
-    silent = [index for index, pairs in enumerate(found) if any(one.why in ("transport", "timeout") for one in pairs)]
+    silent = [index for index, pairs in enumerate(found) if _silent(pairs)]
     if not silent:
         return found
     again = dict(zip(silent, compare([examples[index] for index in silent], judge), strict=True))
     return [again.get(index, pairs) for index, pairs in enumerate(found)]
 
 
-def _check_answered(compared: Sequence[Sequence[Compared]]) -> None:
-    """Raises EngineError if the engine refused all that was asked: it will refuse the rest, too."""
+def _silent(pairs: Sequence[Compared]) -> bool:
+    """Whether a pair of a row was not answered at all."""
+    return any(one.why in ("transport", "timeout") for one in pairs)
+
+
+def _check_answered(compared: Sequence[Sequence[Compared]], first: bool) -> None:
+    """Raises EngineError if nothing of a batch was answered, or all of the first refused: so will be the rest."""
     asked = [one for found in compared for one in found if one.why != "same"]
-    if asked and all(one.why in ("engine", "transport") for one in asked):
-        raise EngineError(f"the judge answered nothing of the first {len(compared)} rows: {asked[0].detail}")
+    nothing = {"transport", "timeout", *(("engine",) if first else ())}
+    if len(compared) > 1 and asked and all(one.why in nothing for one in asked):
+        raise EngineError(f"the judge answered nothing of {len(compared)} rows: {asked[0].detail}")
 
 
 def compare(examples: Sequence[Example], judge: Judge) -> list[list[Compared]]:

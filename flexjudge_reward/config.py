@@ -158,7 +158,9 @@ class JudgeConfig:
         embedded = settings["model"] == NANO
         settings.setdefault("prompts", "nano" if embedded else "flex")
         settings.setdefault("max_tokens", 256 if embedded else 4096)
-        return cls(**settings)
+        config = cls(**settings)
+        config._check_extras()
+        return config
 
     def build(self, processes: int | None = None) -> Judge:
         """The judge, behind its cache. The model loads at the first use.
@@ -182,7 +184,6 @@ class JudgeConfig:
         return Judge(judge_format, engine, sampling)
 
     def _format(self) -> AnyFormat:
-        self._check_extras()
         plain = FORMATS[self.format](self.rubric, self.prompts)
         found: AnyFormat = Expected(plain) if self.expected else plain  # type: ignore[arg-type]
         if self.force_tokens:
@@ -194,7 +195,7 @@ class JudgeConfig:
         return found
 
     def _check_extras(self) -> None:
-        """Refuses settings that would do nothing, or not what they say, beside the others."""
+        """Refuses extras of a judgement that contradict the format or each other."""
         compares = self.format in ("pair", "relation")
         if self.swap_margin is not None and not self.swap:
             raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")

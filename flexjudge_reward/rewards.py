@@ -30,7 +30,7 @@ Outcome = float | Failure
 """One judged candidate: its score in [0, 1], or why it has none."""
 
 _ADVICE = {
-    "truncated": "raise max_tokens, or judge with a model that thinks shorter",
+    "truncated": "raise max_tokens, give the engine memory for its context, or judge with a model that thinks shorter",
     "malformed": "this model does not answer in the form it was asked for: is it a judge, in this format and wording?",
     "out_of_range": "the judge answers off the rubric's scale: use the scale it was trained on",
     "wrong_count": "the judge does not give one score per candidate: is it trained for this format?",
@@ -38,7 +38,7 @@ _ADVICE = {
     "empty": "the judge says nothing: is its chat template the right one?",
     "media": "look at the pictures or clips of the data set",
     "transport": "look at the judge server's log and its network",
-    "timeout": "the judge server is too slow or stuck: give it more replicas, or raise the reward's deadline",
+    "timeout": "the judge server is stuck or slow: look at its log, give it replicas, or (with ranks) raise deadline",
     "engine": "look at the judge engine's log",
 }
 

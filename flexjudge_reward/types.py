@@ -25,7 +25,7 @@ FailureKind = Literal[
     "empty",  # nothing at all came back
     "media",  # a picture, clip, sound or molecule could not be used
     "transport",  # the server could not be reached or broke the answer, after retries
-    "timeout",  # the deadline passed
+    "timeout",  # it took too long
     "engine",  # the engine failed on this request
 ]
 """The closed list of ways a judgement can fail."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import written
+from policy_answers import written
 
 from flexjudge_reward import (
     ConfigError,
@@ -80,7 +80,7 @@ def sample(policy: TransformersEngine, questions: Sequence[Asked], n: int, seed:
         parts = tuple(Quoted(part) if isinstance(part, str) else part for part in one.question)
         prompts += [Prompt((Message("user", parts),), sample=number) for number in range(n)]
     replies = policy.generate(prompts, Sampling(temperature=1.0, max_tokens=64, seed=seed))
-    return written(replies, len(questions))
+    return written(replies, n)
 
 
 def shares(answered: Sequence[tuple[Asked, Sequence[str]]], rankings: Sequence[Ranking]) -> dict[str, float]:
@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a JSONL file; by default the embedded world")
     parser.add_argument("--media-root", type=Path, default=Path())
     options = parser.parse_args()
+    if options.n < 2 or options.questions < 1:
+        raise ConfigError(f"a choice needs --n of 2 or more and a question, found {options.n} and {options.questions}")
     nano = options.data is None
     count = options.questions
     asked = nano_questions(count, options.seed) if nano else file_questions(options.data, options.media_root, count)
@@ -136,9 +138,9 @@ def main() -> None:
     gap = found["oracle"] - found["first"]
     closed = (found["judge"] - found["first"]) / gap if gap else 0.0
     print(f"first answer {found['first']:.1%}   judge's choice {found['judge']:.1%}   oracle {found['oracle']:.1%}")
-    if failed := unscored(rankings):
-        lost = sum(ranking.best is None for ranking in rankings)
-        print(f"answers without a score: {dict(failed)}; {lost} questions with none are left out")
+    lost = len(asked) - sum(ranking.best is not None for ranking in rankings)
+    if lost or unscored(rankings):
+        print(f"answers without a score: {dict(unscored(rankings))}; questions left out: {lost}")
     print(f"best of {options.n} closes {closed:.0%} of the gap between the first answer and the oracle")
 
 

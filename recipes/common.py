@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
-from flexjudge_reward import ConfigError, EngineError, Generation, JudgeConfig, Rubric
+from flexjudge_reward import ConfigError, JudgeConfig, Rubric
 
 # ------------------------------------------------------------------------------------------- what an earlier run left
 
@@ -220,33 +220,16 @@ def _difference(note: Path, settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in others)
 
 
-# ---------------------------------------------------------------------------------- sampling, loading, publishing
-
-
-def written(replies: Sequence[Generation], questions: int) -> list[list[str]]:
-    """What a policy wrote to each question, as many replies to each; failed ones are left out, with a line that counts.
-
-    Raises:
-        EngineError: all failed.
-    """
-    failed = [reply.failure for reply in replies if reply.failure]
-    if failed:
-        print(f"samples        {len(failed)} of {len(replies)} failed, the first: {failed[0].detail}", flush=True)
-    if len(failed) == len(replies):
-        raise EngineError(f"the policy gave no answer at all: {failed[0].detail}")
-    each = len(replies) // questions
-    rows = [replies[start : start + each] for start in range(0, len(replies), each)]
-    return [[reply.text.strip() for reply in row if not reply.failure] for row in rows]
+# ------------------------------------------------------------------------------------ trackers, loading, publishing
 
 
 def check_trackers(args: TrainingArguments) -> None:
     """Raises ConfigError if a tracker of `report_to` cannot be used: the trainer finds that after hours of sampling."""
-    for tracker in get_reporting_integration_callbacks(args.report_to):
-        try:
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
-        except (ImportError, RuntimeError) as error:
-            wanted = ", ".join(args.report_to)
-            raise ConfigError(f"report_to {wanted}: {error} Or set --report_to none") from None
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"report_to {', '.join(args.report_to)}: {error} Or set --report_to none") from None
 
 
 def loading(model_args: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -250,6 +250,7 @@ def main() -> None:
     parser = TrlParser((RecipeArguments, TrainingArguments))
     options, args = parser.parse_args_and_config()
     check_trackers(args)
+    diffusion_pairs.settings_of(options)  # a judge that cannot be is found before a picture is drawn
     args.remove_unused_columns = False
     if args.data_seed is None:  # else each process would shuffle the pairs by the seed of its own noise
         args.data_seed = args.seed

@@ -46,10 +46,10 @@ from common import (
     publish,
     sampled,
     training,
-    written,
 )
 from datasets import Dataset, Image, List, load_dataset
 from nano_task import KINDS, HeldOut, pictures_only
+from policy_answers import written
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config
 
@@ -99,6 +99,14 @@ class RecipeArguments:
     held_out: int = field(default=400, metadata={"help": "How many held-out questions measure it (nano only)."})
 
 
+def check_options(options: RecipeArguments) -> None:
+    """Raises ConfigError for what would be found only after hours of sampling: no pairs of answers, no such judge."""
+    if options.answers < 2 or options.answers % len(TEMPERATURES):
+        heats = len(TEMPERATURES)
+        raise ConfigError(f"answers are sampled at {heats} temperatures: ask for 2, 4 or so, not {options.answers}")
+    judge_settings(options)
+
+
 # ------------------------------------------------------------------------------------------------- the three steps
 
 
@@ -140,14 +148,15 @@ def _answers(
 ) -> list[list[str]]:
     """What the policy answers to each question about a picture, at both temperatures."""
     answers: list[list[str]] = [[] for _ in asked]
+    each = options.answers // len(TEMPERATURES)
     for heat in TEMPERATURES:
         prompts = [
             Prompt((Message("user", (Media.image(name, roots=[folder]), Quoted(question))),), sample=draw)
             for question, name in asked
-            for draw in range(options.answers // len(TEMPERATURES))
+            for draw in range(each)
         ]
         sampling = Sampling(temperature=heat, max_tokens=options.answer_tokens, seed=seed)
-        for row, texts in zip(answers, written(engine.generate(prompts, sampling), len(asked)), strict=True):
+        for row, texts in zip(answers, written(engine.generate(prompts, sampling), each), strict=True):
             row += texts
     return answers
 
@@ -283,6 +292,7 @@ def main() -> None:
     parser = TrlParser((RecipeArguments, DPOConfig, ModelConfig))
     options, args, model_args = parser.parse_args_and_config()
     check_trackers(args)
+    check_options(options)
     push, args.push_to_hub = args.push_to_hub, False
     policy, folder = model_args.model_name_or_path, Path(args.output_dir)
     if policy == "nano":

@@ -148,7 +148,7 @@ def whole(folder: Path, model: Any, tokenizer: Any, notes: dict[str, Any]) -> No
     try:
         fresh.rename(folder)
     except OSError:  # another run, started beside this one, was faster
-        if not folder.exists():
+        if not (folder / "config.json").exists():
             raise
         shutil.rmtree(fresh)
 

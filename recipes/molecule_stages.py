@@ -113,8 +113,9 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
             raise EngineError("the judge scored no molecule at all")
     values = [[world.qed(text) for text in group] for group in groups]
     sizes = [2**power for power in range(options.most.bit_length())]
-    picked = {size: _mean(_picked(values, rankings, size)) for size in sizes}
-    best = {size: _mean([max(row[i : i + size]) for row in values for i in range(0, len(row), size)]) for size in sizes}
+    chosen = {size: _chosen(values, rankings, size) for size in sizes}
+    picked = {size: _mean([value for value, _ in chosen[size]]) for size in sizes}
+    best = {size: _mean([most for _, most in chosen[size]]) for size in sizes}
     print("N      judge's choice   best there was   (mean QED)")
     for size in sizes:
         print(f"{size:<6} {picked[size]:<16.3f} {best[size]:.3f}")
@@ -126,18 +127,18 @@ def best_of_n(options: Options, model: Any, tokenizer: Any, seed: int, folder: P
     return found
 
 
-def _picked(values: list[list[float]], rankings: list[Ranking], size: int) -> list[float]:
-    """The value of the best-ranked of each part of `size`; of a part without a molecule 0."""
+def _chosen(values: list[list[float]], rankings: list[Ranking], size: int) -> list[tuple[float, float]]:
+    """Of each part of `size` the value of the best-ranked, which is 0 without a molecule, and the highest value."""
     found = []
     for row, ranking in zip(values, rankings, strict=True):
         place = {candidate: rank for rank, candidate in enumerate(ranking.order)}
         for start in range(0, len(row), size):
             best = min(range(start, start + size), key=place.__getitem__)
-            outcomes = ranking.outcomes[start : start + size]
+            outcomes, most = ranking.outcomes[start : start + size], max(row[start : start + size])
             if not isinstance(ranking.outcomes[best], Failure):
-                found.append(row[best])
+                found.append((row[best], most))
             elif all(isinstance(one, Failure) and one.kind == "media" for one in outcomes):
-                found.append(0.0)
+                found.append((0.0, most))
     return found
 
 
@@ -172,9 +173,9 @@ def preference_pairs(
         name: getattr(options, name) for name in ("question", "rows", "answers", "policy_prompt", "policy_tokens")
     }
     settings |= {"model_name_or_path": model_of(policy, model_args.model_revision), "seed": args.seed}
+    judged_by = JudgeConfig.resolve(judge_options(options))  # first: a judge that cannot be is found at once
     if not sampled(file, settings):
         _sample_rows(options, molecule_policy.load(policy, model_args, args.device), args.seed, file, facts)
-    judged_by = JudgeConfig.resolve(judge_options(options))
     if not judged(pairs, judged_by, options.margin, file):
         judge = judged_by.build()
         try:

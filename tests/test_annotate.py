@@ -45,6 +45,10 @@ def first_wins(prompt: Prompt) -> str:
     return answered([8, 2])
 
 
+def late(prompt: Prompt) -> str | Generation:
+    return Generation.failed("timeout", "late") if "5 a" in str(prompt) else fair(prompt)
+
+
 def lettered(prompt: Prompt) -> str:
     scores = qualities(prompt)
     return f"<think></think><answer>{'AB'[scores.index(max(scores))]}</answer>"
@@ -107,7 +111,7 @@ def test_the_best_pair_of_a_row_is_the_one_furthest_apart(tmp_path: Path) -> Non
         pytest.param(["5 a", "9 b"], lambda p: "<think></think>both", Pair(), 0, "malformed", id="unreadable"),
         pytest.param(["5 a", "99 b"], fair, Score(), 0, "out_of_range", id="out_of_range"),
         pytest.param(["5 a", "9 b"], lambda p: Generation("<think>", "length"), Pair(), 0, "truncated", id="cut"),
-        pytest.param(["5 a", "9 b"], lambda p: Generation.failed("timeout", "late"), Score(), 0, "timeout", id="late"),
+        pytest.param(["5 a", "9 b"], late, Score(), 0, "timeout", id="late"),
     ],
 )
 def test_a_pair_that_is_not_kept_is_listed_with_its_reason(
@@ -256,6 +260,37 @@ def test_a_judge_that_goes_away_costs_no_row(tmp_path: Path, batch: int, back: b
         assert not (tmp_path / "out.jsonl").exists()
         annotated(tmp_path, rows, reply)
     assert ((tmp_path / "out.jsonl").read_bytes(), (tmp_path / "out.skipped.jsonl").read_bytes()) == unbroken
+
+
+@pytest.mark.parametrize("batch", [0, 1], ids=["first", "middle"])
+def test_a_judge_that_falls_silent_costs_no_row(tmp_path: Path, batch: int) -> None:
+    """As a server behind a proxy does: every request fails, and nothing says that nobody is there."""
+    rows = [row(number, f"{number % 7} a", f"{number % 5} b", "3 c") for number in range(3 * BATCH + 20)]
+    annotated(tmp_path, rows)
+    unbroken = (tmp_path / "out.jsonl").read_bytes(), (tmp_path / "out.skipped.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    asked, silent = 0, True
+
+    def reply(prompt: Prompt) -> Any:
+        nonlocal asked
+        asked += 1
+        dead = silent and asked > 6 * BATCH * batch + 30
+        return Generation.failed("transport", "502: bad gateway") if dead else fair(prompt)
+
+    with pytest.raises(EngineError, match="answered nothing of 64 rows: 502: bad gateway"):
+        annotated(tmp_path, rows, reply)
+    silent = False
+    annotated(tmp_path, rows, reply)
+    assert ((tmp_path / "out.jsonl").read_bytes(), (tmp_path / "out.skipped.jsonl").read_bytes()) == unbroken
+
+
+def test_rows_that_are_never_answered_hold_up_no_other(tmp_path: Path) -> None:
+    rows = [row(number, f"{number % 7} a", f"{number % 5} b") for number in range(2 * BATCH)]
+    rows[3] = rows[-2] = row(3, "5 a", "6 b")
+    rows[-2] = {**rows[-2], "id": 999}
+    pairs, skipped = annotated(tmp_path, rows, lambda p: late(p) if "5 a" in str(p) and "6 b" in str(p) else fair(p))
+    assert [one["id"] for one in skipped if one["why"] == "timeout"] == [3, 999]
+    assert len(pairs) + len(skipped) == 2 * BATCH
 
 
 @pytest.mark.parametrize("change", ["rows", "margin", "judge", "damage"])

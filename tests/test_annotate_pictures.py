@@ -322,8 +322,9 @@ def test_a_judge_that_cannot_see_is_found_before_it_loads(
 def test_a_judge_that_answers_nothing_stops_the_run(tmp_path: Path) -> None:
     source, output = drawn(tmp_path / "in.parquet", [(50, 200)] * 3), tmp_path / "out.jsonl"
     engine = ScriptedEngine(lambda prompt: Generation.failed("engine", "400: this is no multimodal model"))
-    with pytest.raises(EngineError, match="answered nothing of the first 3 rows: 400: this is no multimodal model"):
+    with pytest.raises(EngineError, match="answered nothing of 3 rows: 400: this is no multimodal model"):
         annotate_file(source, Judge(Pair(), engine), output, columns=COLUMNS)
     assert not output.exists()
     engine = ScriptedEngine(lambda prompt: Generation.failed("timeout", "late"))
-    assert annotate_file(source, Judge(Pair(), engine), output, columns=COLUMNS)["timeout"] == 3
+    with pytest.raises(EngineError, match="answered nothing of 3 rows: late"):
+        annotate_file(source, Judge(Pair(), engine), output, columns=COLUMNS)

@@ -117,6 +117,9 @@ def test_a_judge_that_fails_chooses_nothing(
     capsys.readouterr()
     run(recipe, "best_of_n", prepared, tmp_path, most=2, groups=6)
     assert "molecules without a score: {'timeout': " in capsys.readouterr().out
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert all(found["judge"][size] <= found["best"][size] for size in ("1", "2"))
+    assert found["judge"]["1"] == found["best"]["1"]  # over the same molecules
 
 
 def test_dpo_samples_judges_and_trains_and_a_second_run_only_trains(

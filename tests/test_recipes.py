@@ -335,13 +335,13 @@ def test_grpo_names_the_columns_that_there_are(tmp_path: Path, recipe: Any, monk
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("grpo_vlm: there is no checkpoint in")
 
 
-def test_samples_that_failed_are_left_out_and_counted(common: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_failed_are_left_out_and_counted(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     failed = Generation.failed("engine", "out of memory")
     replies = [Generation("a "), failed, failed, failed, Generation(" b"), Generation("c")]
-    assert common.written(replies, 3) == [["a"], [], ["b", "c"]]
+    assert recipe.written(replies, 2) == [["a"], [], ["b", "c"]]
     assert "3 of 6 failed, the first: out of memory" in capsys.readouterr().out
     with pytest.raises(EngineError, match="gave no answer at all: out of memory"):
-        common.written([failed] * 4, 2)
+        recipe.written([failed] * 4, 2)
 
 
 def test_a_policy_that_answers_nothing_leaves_no_samples(
@@ -360,6 +360,43 @@ def test_a_policy_that_answers_nothing_leaves_no_samples(
             assert not (tmp_path / "candidates.jsonl").exists()
     rows = recipe.sample_answers(options, "policy", tmp_path, 1).read_text().splitlines()
     assert [json.loads(row)["candidates"] for row in rows] == [["red circle"] * 2] * 3
+    cold_fails = lambda prompt: fails(prompt) if prompt.sample or "B" in str(prompt) else "red circle"  # noqa: E731
+    monkeypatch.setattr(recipe, "policy_engine", lambda *given: ScriptedEngine(cold_fails))
+    asked = [(name, importlib.import_module("PIL.Image").new("RGB", (8, 8))) for name in ("A", "B", "C")]
+    monkeypatch.setattr(recipe, "questions", lambda *given: iter(asked))
+    rows = recipe.sample_answers(options, "policy", tmp_path / "fewer", 1).read_text().splitlines()
+    assert [json.loads(row)["question"] for row in rows] == ["A", "C"]
+
+
+def test_the_policy_has_the_device_for_itself(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    engine = recipe.policy_engine("a/b", None, 0.8)
+    assert (engine.model, engine.gpu_memory_utilization, engine.limits) == ("a/b", 0.8, {"image": 1, "video": 0})
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({"answers": 1}, {}, "sampled at 2 temperatures: ask for 2, 4 or so, not 1"),
+        ({"answers": 5}, {}, "not 5"),
+        ({}, {"FLEXJUDGE_VOTES": "3"}, "3 votes at temperature 0"),
+        ({"judge_format": "rank"}, {}, "'format' must be one of"),
+    ],
+    ids=["one_answer", "odd_answers", "votes", "format"],
+)
+def test_what_cannot_be_judged_is_not_sampled(
+    tmp_path: Path,
+    recipe: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, Any],
+    environ: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        run(recipe, tmp_path, monkeypatch, **flags)
+    assert not (tmp_path / "candidates.jsonl").exists() and not (tmp_path / "pictures").exists()
 
 
 def test_best_of_n_leaves_out_what_the_judge_did_not_score(recipe: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a server can do to a batch: faults that pass and faults that stay, deadlines, replies of every form."""
+"""What a server can do to a batch: faults that pass and faults that stay, limits in time, replies of every form."""
 
 from __future__ import annotations
 
@@ -147,6 +147,18 @@ def test_an_item_that_is_never_answered_fails_alone() -> None:
     kinds = [generation.failure.kind if generation.failure else None for generation in generations]
     assert kinds == [None, None, None, "timeout", None, None]
     assert "none to any other request for 3 s" in generations[3].failure.detail  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fault", [Fault("hang"), Fault(status=503)], ids=["hangs", "refuses"])
+def test_failures_are_no_replies_to_wait_for(fault: Fault, pauses: list[float | None]) -> None:
+    with FaultServer(lambda name, nth: fault) as server:
+        start = monotonic()
+        options: dict[str, Any] = {"concurrency": 2, "patience": 3.0, "timeout": 0.5, "tries": 3}
+        generations = ask(server, 40, **options)
+        waited = monotonic() - start
+    kinds = {generation.failure.kind for generation in generations if generation.failure}
+    assert kinds <= {"timeout", "transport"} and all(generation.failure for generation in generations)
+    assert waited < 15  # and not the 30 s of forty requests with three tries each
 
 
 def test_a_batch_takes_as_long_as_it_needs_while_replies_come() -> None:

@@ -1,7 +1,7 @@
 """Many HTTP requests to one server, with retries and limits in time: the transport of `ServerEngine`.
 
 Promised: every request ends as the server's JSON or as one named failure; a request that ends never waits for another;
-`post_all` ends once nothing has ended for `patience` seconds, however many there are. Retried are what may pass by
+`post_all` ends once nothing was answered for `patience` seconds, however much is left. Retried are what may pass by
 itself (connection errors, cut or broken bodies, a 200 that holds an error, and the statuses of `_RETRIED`), with
 growing, jittered pauses, or the pause the server asks for up to `_LONGEST_PAUSE_S`. Keys and passwords appear in no
 message. Not known here: how prompts and replies are written.
@@ -90,7 +90,7 @@ class _Batch:
     problems: dict[int, str] = field(default_factory=dict)
     """The last problem of each request that is being retried."""
     latest: float = 0.0
-    """When a request ended last, by the clock of the loop."""
+    """When the server last answered a request, by the clock of the loop."""
     fatal: str = ""
     """Set when the server refused what every request has in common."""
     gone: bool = False
@@ -260,8 +260,9 @@ class Client:
             with closing(_Watch(self._timeout)) as watch:
                 for index in waiting:  # shared: each takes the next one
                     async with self._slots:
-                        batch.replies[index] = await self._reply(batch, index, watch)
-                    batch.latest = self._loop.time()
+                        reply = batch.replies[index] = await self._reply(batch, index, watch)
+                    if reply.failure is None or reply.failure.kind != "transport":  # else nobody answered
+                        batch.latest = self._loop.time()
 
         tasks = [asyncio.create_task(work()) for _ in range(min(len(batch.prompts), self._concurrency))]
         try:

@@ -6,7 +6,7 @@
 Requests run on one private event-loop thread per engine, at most `concurrency` at once, so `generate` works from
 threads, inside a running loop, and after fork or pickling. One slow, failing or refused request never loses its batch,
 and a batch may take as long as it needs while replies come.
-The server never sees a URL of ours or of the data: media travel as data URIs. `_http.py` has retries and deadlines.
+The server never sees a URL of ours or of the data: media travel as data URIs. `_http.py` retries and gives up.
 
 Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do. A
 vLLM server reads a clip as one frame per second and at most 32 of them, unless it was started with other
@@ -52,7 +52,7 @@ class ServerEngine:
         api_key: str | None = None,
         *,
         concurrency: int = 64,
-        patience: float = 600.0,
+        patience: float = 330.0,
         timeout: float = 300.0,
         tries: int = 8,
         tokenizer: str | None = None,
@@ -65,7 +65,8 @@ class ServerEngine:
             model: the server's name for the judge; None takes the first it lists.
             api_key: sent as a bearer token; None takes the environment variable FLEXJUDGE_API_KEY, if set.
             concurrency: the most requests in flight, over all threads.
-            patience: seconds without any reply after which `generate` gives up; what is left is a `timeout` failure.
+            patience: seconds without any reply after which `generate` gives up; what is left is a `timeout` failure. By
+                default a little more than one try.
             timeout: seconds for one try of one request.
             tries: per request, the first included.
             tokenizer: folder or Hub id of the judge's tokenizer: text from outside is then kept from all of its added
