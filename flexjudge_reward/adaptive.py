@@ -250,11 +250,15 @@ def _lead(scores: Sequence[float]) -> float:
 
 
 def merged(base: Verdict, verdicts: Sequence[Verdict]) -> Verdict:
-    """`base` with what all `verdicts` cost, and their notes summed."""
+    """`base` with what all `verdicts` cost and came to, and their notes summed."""
     notes: Mapping[str, float] = {}
     for verdict in verdicts:
         notes = added(notes, verdict.notes)
     told = "\n\n".join(verdict.reasoning for verdict in verdicts if verdict.reasoning)
     return replace(
-        base, reasoning=told, notes=notes, generations=tuple(g for verdict in verdicts for g in verdict.generations)
+        base,
+        reasoning=told,
+        notes=notes,
+        generations=tuple(g for verdict in verdicts for g in verdict.generations),
+        parts=tuple(part for verdict in verdicts for part in verdict.judgements),
     )

@@ -205,6 +205,8 @@ class JudgeConfig:
             raise ConfigError(
                 f"{self.votes} votes at temperature 0 are one vote: set temperature with votes, such as 1.0"
             )
+        if self.chunk != 8 and self.format != "listwise":
+            raise ConfigError(f"chunk is for lists, and format is {self.format!r}: set format='listwise'")
         if (self.schedule != "all" or self.budget is not None) and not compares:
             raise ConfigError(
                 f"schedule and budget are for comparisons, and format is {self.format!r}: set format='pair'"

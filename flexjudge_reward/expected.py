@@ -187,6 +187,7 @@ def _is_number(token: str) -> bool:
 def _chances(token: TokenLogprob) -> dict[str, float]:
     """Probabilities of the alternatives at one place, by their text without white space."""
     found: dict[str, float] = {}
+    # The written token only where it is not among the alternatives: there its text may stand for more tokens than it.
     for text, logprob in {token.token: token.logprob, **token.top}.items():
         found[text.strip()] = found.get(text.strip(), 0.0) + math.exp(logprob)
     return found

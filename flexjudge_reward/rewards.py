@@ -68,12 +68,12 @@ def groups(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hash
 
     Args:
         keys: what identifies the prompt of each row, over all ranks and in their order.
-        size: the trainer's group size, for a batch of one prompt alone. In any other it is the largest that all counts
+        size: the trainer's group size, which is taken where it divides all counts; else it is the largest that they
             allow: an evaluation may have another size than the training.
     """
     counts = Counter(keys)
     shared = math.gcd(*counts.values())
-    size = size if size and len(counts) == 1 and shared % size == 0 else shared
+    size = size if size and shared % size == 0 else shared
     seen: Counter[Hashable] = Counter()
     found = []
     for key in keys:
@@ -150,8 +150,8 @@ class FailureWatch:
         self.limit, self.window = float(limit), window
         self._recent: deque[Failure | None] = deque(maxlen=window)
 
-    def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Counts outcomes, in order.
+    def add(self, outcomes: Sequence[Outcome | None]) -> None:
+        """Counts judgements, in order: what failed, or anything else for what did not.
 
         Raises:
             JudgementFailed: the limit is passed. The message has the failures by kind, one example and what to do.

@@ -8,7 +8,8 @@ it is needed (`cache.py`).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -165,6 +166,15 @@ class TokenLogprob:
     logprob: float
     top: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def among(cls, token: str, logprob: float, alternatives: Iterable[tuple[str, float]]) -> TokenLogprob:
+        """From tokens, of which several may have one text, as "▁7" and "7" of Llama's: these are one alternative."""
+        top: dict[str, float] = {}
+        for text, value in alternatives:
+            high, low = max(value, top.get(text, -math.inf)), min(value, top.get(text, -math.inf))
+            top[text] = high + math.log1p(math.exp(low - high)) if math.isfinite(high) else high
+        return cls(token, logprob, top)
+
 
 FinishReason = Literal["stop", "length", "filter", "error"]
 
@@ -205,6 +215,13 @@ class Verdict:
     """What was paid for, kept also when it could not be read."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """Counts of what was done to get here: votes, swaps, forced thoughts; see `adaptive.py`."""
+    parts: tuple[Failure | None, ...] = ()
+    """What became of each judgement it was made of (votes, comparisons, lists), None for a good one; empty for one."""
+
+    @property
+    def judgements(self) -> tuple[Failure | None, ...]:
+        """Its parts; itself where it has none."""
+        return self.parts or (self.failure,)
 
     def __post_init__(self) -> None:
         if (self.scores is None) == (self.failure is None):

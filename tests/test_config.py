@@ -128,6 +128,7 @@ def test_build_puts_a_cache_around_the_engine_unless_it_is_off(cache_file: Path)
         pytest.param({"format": "pair", "swap": True, "swap_margin": -1.0}, "at least 0", id="negative_margin"),
         pytest.param({"votes": 5}, "5 votes at temperature 0 are one vote", id="votes_that_repeat"),
         pytest.param({"format": "listwise", "schedule": "swiss"}, "set format='pair'", id="schedule_of_lists"),
+        pytest.param({"format": "pair", "chunk": 4}, "set format='listwise'", id="chunk_of_pairs"),
         pytest.param({"budget": 5}, "set format='pair'", id="budget_of_scores"),
         pytest.param(
             {"format": "relation", "prompts": "flex", "expected": True},

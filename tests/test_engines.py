@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,6 +182,36 @@ def test_closes_twice_and_opens_again(name: str, loopback: ServerEngine) -> None
     engine.close()
     assert texts(engine.generate([item(1)], GREEDY)) == before
     engine.close()
+
+
+@pytest.mark.parametrize("kind", [TransformersEngine, VLLMEngine])
+def test_closing_does_not_wait_for_ever_for_a_judgement_that_hangs(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[kind.__module__], "_CLOSE_S", 0.1)
+    engine, held, over = kind("nano"), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with engine._lock:
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    held.wait(60)
+    engine.close()
+    assert thread.is_alive()
+    over.set()
+    thread.join()
+    engine.close()
+    assert not engine._lock.locked()
+
+
+def test_vllm_takes_the_longest_context_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    loads = SimpleNamespace(LLM=lambda *, max_model_len, **settings: asked.append(max_model_len))
+    monkeypatch.setitem(sys.modules, "vllm", loads)
+    for given in (None, 512):
+        VLLMEngine("nano", max_model_len=given)._loaded()
+    assert asked == [-1, 512]
 
 
 @over_models

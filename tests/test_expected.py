@@ -55,6 +55,16 @@ def test_the_mean_of_the_distribution(tokens: Sequence[str | tuple[str, Spread]]
     assert verdict.scale.decimals and verdict.reasoning == "7 or 8?"
 
 
+def test_tokens_of_one_text_are_one_alternative() -> None:
+    """Llama's tokenizers have a digit with and without a space before it; decoded, both are the digit."""
+    alternatives = [("7", math.log(0.9)), ("2", math.log(0.06)), ("7", math.log(0.03)), ("2", -math.inf), ("x", -900.0)]
+    token = TokenLogprob.among("7", math.log(0.9), alternatives)
+    assert {text: round(math.exp(value), 9) for text, value in token.top.items()} == {"7": 0.93, "2": 0.06, "x": 0.0}
+    first, _, last = reply("<think></think><answer>", ("7", {"7": 1.0}), "</answer>").logprobs or ()
+    written = Generation("<think></think><answer>7</answer>", logprobs=(first, token, last))
+    assert judged(Expected(Score()), [written], "a").scores == pytest.approx([(7 * 0.93 + 2 * 0.06) / 0.99])
+
+
 def test_a_digit_that_could_go_on_is_asked_about() -> None:
     asked: list[Prompt] = []
 

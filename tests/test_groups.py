@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.layouts import mismatches, run, waited
 
-from flexjudge_reward import Choice, ConfigError, EngineError, Generation, Judge, Listwise, Pair, Prompt, Score
+from flexjudge_reward import (
+    Choice,
+    ConfigError,
+    EngineError,
+    Generation,
+    Judge,
+    JudgementFailed,
+    Listwise,
+    Pair,
+    Prompt,
+    Score,
+)
 from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.trainers.ranks import Offer, assemble, raise_together
 from flexjudge_reward.trainers.trl import FlexJudgeReward
+from flexjudge_reward.types import AnyFormat
 
 
 def lengths(prompt: Prompt) -> str:
@@ -129,6 +143,49 @@ def test_pictures_in_a_completion_cannot_be_compared_as_texts() -> None:
     picture = [{"role": "assistant", "content": [{"type": "image", "image": Image.new("RGB", (4, 4))}]}]
     with pytest.raises(ConfigError, match="format='score'"):
         FlexJudgeReward(Judge(Listwise(), ScriptedEngine([])))(["p", "p"], [picture, picture])
+
+
+def mostly(share: float, good: Callable[[Prompt], str]) -> Callable[[Prompt], str]:
+    """Replies of which that share cannot be read."""
+    rng = random.Random(1)
+    return lambda prompt: "?" if rng.random() < share else good(prompt)
+
+
+def test_a_list_that_fails_is_one_failure_however_many_it_ranks() -> None:
+    replies = iter(["?"])
+    engine = ScriptedEngine(lambda prompt: next(replies, None) or lengths(prompt))
+    given = FlexJudgeReward(Judge(Listwise(), engine))
+    assert given(["p"] * 32, [f"{n} " + "x" * n for n in range(32)]).count(None) == 32
+    for _ in range(3):
+        given(["p"] * 32, [f"{n} " + "x" * n for n in range(32)])
+    assert given.summary.means["failed_judgements"] < 0.06 < given.summary.means["failure_rate"]
+
+
+@pytest.mark.parametrize(
+    ("format", "good"),
+    [
+        pytest.param(lambda: Pair(), lengths, id="comparisons"),
+        pytest.param(lambda: Votes(Score(), 7), lambda prompt: "<think></think><answer>7</answer>", id="votes"),
+    ],
+)
+def test_failed_comparisons_and_votes_count_though_their_rows_have_scores(
+    format: Callable[[], AnyFormat], good: Callable[[Prompt], str]
+) -> None:
+    given = FlexJudgeReward(Judge(format(), ScriptedEngine(mostly(0.3, good))))
+    with pytest.raises(JudgementFailed, match="26 of the last"):
+        for step in range(40):
+            given(["p"] * 8, [f"{step} {n} " + "x" * n for n in range(8)])
+    assert given.summary.means["failed_judgements"] > 0.2 > given.summary.means["failure_rate"]
+
+
+def test_a_tool_that_returns_rows_is_read_as_text() -> None:
+    engine = ScriptedEngine(lambda prompt: "<think></think><answer>7</answer>")
+    found = [{"title": "T"}, 3]
+    turns = [{"role": "tool", "content": found}, {"role": "assistant", "content": "It says T."}]
+    FlexJudgeReward(Judge(Score(), engine))(["p"], [turns])
+    assert '[{"title": "T"}, 3]' in str(engine.prompts[0])
+    with pytest.raises(ConfigError, match="a part of a message must be text, image, video or molecule"):
+        FlexJudgeReward(Judge(Score(), engine))(["p"], [[{"role": "assistant", "content": found}]])
 
 
 @pytest.mark.trainer

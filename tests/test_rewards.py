@@ -104,7 +104,7 @@ def test_groups(keys: str, expected: str) -> None:
     ("keys", "size", "expected"),
     [
         pytest.param("aaaa", 2, "0011", id="one-prompt-alone"),
-        pytest.param("aaaabbbb", 2, "00001111", id="an-evaluation-with-more"),
+        pytest.param("aaaabbbb", 2, "00112233", id="every-prompt-twice"),
         pytest.param("aabb", 4, "0011", id="an-evaluation-with-fewer"),
         pytest.param("aaa", 2, "000", id="no-multiple"),
         pytest.param("aaaabbbb", 4, "00001111", id="as-it-is"),

@@ -158,8 +158,8 @@ class _Draw:
         found = []
         for token_id, (chosen, values, tokens) in zip(token_ids, self.steps, strict=False):
             names = tokenizer.batch_decode([[token] for token in tokens[row].tolist()])
-            top = dict(zip(names, values[row].tolist(), strict=True))
-            found.append(TokenLogprob(tokenizer.decode([token_id]), float(chosen[row]), top))
+            top = zip(names, values[row].tolist(), strict=True)
+            found.append(TokenLogprob.among(tokenizer.decode([token_id]), float(chosen[row]), top))
         return tuple(found)
 
 

@@ -288,10 +288,10 @@ def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | 
     if not logprobs or not logprobs.get("content"):
         return None
     return tuple(
-        TokenLogprob(
+        TokenLogprob.among(
             str(entry["token"]),
             float(entry["logprob"]),
-            {str(other["token"]): float(other["logprob"]) for other in entry.get("top_logprobs") or ()},
+            [(str(other["token"]), float(other["logprob"])) for other in entry.get("top_logprobs") or ()],
         )
         for entry in logprobs["content"]
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flexjudge_reward.engines._decode import Decoder
 
 _LOG = logging.getLogger(__name__)
+_CLOSE_S = 10.0  # how long closing waits for a judgement that is running
 
 
 class TransformersEngine:
@@ -122,12 +123,17 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Frees the model. A later `generate` loads it anew."""
-        with self._lock:
+        mine = self._lock.acquire(timeout=_CLOSE_S)  # a judgement that hangs in another thread may hold it for ever
+        if not mine:
+            return
+        try:
             if self._decoder is not None:
                 self._decoder = None
                 torch = sys.modules["torch"]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
+        finally:
+            self._lock.release()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

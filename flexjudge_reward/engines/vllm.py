@@ -116,8 +116,12 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Ends the engine's process and frees its memory, within seconds. A later `generate` starts it anew."""
-        with self._lock:
+        mine = self._lock.acquire(timeout=_CLOSE_S)  # a judgement that hangs in another thread may hold it for ever
+        try:
             self._shut()
+        finally:
+            if mine:
+                self._lock.release()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -263,8 +267,8 @@ def _logprobs(token_ids: Sequence[int], steps: Sequence[dict[int, Any]], count: 
         chosen = step[token_id]
         # vLLM adds the chosen token where it is not among the best ones.
         best = sorted(step.values(), key=lambda entry: entry.rank)[:count]
-        top = {entry.decoded_token or "": entry.logprob for entry in best}
-        yield TokenLogprob(chosen.decoded_token or "", chosen.logprob, top)
+        top = ((entry.decoded_token or "", entry.logprob) for entry in best)
+        yield TokenLogprob.among(chosen.decoded_token or "", chosen.logprob, top)
 
 
 def _version() -> str:

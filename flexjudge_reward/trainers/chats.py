@@ -28,6 +28,7 @@ from flexjudge_reward.types import Content, Example
 
 Kind = Literal["image", "video"]
 KINDS: tuple[Kind, ...] = ("image", "video")
+_KINDS = ("text", "image", "video", "molecule")
 _Turn = tuple[str, list[Any]]
 """A role and its parts: texts, media, and a `_Hole` for each picture or clip that stands in a column."""
 
@@ -176,6 +177,8 @@ class _Reader:
         parts = [content] if isinstance(content, str) else [] if content is None else content
         if not isinstance(parts, Sequence):
             raise ConfigError(f"a message's content must be a text or a list of parts, found {type(parts).__name__}")
+        if message["role"] == "tool" and not all(map(_is_part, parts)):
+            parts = [json.dumps(content, ensure_ascii=False, default=str)]  # what a tool returned, as TRL hands it on
         found = [part if isinstance(part, str) else self._part(part) for part in parts]
         if message.get("tool_calls"):
             found.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
@@ -231,6 +234,10 @@ class _Hole:
     """A place in a message where a picture or clip of a column belongs."""
 
     kind: Kind
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and value.get("type") in _KINDS)
 
 
 def _joined(turns: Sequence[_Turn], alone: str) -> Content:

@@ -2,6 +2,7 @@
 
     score                       mean score of the judged rows, 0 to 1
     failure_rate, failed_*      rows without a score, in three kinds
+    failed_judgements           share of single judgements that failed; of a row several may be comparisons or votes
     forced                      share of the judge's thoughts that had to be closed
     zero_variance               share of groups in which all scores are equal, so that they give no gradient
     swap_agreed                 share of swapped pairs with the same winner in both orders; only where they are swapped
@@ -122,6 +123,8 @@ def diagnostics(shares: Sequence[Share], size: int | None = None) -> dict[str, f
     found["failure_rate"] = 1 - len(scored) / len(rows)
     for what, members in _FAILED.items():
         found[f"failed_{what}"] = sum(kinds[kind] for kind in members) / len(rows)
+    parts = [part for share in shares for part in share.parts]
+    found["failed_judgements"] = sum(part is not None for part in parts) / max(1, len(parts))
     found["zero_variance"] = _zero_variance(groups([key for share in shares for key in share.keys], size), rows)
     found["score_length"] = correlation(scored)
     found["forced"] = notes["forced"] / max(1, notes["thoughts"])

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.rewards import Outcome, groups
+from flexjudge_reward.types import Failure
 
 T = TypeVar("T")
 Place = tuple[int, int]
@@ -74,6 +75,8 @@ class Share:
     """What it judged, its own rows or those of its groups."""
     notes: dict[str, float] = field(default_factory=dict)
     """Counts: verdicts, those from the cache, tokens, swaps and so on."""
+    parts: tuple[Failure | None, ...] = ()
+    """What became of every single judgement; see `Verdict.parts`."""
     seconds: float = 0.0
     error: str = ""
     """Why this rank could not judge at all."""
@@ -136,9 +139,15 @@ def within(seconds: float, work: Callable[[], T]) -> T | None:
         return work()
     results: list[T] = []
     errors: list[BaseException] = []
+    torch = sys.modules.get("torch")
+    device = torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else None
 
     def run() -> None:
         try:
+            if (
+                torch is not None and device is not None
+            ):  # which belongs to a thread: here it would be the first, of all ranks
+                torch.cuda.set_device(device)
             results.append(work())
         except BaseException as error:
             errors.append(error)

@@ -79,13 +79,14 @@ class FlexJudgeReward:
             name: of the reward in the trainer's logs; by default each instance has one of its own.
             on_failure: what the row of a failed judgement gets: "group_mean", the mean of its judged siblings;
                 "abstain", None; "raise", an exception. See `rewards.py`.
-            max_failure_rate: the run stops with JudgementFailed above it, 0 to 1, over the last 500 judgements.
+            max_failure_rate: the run stops with JudgementFailed above it, 0 to 1, over the last 500 judgements: scores,
+                lists, comparisons or votes.
             question_column: a data set column to show as the question instead of the prompt's text.
             reference_column: a data set column with a reference answer.
             rubric_column: a data set column with a row's own criteria.
             media_root: the folder below which picture and clip files may be read; without one, none is.
-            num_generations: the trainer's group size, for batches of one prompt alone, which may stand there several
-                times; of any other batch the rows say it.
+            num_generations: the trainer's group size. Without it the rows say it, which cannot tell one group from two
+                where every prompt of a batch stands there twice.
             deadline: seconds after which a rank of several gives up on a call's judgements, which then are `timeout`
                 failures; the other ranks wait no longer than that. Must be less than the trainer's `ddp_timeout`
                 (1800 by default), after which waiting ranks are ended.
@@ -200,7 +201,8 @@ class FlexJudgeReward:
         notes = counted([verdict for _, verdicts in found for verdict in verdicts])
         with self._lock:
             self.summary.add(list(results.values()), notes, seconds)
-        return Share(keys, results, notes, seconds)
+        parts = tuple(part for _, verdicts in found for verdict in verdicts for part in verdict.judgements)
+        return Share(keys, results, notes, parts, seconds)
 
     def _scale(self) -> Scale:
         """The scale of criteria that a column gives in words: the judge's own."""
@@ -222,7 +224,7 @@ class FlexJudgeReward:
         """The rewards of all ranks' rows, in rank order. Raises on all ranks alike, because all see the same."""
         outcomes = [row.outcome for _, row in in_place(shares)]
         with self._lock:
-            self._watch.add(outcomes)
+            self._watch.add([part for share in shares for part in share.parts])
         group_of = groups([key for share in shares for key in share.keys], self.num_generations)
         return rewards(outcomes, group_of, self.on_failure)
 
