@@ -298,8 +298,8 @@ def test_bad_input_is_refused_before_anything_is_drawn(
         run(recipe, runs / "column", "flow", monkeypatch, report_to="trackio")
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="3 votes at temperature 0"):
         patch.setenv("FLEXJUDGE_VOTES", "3")
-        run(recipe, runs / "column", "flow", monkeypatch)
-    assert not (runs / "column").exists()
+        run(recipe, runs / "votes", "flow", monkeypatch)
+    assert not (runs / "votes").exists()
     with pytest.raises(ConfigError, match="has 1 different prompts, 15 are wanted"):
         run(recipe, runs / "column", "flow", monkeypatch, dataset_name=data, prompt_column="text")
 
