@@ -411,7 +411,7 @@ def test_two_processes_train_on_different_pairs_with_different_noise(runs: Path,
     launch += ["--nproc_per_node", "2", str(rank)]
     flags = {"fewest_pairs": 2, "pictures": 4, "per_device_train_batch_size": 2, "max_steps": 3}
     command = [*launch, str(tmp_path), *words(runs / "two", "flow", **flags)]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two ranks of two threads each would wait for each other on two cores
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two ranks of two threads each would starve each other
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=alone) as ranks:
         try:
             said = ranks.communicate()[1]
