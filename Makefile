@@ -41,8 +41,9 @@ clean: ## removes the virtual environment
 	touch $@
 
 # vLLM's CPU build asks for builds of torchaudio, torchcodec and torchvision that do not load beside CPU torch. The first two are not
-# needed and are removed, for the third see tests/support.
+# needed and are removed; what the third needs is said in torchvision_mend.py.
 .venv/test.ok: .venv/venv.ok pyproject.toml
 	$(PIP) -e '.[trl,cpu,video,molecules,diffusers,dev]'
 	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(PY) -m flexjudge_reward.engines.torchvision_mend
 	touch $@

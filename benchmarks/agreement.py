@@ -6,7 +6,7 @@
 500 held-out examples of the embedded judge's world, greedy, float32: all four formats, scenes in words, as pictures and
 as clips. They go through VLLMEngine, through ServerEngine on a real `vllm serve`, and through TransformersEngine. Two
 verdicts are the same if their scores are, or their kind of failure. The figure is the smallest share of same verdicts
-over the three pairs of engines. On a CPU this needs vLLM's CPU build; see tests/support for torchvision.
+over the three pairs of engines. On a CPU this needs vLLM's CPU build.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,15 @@ def test_a_media_root_may_be_a_relative_folder(tmp_path: Path, monkeypatch: pyte
     source = write(Path("in.jsonl"), rows)
     score_file(source, Judge(Score(), ScriptedEngine(length)), Path("out.jsonl"), media_root=Path("pictures"))
     assert [row["failure"] and row["failure"]["kind"] for row in read(Path("out.jsonl"))] == [None, None, "media"]
+
+
+def test_without_the_extra_the_command_ends_in_one_line_with_the_pip_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    assert main(["score", str(tmp_path / "rows.jsonl")]) == 2
+    assert "pip install 'flexjudge-reward[transformers]'" in capsys.readouterr().err.splitlines()[-1]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.engines._model import Chat, Source, load_tokenizer
 from flexjudge_reward.types import Generation, Prompt, Sampling, TokenLogprob
 
@@ -164,7 +165,7 @@ class _Draw:
 
 
 def _processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
-    """The processor of a model that sees; without its part for clips where torchvision is missing or broken."""
+    """The processor of a model that sees; without its part for clips where torchvision is missing."""
     if _torchvision_works():
         return transformers.AutoProcessor.from_pretrained(model, **options)
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -176,15 +177,10 @@ def _processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _torchvision_works() -> bool:
-    """Whether torchvision imports; a broken one (a CUDA build beside CPU torch) is hidden from transformers."""
+    """Whether torchvision imports; one whose operators do not load is mended (`torchvision_mend.py`)."""
+    torchvision_mend.mend()
     try:
         importlib.import_module("torchvision")
     except ImportError:
-        return False
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
-        transformers.utils.import_utils.is_torchvision_available.cache_clear()
         return False
     return True

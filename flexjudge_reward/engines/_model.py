@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.fence import flatten
 from flexjudge_reward.media import Media, MediaKind
@@ -160,6 +161,7 @@ def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
 
 def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer, of `transformers`. Raises MissingExtra or EngineError."""
+    torchvision_mend.mend()
     try:
         from transformers import AutoTokenizer
     except ImportError:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.engines._model import Chat, Source, check_trust, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
 from flexjudge_reward.media import MediaKind
@@ -100,12 +101,10 @@ class TransformersEngine:
         Raises:
             EngineError: there is no such model.
         """
-        from importlib import metadata
-
         with self._lock:
             return {
                 "engine": "transformers",
-                "version": metadata.version("transformers"),
+                "version": _version(),
                 **self._find().identity(),
                 "dtype": self.dtype,
                 "min_pixels": self.pixels.get("min_pixels"),
@@ -151,6 +150,7 @@ class TransformersEngine:
                 import torch  # noqa: F401
             except ImportError:
                 raise MissingExtra("torch", "transformers") from None
+            torchvision_mend.mend()
             from flexjudge_reward.engines._decode import Decoder
 
             source = self._find()
@@ -186,6 +186,15 @@ class TransformersEngine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        raise MissingExtra("transformers", "transformers") from None
 
 
 def _rendered(chat: Chat, prompt: Prompt) -> str | Generation:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.engines._model import Chat, Source, check_trust, load_tokenizer, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
 from flexjudge_reward.media import Media, MediaKind
@@ -143,6 +144,7 @@ class VLLMEngine:
         return self._llm, self._chat
 
     def _start(self, source: Source) -> LLM:
+        torchvision_mend.mend()
         try:
             from vllm import LLM
         except ModuleNotFoundError:

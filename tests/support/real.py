@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -13,22 +12,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-_CURE = Path(__file__).parent / "torchvision_ops"
 _START_S = 240
 
 
 def prepare() -> None:
-    """Lets this process and its children use vLLM on a CPU: see torchvision_ops, and a small memory for prompts."""
+    """Lets this process and its children use vLLM on a CPU: a small memory for prompts."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(_CURE) not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(_CURE), *filter(None, paths)])
-        spec = importlib.util.spec_from_file_location("torchvision_ops", _CURE / "sitecustomize.py")
-        assert spec is not None and spec.loader is not None
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def engine_processes(patience: float = 0.0) -> list[str]:
