@@ -21,7 +21,7 @@ from pathlib import Path
 from figures import record
 
 from flexjudge_reward import Judge, Pair, Prompt, Quoted, ScriptedEngine
-from flexjudge_reward.annotate import BATCH, annotate_file
+from flexjudge_reward.offline.annotate import BATCH, annotate_file
 
 ROWS, KILLS = 2000, 25
 

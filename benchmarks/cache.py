@@ -31,7 +31,7 @@ from typing import Any
 from figures import record
 
 from flexjudge_reward import Generation, Message, Prompt, Quoted, Sampling
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")  # where fresh interpreters would never meet, or take all the time

@@ -39,13 +39,14 @@ from flexjudge_reward import (
     TransformersEngine,
     Verdict,
 )
-from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.expected import Expected
-from flexjudge_reward.grouping import Chunked
+from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
+from flexjudge_reward.formats.expected import Expected
+from flexjudge_reward.formats.groups import Chunked
+from flexjudge_reward.judge.rewards import Outcome
 from flexjudge_reward.nano import path, world
-from flexjudge_reward.rerank import judge_groups, rerank
-from flexjudge_reward.rewards import Outcome
+from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.offline.rerank import rerank
 from flexjudge_reward.types import AnyFormat, Failure
 
 GREEDY = Sampling(max_tokens=256)
@@ -260,8 +261,8 @@ class AllVotes(Votes):
         super().__init__(Score(prompts="nano"), 7)
 
     def steps(self, example: Example) -> object:  # type: ignore[override]
-        from flexjudge_reward.adaptive import as_sample
-        from flexjudge_reward.formats import steps, together
+        from flexjudge_reward.formats.adaptive import as_sample
+        from flexjudge_reward.formats.builtin import steps, together
 
         drawn = yield from together([as_sample(steps(self.format, example), number) for number in range(7)])
         return self._counted(drawn)

@@ -28,8 +28,8 @@ from figures import record
 from support import attacks, families, measures, pictures
 
 from flexjudge_reward import Generation, Media, MediaError, Verdict
-from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, neutralise
-from flexjudge_reward.media import as_media
+from flexjudge_reward.media.base import as_media
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, neutralise
 
 FUZZ = 50_000
 SEED = 20_261_122
@@ -164,7 +164,7 @@ def _clips() -> Iterator[tuple[str, bytes]]:
 
 
 def _unprotected(family: families.Family, count: int, seed: int) -> list[str]:
-    from flexjudge_reward import fence
+    from flexjudge_reward.prompts import quoting as fence
 
     real = fence.neutralise
     fence.neutralise = lambda text, tokens=(): text  # type: ignore[assignment]

@@ -6,8 +6,7 @@
 The names below are the public ones. Importing this package loads neither torch, transformers nor vllm.
 """
 
-from flexjudge_reward.cache import CachedEngine
-from flexjudge_reward.config import JudgeConfig
+from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.engines.server import ServerEngine
 from flexjudge_reward.engines.transformers import TransformersEngine
@@ -20,9 +19,10 @@ from flexjudge_reward.errors import (
     MediaError,
     MissingExtra,
 )
-from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
-from flexjudge_reward.judge import Judge
-from flexjudge_reward.media import Media
+from flexjudge_reward.formats.builtin import Choice, Listwise, Pair, Relation, Score
+from flexjudge_reward.judge.config import JudgeConfig
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.rubric import Rubric, Scale
 from flexjudge_reward.trainers.trl import FlexJudgeReward
 from flexjudge_reward.types import (

@@ -57,7 +57,7 @@ class Rubric:
         Raises:
             ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
         """
-        built_in = resources.files("flexjudge_reward") / "rubrics" / f"{source}.toml"
+        built_in = resources.files("flexjudge_reward") / "prompts" / "rubrics" / f"{source}.toml"
         if str(source) in rubric_names():
             return cls.parse(built_in.read_text("utf-8"), str(source))
         path = Path(source)
@@ -96,5 +96,5 @@ class Rubric:
 
 def rubric_names() -> tuple[str, ...]:
     """The names of the built-in rubrics, sorted."""
-    folder = resources.files("flexjudge_reward") / "rubrics"
+    folder = resources.files("flexjudge_reward") / "prompts" / "rubrics"
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))

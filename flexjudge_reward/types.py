@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.rubric import Rubric, Scale
 
 FailureKind = Literal[

@@ -36,9 +36,9 @@ from flexjudge_reward import (
     Sampling,
     TransformersEngine,
 )
-from flexjudge_reward.grouping import whole_groups
+from flexjudge_reward.formats.groups import whole_groups
 from flexjudge_reward.nano import path, world
-from flexjudge_reward.rerank import Ranking, rerank, unscored
+from flexjudge_reward.offline.rerank import Ranking, rerank, unscored
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from datasets import Dataset, load_dataset
 from diffusion_families import Family
 
 from flexjudge_reward import ConfigError, Judge, JudgeConfig, Sampling, TransformersEngine
-from flexjudge_reward.annotate import annotate_file
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.offline.annotate import annotate_file
 
 DRAWN_WITH = (
     *("model_name_or_path", "dataset_name", "dataset_train_split", "prompt_column", "prompts", "pictures"),

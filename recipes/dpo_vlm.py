@@ -66,8 +66,8 @@ from flexjudge_reward import (
     TransformersEngine,
     VLLMEngine,
 )
-from flexjudge_reward.annotate import annotate_file
 from flexjudge_reward.nano import path, world
+from flexjudge_reward.offline.annotate import annotate_file
 
 TEMPERATURES = (0.8, 1.2)  # as in Flex-Judge, appendix B.4.2
 _DATA = ("dataset_name", "dataset_train_split", "question_column", "image_column")

@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flexjudge_reward import Example, Judge, Media, Sampling, Score, TransformersEngine
-from flexjudge_reward.fence import flatten
+from flexjudge_reward.prompts.quoting import flatten
 from flexjudge_reward.types import Message
 
 QUESTION = "Write a drug-like molecule."

@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
 from flexjudge_reward import ConfigError, EngineError, Example, JudgeConfig, Media, Rubric
-from flexjudge_reward.annotate import annotate_file
-from flexjudge_reward.rerank import Ranking, rerank, unscored
+from flexjudge_reward.offline.annotate import annotate_file
+from flexjudge_reward.offline.rerank import Ranking, rerank, unscored
 from flexjudge_reward.types import Failure
 
 SMALL = "small"  # the name of the judge that is trained here

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward import ConfigError, EngineError, Example, FlexJudgeError, Judge, JudgeConfig, Media
-from flexjudge_reward.rerank import rerank, unscored
-from flexjudge_reward.rewards import Outcome
+from flexjudge_reward.judge.rewards import Outcome
+from flexjudge_reward.offline.rerank import rerank, unscored
 from flexjudge_reward.types import Failure
 
 QUESTION = "Does this molecule pass an artificial membrane (PAMPA) passively: is its permeability high or low?"

@@ -20,8 +20,8 @@ from flexjudge_reward import (
     Sampling,
     Score,
 )
-from flexjudge_reward.adaptive import Forced, Swapped, Votes, votes_needed
 from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes, votes_needed
 from flexjudge_reward.types import Format, Verdict
 
 Grade = Callable[[str], int]

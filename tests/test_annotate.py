@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from flexjudge_reward import Choice, ConfigError, EngineError, Generation, Judge, Listwise, Pair, Prompt, Quoted, Score
-from flexjudge_reward.annotate import BATCH, Which, annotate_file
-from flexjudge_reward.cli import main
+from flexjudge_reward.cli.main import main
 from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.offline.annotate import BATCH, Which, annotate_file
 from flexjudge_reward.types import AnyFormat
 
 GROUP = ["5 a", "9 b", "1 c", "7 d"]

@@ -15,11 +15,11 @@ from datasets import Dataset, List, load_dataset
 from PIL import Image
 
 from flexjudge_reward import ConfigError, EngineError, Generation, Judge, Media, Pair, Prompt, Quoted, Score
-from flexjudge_reward.annotate import BATCH, annotate_file
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.engines.transformers import TransformersEngine
 from flexjudge_reward.nano import path as nano_path
+from flexjudge_reward.offline.annotate import BATCH, annotate_file
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 from support import attacks
 
 from flexjudge_reward import Failure, Generation
-from flexjudge_reward.answers import Reply, read_reply, reasoning_of
+from flexjudge_reward.formats.reply import Reply, read_reply, reasoning_of
 
 READ = [
     pytest.param("<think>why</think><answer>7</answer>", "why", ("7",), id="plain"),

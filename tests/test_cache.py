@@ -26,15 +26,15 @@ from flexjudge_reward import (
     Scale,
     Score,
 )
-from flexjudge_reward import cache as cache_module
-from flexjudge_reward.cache import (
+from flexjudge_reward.engines.cache import engine as cache_module
+from flexjudge_reward.engines.cache.engine import (
     CachedEngine,
     CacheStats,
     default_path,
     request_key,
 )
+from flexjudge_reward.engines.cache.store import Row
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.store import Row
 from flexjudge_reward.types import TokenLogprob
 
 GREEDY = Sampling()

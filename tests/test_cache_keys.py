@@ -24,7 +24,7 @@ from flexjudge_reward import (
     Quoted,
     Sampling,
 )
-from flexjudge_reward.cache import (
+from flexjudge_reward.engines.cache.engine import (
     CachedEngine,
     canonical,
     differences,
@@ -33,8 +33,8 @@ from flexjudge_reward.cache import (
     request_key,
     sound,
 )
+from flexjudge_reward.engines.cache.store import Row
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.store import Row
 
 GREEDY = Sampling()
 

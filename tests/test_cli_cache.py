@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flexjudge_reward import Message, Prompt, Quoted, Sampling
-from flexjudge_reward.cache import CachedEngine, request_key
-from flexjudge_reward.cli import main, parse_age, parse_size
+from flexjudge_reward.cli.main import main, parse_age, parse_size
+from flexjudge_reward.engines.cache.engine import CachedEngine, request_key
 from flexjudge_reward.engines.scripted import ScriptedEngine
 
 GREEDY = Sampling()

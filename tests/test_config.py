@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import ConfigError, Rubric
-from flexjudge_reward.cache import CachedEngine
-from flexjudge_reward.config import LARGE, OFF, JudgeConfig, JudgeOptions, checked, training_processes
+from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.judge.config import LARGE, OFF, JudgeConfig, JudgeOptions, checked, training_processes
 
 SERVER = "http://localhost:8001/v1"
 

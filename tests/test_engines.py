@@ -34,9 +34,9 @@ from flexjudge_reward import (
     Sampling,
     Score,
 )
-from flexjudge_reward.adaptive import Forced
 from flexjudge_reward.engines import ScriptedEngine, ServerEngine, TransformersEngine, VLLMEngine
-from flexjudge_reward.expected import Expected
+from flexjudge_reward.formats.adaptive import Forced
+from flexjudge_reward.formats.expected import Expected
 from flexjudge_reward.nano import path, world
 
 GREEDY, SHORT = Sampling(max_tokens=160), Sampling(max_tokens=12)

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from flexjudge_reward import Choice, ConfigError, EngineError, Example, Generation, Judge, Pair, Relation, Rubric, Score
-from flexjudge_reward.adaptive import Forced, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.expected import Expected
+from flexjudge_reward.formats.adaptive import Forced, Votes
+from flexjudge_reward.formats.expected import Expected
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Prompt, TokenLogprob, Verdict
 

@@ -12,7 +12,7 @@ import pytest
 from support import attacks
 
 from flexjudge_reward import Media, Message, Quoted
-from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, TAGS, _fold, fence, flatten, neutralise
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, TAGS, _fold, fence, flatten, neutralise
 
 IM = ("<|im_start|>", "<|im_end|>")
 
@@ -166,7 +166,7 @@ def test_broken_unicode_cannot_stop_a_batch() -> None:
 
 
 def test_many_different_characters_do_not_stay_in_memory() -> None:
-    from flexjudge_reward.fence import _FOLDED
+    from flexjudge_reward.prompts.quoting import _FOLDED
 
     neutralise("".join(map(chr, range(0x10000, 0x10000 + 60_000))), IM)
     assert len(_FOLDED) <= 50_001

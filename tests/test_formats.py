@@ -25,8 +25,8 @@ from flexjudge_reward import (
     Score,
     Verdict,
 )
-from flexjudge_reward.fence import flatten
-from flexjudge_reward.prompts import KEYS, Template, fill, wordings
+from flexjudge_reward.prompts.quoting import flatten
+from flexjudge_reward.prompts.template import KEYS, Template, fill, wordings
 
 DATA = Path(__file__).parent / "data"
 FIVE = Rubric("Is it right?", Scale(1, 5))

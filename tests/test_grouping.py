@@ -21,9 +21,9 @@ from flexjudge_reward import (
     Sampling,
     Score,
 )
-from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.grouping import Chunked, Knockout, Tournament, whole_groups
+from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
+from flexjudge_reward.formats.groups import Chunked, Knockout, Tournament, whole_groups
 from flexjudge_reward.types import Format, Verdict
 
 GROUP = ["5 a", "9 b", "1 c", "7 d", "3 e", "6 f", "2 g", "8 h"]

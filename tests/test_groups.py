@@ -22,9 +22,9 @@ from flexjudge_reward import (
     Prompt,
     Score,
 )
-from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.trainers.ranks import Offer, assemble, raise_together
+from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
+from flexjudge_reward.trainers.gather import Offer, assemble, raise_together
 from flexjudge_reward.trainers.trl import FlexJudgeReward
 from flexjudge_reward.types import AnyFormat
 

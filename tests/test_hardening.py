@@ -11,7 +11,7 @@ import pytest
 from support import attacks, families, measures
 
 from flexjudge_reward import Failure, Generation, Verdict
-from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, neutralise
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, neutralise
 
 
 @pytest.fixture(scope="module", params=["chatml", "metaspace", "nano"])
@@ -56,7 +56,7 @@ def test_no_text_changes_the_control_tokens_of_a_prompt(family: families.Family)
 
 
 def test_without_neutralising_the_same_texts_do(chatml: families.Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexjudge_reward.fence.neutralise", lambda text, tokens=(): text)
+    monkeypatch.setattr("flexjudge_reward.prompts.quoting.neutralise", lambda text, tokens=(): text)
     assert len(measures.control_changes(chatml, 500, seed=1)) > 100
 
 

@@ -20,7 +20,7 @@ from support.pictures import noise, refused, saved, uri
 
 from flexjudge_reward import ConfigError, Example, Judge, Media, MediaError, Score
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.media import Limits, as_media
+from flexjudge_reward.media.base import Limits, as_media
 
 PIXELS = np.asarray(noise())
 PNG = saved(noise())

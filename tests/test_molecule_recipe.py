@@ -33,7 +33,7 @@ from flexjudge_reward import (
     TransformersEngine,
 )
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.fence import flatten
+from flexjudge_reward.prompts.quoting import flatten
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Short and canonical, to be learned by heart in seconds.

@@ -34,12 +34,12 @@ from flexjudge_reward import (
     Score,
     TransformersEngine,
 )
-from flexjudge_reward.annotate import annotate_file
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.engines.server import _Chat
-from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, flatten
-from flexjudge_reward.rerank import rerank
-from flexjudge_reward.scoring import score_file
+from flexjudge_reward.offline.annotate import annotate_file
+from flexjudge_reward.offline.rerank import rerank
+from flexjudge_reward.offline.score import score_file
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, flatten
 
 ETHANOL = (
     "SMILES: CCO\nDescriptors: molecular weight 46, logP 0.0, H-bond donors 1, H-bond acceptors 1, TPSA 20, "

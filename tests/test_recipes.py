@@ -117,7 +117,7 @@ def judge_asked(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two answers to each question that no policy samples, and a scripted judge of them; what it was asked."""
     from flexjudge_reward import Judge, JudgeConfig, Score
     from flexjudge_reward.engines.scripted import ScriptedEngine
-    from flexjudge_reward.fence import flatten
+    from flexjudge_reward.prompts.quoting import flatten
 
     asked: list[str] = []
 
@@ -195,7 +195,7 @@ def test_pairs_of_another_margin_or_judge_are_judged_again(
 def test_an_unfinished_annotation_of_another_margin_is_no_obstacle(
     tmp_path: Path, recipe: Any, judge_asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexjudge_reward import annotate
+    from flexjudge_reward.offline import annotate
 
     monkeypatch.setattr(annotate, "BATCH", 1)
     with monkeypatch.context() as killed:
@@ -399,7 +399,7 @@ def test_what_cannot_be_judged_is_not_sampled(
 
 def test_best_of_n_leaves_out_what_the_judge_did_not_score(recipe: Any, tmp_path: Path) -> None:
     from flexjudge_reward.engines import ScriptedEngine
-    from flexjudge_reward.rerank import rerank
+    from flexjudge_reward.offline.rerank import rerank
 
     best_of_n: Any = importlib.import_module("best_of_n")
     asked = [best_of_n.Asked((f"question {n}",), lambda reply: "right" in reply) for n in range(3)]

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from flexjudge_reward import Choice, ConfigError, Example, Judge, Listwise, Media, Pair, Prompt, Score
-from flexjudge_reward.adaptive import Swapped
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.grouping import Chunked, Tournament
-from flexjudge_reward.rerank import best_of_n, rerank, unscored
+from flexjudge_reward.formats.adaptive import Swapped
+from flexjudge_reward.formats.groups import Chunked, Tournament
+from flexjudge_reward.offline.rerank import best_of_n, rerank, unscored
 from flexjudge_reward.types import Failure, Format
 
 GROUP = ["5 a", "9 b", "1 c", "7 d"]

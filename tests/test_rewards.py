@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import ConfigError, Failure, JudgementFailed, Scale, Verdict
-from flexjudge_reward.rewards import FailureWatch, groups, outcome, rewards
+from flexjudge_reward.judge.rewards import FailureWatch, groups, outcome, rewards
 
 CUT = Failure("truncated", "cut")
 ODD = Failure("malformed", "no answer tag")

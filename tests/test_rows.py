@@ -19,11 +19,11 @@ from datasets import Dataset, DatasetDict, List
 from PIL import Image
 
 from flexjudge_reward import ConfigError, Judge, Media, MediaError, MissingExtra, Pair, Score
-from flexjudge_reward._tables import Table
-from flexjudge_reward.cli import main
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.data.rows import Row, Rows
+from flexjudge_reward.data.tables import Table
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.rows import Row, Rows
-from flexjudge_reward.scoring import rerank_file, score_file
+from flexjudge_reward.offline.score import rerank_file, score_file
 
 
 @pytest.fixture(autouse=True)

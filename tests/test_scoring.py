@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from flexjudge_reward import ConfigError, Judge, Listwise, Prompt, Score
-from flexjudge_reward.cache import CachedEngine
-from flexjudge_reward.cli import main
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.data.rows import Rows
+from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.rows import Rows
-from flexjudge_reward.scoring import rerank_file, score_file
+from flexjudge_reward.offline.score import rerank_file, score_file
 
 QA = {"question": "q", "answer": "a"}
 

@@ -25,7 +25,7 @@ from flexjudge_reward import (
     Quoted,
     Sampling,
 )
-from flexjudge_reward.engines import ServerEngine, _http
+from flexjudge_reward.engines import ServerEngine, http
 from flexjudge_reward.nano import path, world
 
 GREEDY = Sampling(max_tokens=160)
@@ -44,7 +44,7 @@ def texts(generations: list[Generation]) -> list[str]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """No waiting between tries; what the server asked for each."""
     asked: list[float | None] = []
-    monkeypatch.setattr(_http, "_pause", lambda attempt, pause: asked.append(pause) or 0.001)
+    monkeypatch.setattr(http, "_pause", lambda attempt, pause: asked.append(pause) or 0.001)
     return asked
 
 
@@ -130,7 +130,7 @@ def test_the_server_says_when_to_come_back(
     ],
 )
 def test_pauses(attempt: int, asked: float | None, low: float, high: float) -> None:
-    assert all(low <= _http._pause(attempt, asked) <= high for _ in range(200))
+    assert all(low <= http._pause(attempt, asked) <= high for _ in range(200))
 
 
 def test_a_refused_request_is_not_tried_again(pauses: list[float | None]) -> None:

@@ -22,10 +22,10 @@ import pytest
 from support.cache_files import FORK, LIMIT, NAMES, aside, ask_all, echo, row, use
 
 from flexjudge_reward import ConfigError, Generation, Prompt, Sampling
-from flexjudge_reward import store as store_module
-from flexjudge_reward.cache import CachedEngine, sound
+from flexjudge_reward.engines.cache import store as store_module
+from flexjudge_reward.engines.cache.engine import CachedEngine, sound
+from flexjudge_reward.engines.cache.store import Store, remote_filesystem, tables
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.store import Store, remote_filesystem, tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

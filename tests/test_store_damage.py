@@ -16,9 +16,9 @@ import pytest
 from support.cache_files import FORK, LIMIT, NAMES, aside, ask_all, echo, row, use
 
 from flexjudge_reward import ConfigError
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.engines.cache.store import Store
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

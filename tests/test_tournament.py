@@ -7,7 +7,7 @@ import random
 import pytest
 
 from flexjudge_reward import ConfigError
-from flexjudge_reward.tournament import (
+from flexjudge_reward.formats.pairings import (
     Comparison,
     Schedule,
     bradley_terry,

@@ -30,8 +30,8 @@ from flexjudge_reward import (
     Scale,
     Score,
 )
-from flexjudge_reward.adaptive import Forced, Votes
 from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.formats.adaptive import Forced, Votes
 from flexjudge_reward.trainers import trl as adapter
 from flexjudge_reward.types import Sampling
 

@@ -13,7 +13,7 @@ from support import pictures
 from support.pictures import noise, refused, saved, uri
 
 from flexjudge_reward import Media, MediaError
-from flexjudge_reward.media import Limits, as_media
+from flexjudge_reward.media.base import Limits, as_media
 
 # ---------------------------------------------------------------- clips from frames
 
@@ -129,14 +129,14 @@ def test_a_taken_over_decoder_harms_nobody(
 ) -> None:
     pytest.importorskip("av")
     (tmp_path / "child.py").write_text(program)
-    monkeypatch.setattr("flexjudge_reward._video._CHILD", tmp_path / "child.py")
+    monkeypatch.setattr("flexjudge_reward.media.video._CHILD", tmp_path / "child.py")
     refused(Media.video(b"clip", limits=Limits(seconds=1 if "sleep" in program else 20)), said)
 
 
 def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     (tmp_path / "child.py").write_text("import json, os; print(json.dumps({'error': ' '.join(sorted(os.environ))}))")
-    monkeypatch.setattr("flexjudge_reward._video._CHILD", tmp_path / "child.py")
+    monkeypatch.setattr("flexjudge_reward.media.video._CHILD", tmp_path / "child.py")
     monkeypatch.setenv("FLEXJUDGE_API_KEY", "canary")
     with pytest.raises(MediaError) as caught:
         Media.video(b"clip").load()

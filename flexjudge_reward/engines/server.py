@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flexjudge_reward.errors import ConfigError, EngineError, MediaError
-from flexjudge_reward.fence import KNOWN_CONTROL_TOKENS, flatten
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, flatten
 from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
-    from flexjudge_reward.engines._http import Client
+    from flexjudge_reward.engines.http import Client
 
 KEY_VARIABLE = "FLEXJUDGE_API_KEY"
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
@@ -136,7 +136,7 @@ class ServerEngine:
         self._client = self._listed = self._tokens = None
 
     def _opened(self) -> Client:
-        from flexjudge_reward.engines._http import Client  # asyncio and ssl are not for every import of the package
+        from flexjudge_reward.engines.http import Client  # asyncio and ssl are not for every import of the package
 
         with self._lock:
             if self._client is None or self._client.pid != os.getpid():  # a forked child has no loop thread
@@ -181,7 +181,7 @@ class ServerEngine:
             return KNOWN_CONTROL_TOKENS
         with self._lock:
             if self._tokens is None:
-                from flexjudge_reward.engines._model import Source, added_tokens, load_tokenizer
+                from flexjudge_reward.engines.model import Source, added_tokens, load_tokenizer
 
                 tokenizer = load_tokenizer(Source.find(self.tokenizer, None, False))
                 self._tokens = KNOWN_CONTROL_TOKENS | added_tokens(tokenizer)

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.engines._model import Chat, Source, check_trust, takes
+from flexjudge_reward.engines.model import Chat, Source, check_trust, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
-from flexjudge_reward.media import MediaKind
+from flexjudge_reward.media.base import MediaKind
 from flexjudge_reward.types import Generation, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from flexjudge_reward.engines._decode import Decoder
+    from flexjudge_reward.engines.decode import Decoder
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 10.0  # how long closing waits for a judgement that is running
@@ -151,7 +151,7 @@ class TransformersEngine:
             except ImportError:
                 raise MissingExtra("torch", "transformers") from None
             torchvision_mend.mend()
-            from flexjudge_reward.engines._decode import Decoder
+            from flexjudge_reward.engines.decode import Decoder
 
             source = self._find()
             source.require_weights()

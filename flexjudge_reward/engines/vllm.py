@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.engines._model import Chat, Source, check_trust, load_tokenizer, takes
+from flexjudge_reward.engines.model import Chat, Source, check_trust, load_tokenizer, takes
 from flexjudge_reward.errors import EngineError, MediaError, MissingExtra
-from flexjudge_reward.media import Media, MediaKind
+from flexjudge_reward.media.base import Media, MediaKind
 from flexjudge_reward.types import FinishReason, Generation, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:

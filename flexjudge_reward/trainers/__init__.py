@@ -1,0 +1,1 @@
+"""A judge as the reward of a trainer: one thin file per trainer."""

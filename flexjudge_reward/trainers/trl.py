@@ -23,17 +23,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from flexjudge_reward.config import JudgeConfig, JudgeOptions, checked
+from flexjudge_reward.data.messages import Columns, examples, group_key, text_of
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats import group_size, innermost
-from flexjudge_reward.grouping import whole_groups
-from flexjudge_reward.judge import Judge
-from flexjudge_reward.rerank import judge_groups
-from flexjudge_reward.rewards import FailureWatch, OnFailure, Outcome, groups, rewards
+from flexjudge_reward.formats.builtin import group_size, innermost
+from flexjudge_reward.formats.groups import whole_groups
+from flexjudge_reward.judge.config import JudgeConfig, JudgeOptions, checked
+from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.rewards import FailureWatch, OnFailure, Outcome, groups, rewards
 from flexjudge_reward.rubric import Rubric, Scale
-from flexjudge_reward.trainers.chats import Columns, examples, group_key, text_of
-from flexjudge_reward.trainers.diagnostics import Summary, counted, diagnostics, in_place, is_cached
-from flexjudge_reward.trainers.ranks import (
+from flexjudge_reward.trainers.gather import (
     Group,
     Judged,
     Offer,
@@ -45,6 +44,7 @@ from flexjudge_reward.trainers.ranks import (
     rank,
     within,
 )
+from flexjudge_reward.trainers.metrics import Summary, counted, diagnostics, in_place, is_cached
 from flexjudge_reward.types import Example, Failure, Verdict
 
 _unnamed = itertools.count(1)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flexjudge_reward import Message, Prompt, Quoted, Sampling
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.engines.cache.store import Row
 from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.store import Row
 
 FORK = multiprocessing.get_context("fork")  # the imports of a fresh interpreter would take longer than the tests
 LIMIT = 1 << 30

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward import Message, Prompt, Quoted
-from flexjudge_reward.cache import CachedEngine
+from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.scripted import ScriptedEngine
 
 

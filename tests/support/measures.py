@@ -22,8 +22,8 @@ from flexjudge_reward import (
     Score,
     Verdict,
 )
-from flexjudge_reward import fence as fences
 from flexjudge_reward.engines.scripted import ScriptedEngine
+from flexjudge_reward.prompts import quoting as fences
 from flexjudge_reward.types import Message, Quoted
 
 FORMATS: dict[str, Callable[[], Any]] = {

@@ -28,9 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from flexjudge_reward.engines.cache import tables
+from flexjudge_reward.engines.cache.tables import CHUNK, MAX_VALUE, MAX_WAL, Found, Row, Summary
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.store import tables
-from flexjudge_reward.store.tables import CHUNK, MAX_VALUE, MAX_WAL, Found, Row, Summary
 
 __all__ = ["Row", "Store", "Summary", "remote_filesystem"]
 

@@ -9,15 +9,14 @@ wins all ties of a data set, and a run can be repeated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.formats import group_size
-from flexjudge_reward.grouping import lot
-from flexjudge_reward.judge import Judge
-from flexjudge_reward.media import Media
-from flexjudge_reward.rewards import Outcome, outcome
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.formats.groups import lot
+from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.rewards import Outcome
 from flexjudge_reward.types import ContentLike, Example, Failure, Verdict
 
 
@@ -75,62 +74,6 @@ def rerank(examples: Sequence[Example], judge: Judge, seed: int = 0) -> list[Ran
 def unscored(rankings: Iterable[Ranking]) -> Counter[str]:
     """How many candidates have no score, by the kind of their failure."""
     return Counter(one.kind for ranking in rankings for one in ranking.outcomes if isinstance(one, Failure))
-
-
-def judge_groups(examples: Sequence[Example], judge: Judge) -> list[tuple[tuple[Outcome, ...], tuple[Verdict, ...]]]:
-    """Per example the outcome of every candidate, and the verdicts behind them, whatever the format.
-
-    A format for one candidate judges each of them alone, all others the group. A candidate whose media cannot be used
-    fails alone; its siblings are judged without it.
-    """
-    if group_size(judge.format)[1] == 1:
-        return _judge_each(examples, judge)
-    broken = [_broken(example) for example in examples]
-    whole = [_without(example, bad) for example, bad in zip(examples, broken, strict=True)]
-    found = iter(judge([example for example in whole if example is not None]) if any(whole) else ())
-    results: list[tuple[tuple[Outcome, ...], tuple[Verdict, ...]]] = []
-    for example, rest, bad in zip(examples, whole, broken, strict=True):
-        if rest is None:
-            lonely = Failure("media", "fewer than two candidates of the group can be used")
-            verdict = Verdict.failed(lonely)
-        else:
-            verdict = next(found)
-        places = iter(range(len(example.candidates)))
-        outcomes = tuple(bad[i] if i in bad else outcome(verdict, next(places)) for i in range(len(example.candidates)))
-        results.append((outcomes, (verdict,)))
-    return results
-
-
-def _judge_each(examples: Sequence[Example], judge: Judge) -> list[tuple[tuple[Outcome, ...], tuple[Verdict, ...]]]:
-    alone = [
-        Example(example.question, [candidate], example.reference, example.rubric)
-        for example in examples
-        for candidate in example.candidates
-    ]
-    found = iter(judge(alone))
-    groups = [tuple(next(found) for _ in example.candidates) for example in examples]
-    return [(tuple(outcome(verdict) for verdict in group), group) for group in groups]
-
-
-def _broken(example: Example) -> dict[int, Failure]:
-    """The candidates whose media cannot be used, and why."""
-    found = {}
-    for index, candidate in enumerate(example.candidates):
-        try:
-            for part in candidate:
-                if isinstance(part, Media):
-                    part.load()
-        except MediaError as error:
-            found[index] = Failure("media", str(error))
-    return found
-
-
-def _without(example: Example, broken: Mapping[int, Failure]) -> Example | None:
-    """The example without its broken candidates; None if fewer than two are left."""
-    left = [candidate for index, candidate in enumerate(example.candidates) if index not in broken]
-    if not broken:
-        return example
-    return Example(example.question, left, example.reference, example.rubric) if len(left) > 1 else None
 
 
 def _order(example: Example, outcomes: Sequence[Outcome], seed: int) -> tuple[int, ...]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
-from flexjudge_reward.fence import flatten
-from flexjudge_reward.media import Media, MediaKind
+from flexjudge_reward.media.base import Media, MediaKind
+from flexjudge_reward.prompts.quoting import flatten
 from flexjudge_reward.types import Prompt
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

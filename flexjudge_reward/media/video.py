@@ -21,7 +21,7 @@ from flexjudge_reward.errors import MediaError, MissingExtra
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_CHILD = Path(__file__).with_name("_video_child.py")
+_CHILD = Path(__file__).with_name("video_worker.py")
 _LONGEST_HEADER = 4096
 
 

@@ -22,10 +22,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flexjudge_reward.answers import Reply, read_reply, reasoning_of
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.fence import fence
-from flexjudge_reward.prompts import Template, fill
+from flexjudge_reward.formats.reply import Reply, read_reply, reasoning_of
+from flexjudge_reward.prompts.quoting import fence
+from flexjudge_reward.prompts.template import Template, fill
 from flexjudge_reward.rubric import Rubric, Scale
 from flexjudge_reward.types import (
     AnyFormat,

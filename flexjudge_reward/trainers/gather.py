@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flexjudge_reward.errors import ConfigError, EngineError
-from flexjudge_reward.rewards import Outcome, groups
+from flexjudge_reward.judge.rewards import Outcome, groups
 from flexjudge_reward.types import Failure
 
 T = TypeVar("T")

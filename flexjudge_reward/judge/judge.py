@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.formats import steps, together
+from flexjudge_reward.formats.builtin import steps, together
 from flexjudge_reward.types import AnyFormat, Engine, Example, Failure, Generation, Prompt, Sampling, Steps, Verdict
 
 

@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from flexjudge_reward.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.engines.server import KEY_VARIABLE
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.expected import Expected
-from flexjudge_reward.formats import Choice, Listwise, Pair, Relation, Score
-from flexjudge_reward.judge import Judge
+from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
+from flexjudge_reward.formats.builtin import Choice, Listwise, Pair, Relation, Score
+from flexjudge_reward.formats.expected import Expected
+from flexjudge_reward.formats.pairings import Schedule
+from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.rubric import Rubric
-from flexjudge_reward.tournament import Schedule
 from flexjudge_reward.types import AnyFormat, Engine, Sampling
 
 EngineName = Literal["vllm", "server", "transformers"]
@@ -171,7 +171,7 @@ class JudgeConfig:
         Raises:
             ConfigError: one large judge per training process, or an unknown rubric, wording or key variable.
         """
-        from flexjudge_reward.cache import CachedEngine
+        from flexjudge_reward.engines.cache.engine import CachedEngine
 
         count = training_processes() if processes is None else processes
         if count > 1 and self.engine != "server" and not _is_small(self.model):

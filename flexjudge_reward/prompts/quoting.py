@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Content, Message, Part, Quoted
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")

@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from flexjudge_reward.answers import THINK_CLOSE, THINK_OPEN, said_so_far
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats import group_size, steps, together
+from flexjudge_reward.formats.builtin import group_size, steps, together
+from flexjudge_reward.formats.reply import THINK_CLOSE, THINK_OPEN, said_so_far
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import AnyFormat, Example, Generation, Message, Prompt, Steps, TokenLogprob, Verdict
 

@@ -15,9 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flexjudge_reward.answers import THINK_CLOSE, said_so_far
 from flexjudge_reward.errors import ConfigError, EngineError
-from flexjudge_reward.formats import LETTERS, Choice, Listwise, Pair, Score, group_size
+from flexjudge_reward.formats.builtin import LETTERS, Choice, Listwise, Pair, Score, group_size
+from flexjudge_reward.formats.reply import THINK_CLOSE, said_so_far
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Example, Failure, Generation, Message, Prompt, Steps, TokenLogprob, Verdict
 

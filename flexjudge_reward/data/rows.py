@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from flexjudge_reward._tables import Table, fingerprint
+from flexjudge_reward.data.tables import Table, fingerprint
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.rubric import Rubric, rubric_names
 from flexjudge_reward.types import Example
 

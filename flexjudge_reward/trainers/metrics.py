@@ -21,8 +21,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flexjudge_reward.rewards import groups
-from flexjudge_reward.trainers.ranks import Judged, Place, Share
+from flexjudge_reward.judge.rewards import groups
+from flexjudge_reward.trainers.gather import Judged, Place, Share
 from flexjudge_reward.types import Failure, FailureKind, Verdict
 
 # Metrics need one fixed set of names on all ranks, and ten kinds of failure would drown the others.

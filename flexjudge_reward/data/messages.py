@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.fence import fence
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.prompts.quoting import fence
 from flexjudge_reward.rubric import Rubric, Scale, rubric_names
 from flexjudge_reward.types import Content, Example
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flexjudge_reward.engines.cache.store import Row, Store
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.media import MediaKind
-from flexjudge_reward.store import Row, Store
+from flexjudge_reward.media.base import MediaKind
 from flexjudge_reward.types import Engine, Generation, Part, Prompt, Quoted, Sampling, TokenLogprob
 
 SCHEMA = "flexjudge-reply-1"

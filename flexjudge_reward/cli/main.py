@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from flexjudge_reward.errors import ConfigError, FlexJudgeError
 
 if TYPE_CHECKING:
-    from flexjudge_reward.config import JudgeConfig
-    from flexjudge_reward.judge import Judge
-    from flexjudge_reward.rows import RowOptions
-    from flexjudge_reward.store import Row, Store
+    from flexjudge_reward.data.rows import RowOptions
+    from flexjudge_reward.engines.cache.store import Row, Store
+    from flexjudge_reward.judge.config import JudgeConfig
+    from flexjudge_reward.judge.judge import Judge
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _JUDGE = ("format", "model", "engine", "base_url", "rubric", "prompts", "temperature", "max_tokens", "cache")
@@ -96,7 +96,7 @@ def _add_judging(command: argparse.ArgumentParser, run: Callable[[argparse.Names
 
 def score_rows(arguments: argparse.Namespace) -> int:
     """Judges a file; prints how it went."""
-    from flexjudge_reward.scoring import score_file
+    from flexjudge_reward.offline.score import score_file
 
     with _judge(arguments) as (judge, _):
         print(score_file(arguments.source, judge, arguments.output, **_reading(arguments)), file=sys.stderr)
@@ -105,9 +105,9 @@ def score_rows(arguments: argparse.Namespace) -> int:
 
 def rerank_rows(arguments: argparse.Namespace) -> int:
     """Ranks a file; prints how it went."""
-    from flexjudge_reward.grouping import whole_groups
-    from flexjudge_reward.judge import Judge
-    from flexjudge_reward.scoring import rerank_file
+    from flexjudge_reward.formats.groups import whole_groups
+    from flexjudge_reward.judge.judge import Judge
+    from flexjudge_reward.offline.score import rerank_file
 
     with _judge(arguments) as (judge, config):
         whole_format = whole_groups(judge.format, config.schedule, config.budget, config.chunk, arguments.seed)
@@ -119,7 +119,7 @@ def rerank_rows(arguments: argparse.Namespace) -> int:
 
 def annotate_rows(arguments: argparse.Namespace) -> int:
     """Makes pairs of a file; prints how it went."""
-    from flexjudge_reward.annotate import annotate_file
+    from flexjudge_reward.offline.annotate import annotate_file
 
     if arguments.output is None:
         raise ConfigError("give the file of the pairs: -o pairs.jsonl")
@@ -147,7 +147,7 @@ def _reading(arguments: argparse.Namespace) -> RowOptions:
 @contextmanager
 def _judge(arguments: argparse.Namespace) -> Iterator[tuple[Judge, JudgeConfig]]:
     """The judge that the arguments, the environment and the machine say, closed at the end."""
-    from flexjudge_reward.config import JudgeConfig
+    from flexjudge_reward.judge.config import JudgeConfig
 
     config = JudgeConfig.resolve({name: getattr(arguments, name) for name in _JUDGE})
     judge = config.build()
@@ -194,7 +194,7 @@ def cache_stats(arguments: argparse.Namespace) -> int:
 
 def cache_verify(arguments: argparse.Namespace) -> int:
     """Checks every row; 1 if damage was found."""
-    from flexjudge_reward.cache import sound
+    from flexjudge_reward.engines.cache.engine import sound
 
     store = _existing(arguments.path)
     checked, removed = store.verify(sound)
@@ -216,7 +216,7 @@ def cache_prune(arguments: argparse.Namespace) -> int:
 
 def cache_explain(arguments: argparse.Namespace) -> int:
     """Prints the fields in which two stored requests differ."""
-    from flexjudge_reward.cache import differences, nearest
+    from flexjudge_reward.engines.cache.engine import differences, nearest
 
     if len(arguments.keys) > 2:
         raise ConfigError(f"explain compares two requests, found {len(arguments.keys)} keys")
@@ -268,8 +268,8 @@ def _positive(number: str, text: str, wanted: str) -> float:
 
 
 def _existing(path: Path | None) -> Store:
-    from flexjudge_reward.cache import MAX_BYTES, default_path
-    from flexjudge_reward.store import Store
+    from flexjudge_reward.engines.cache.engine import MAX_BYTES, default_path
+    from flexjudge_reward.engines.cache.store import Store
 
     store = Store(path or default_path(), MAX_BYTES)
     if not os.path.isfile(store.path):  # false too where the folder may not be read

@@ -5,7 +5,7 @@ molecule RDKit's own text about it, and two are equal when these are. Whatever i
 `load()` (or from what needs the content), never from building one, so that a bad row fails alone.
 
 Promised: no URL is fetched, no file outside the given roots is opened, and size in bytes, pixels and frames is checked
-before anything is decoded; of a molecule's text nothing is shown that RDKit did not write (`_molecule.py`). Not known
+before anything is decoded; of a molecule's text nothing is shown that RDKit did not write (`molecule.py`). Not known
 here: how a model wants its pictures (`engines/`). Sounds have an identity and cannot be judged yet.
 """
 
@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from flexjudge_reward import _files, _image
-from flexjudge_reward._files import Roots
 from flexjudge_reward.errors import ConfigError, MediaError
+from flexjudge_reward.media import files, image
+from flexjudge_reward.media.files import Roots
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,7 @@ class Media:
         """One picture; of an animated one, the first frame.
 
         Args:
-            source: a PIL picture, an array (see `_image.from_array`), the bytes of a file, a base64 data URI, a path
+            source: a PIL picture, an array (see `image.from_array`), the bytes of a file, a base64 data URI, a path
                 below one of `roots`, or a dict with `bytes` or `path` as `datasets` has it. Pictures and arrays are
                 read at first use: do not change them before.
             roots: the folders below which files may be read; none means no file.
@@ -197,7 +197,7 @@ class Media:
         The clip's type is `video/jpeg`, which is how vLLM's server knows a list of frames, whatever their encoding.
         Raises MediaError.
         """
-        encoded = ",".join(base64.b64encode(_image.encode(frame)).decode() for frame in self.images())
+        encoded = ",".join(base64.b64encode(image.encode(frame)).decode() for frame in self.images())
         return f"data:{'image/png' if self.kind == 'image' else 'video/jpeg'};base64,{encoded}"
 
     def __eq__(self, other: object) -> bool:
@@ -221,7 +221,7 @@ class Media:
         problem, source = None, self._source
         if self.kind in ("image", "video"):
             try:
-                frames = tuple(_image.encode(frame) for frame in self.images())
+                frames = tuple(image.encode(frame) for frame in self.images())
                 source = frames if self.kind == "video" else frames[0]
             except MediaError as error:
                 problem = str(error)
@@ -233,10 +233,10 @@ class Media:
         if self.kind == "video":
             return _clip(self._source, self._fps, self._roots, self._limits)
         if self.kind == "molecule":
-            from flexjudge_reward import _molecule
+            from flexjudge_reward.media import molecule
 
-            self._text = _molecule.describe(self._source)
-            return ((_molecule.draw(self._source),) if self._drawn else ()), 0.0
+            self._text = molecule.describe(self._source)
+            return ((molecule.draw(self._source),) if self._drawn else ()), 0.0
         raise MediaError("this kind cannot be judged yet; image, video and molecule can")
 
 
@@ -273,19 +273,19 @@ def _picture(source: object, roots: Roots, limits: Limits) -> Image:
     import PIL.Image
 
     if isinstance(source, PIL.Image.Image):
-        return _image.upright_rgb(source, limits.pixels)
+        return image.upright_rgb(source, limits.pixels)
     if hasattr(source, "__array__"):
-        return _image.from_array(_numbers(source), limits.pixels)
-    return _image.decode(_encoded(source, roots, limits), limits.pixels)
+        return image.from_array(_numbers(source), limits.pixels)
+    return image.decode(_encoded(source, roots, limits), limits.pixels)
 
 
 def _clip(source: object, fps: float, roots: Roots, limits: Limits) -> tuple[tuple[Image, ...], float]:
     if hasattr(source, "__array__"):
         source = list(_numbers(source))
     if not isinstance(source, list | tuple):
-        from flexjudge_reward import _video
+        from flexjudge_reward.media import video
 
-        rate, frames = _video.decode(_encoded(source, roots, limits), 4 * limits.pixels, limits.frames, limits.seconds)
+        rate, frames = video.decode(_encoded(source, roots, limits), 4 * limits.pixels, limits.frames, limits.seconds)
         return frames, rate
     if not source:
         raise MediaError("the list of frames is empty")
@@ -325,7 +325,7 @@ def _encoded(source: object, roots: Roots, limits: Limits) -> bytes:
     if isinstance(source, str) and _URL.match(source):
         raise MediaError("URLs are not fetched; load it yourself and pass the bytes, a PIL picture or a path")
     if isinstance(source, str | os.PathLike):
-        return _files.read(source, roots, limits.bytes)
+        return files.read(source, roots, limits.bytes)
     raise MediaError(f"expected a PIL picture, array, bytes, data URI, path or dict, found {type(source).__name__}")
 
 

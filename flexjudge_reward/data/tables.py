@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.errors import ConfigError, MissingExtra
-from flexjudge_reward.media import Media
+from flexjudge_reward.media.base import Media
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".jsonl", ".json", ".parquet")  # nobody calls a data set of the Hub like this

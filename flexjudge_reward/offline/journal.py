@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward import _image
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.media import Media
+from flexjudge_reward.media import image
+from flexjudge_reward.media.base import Media
 
 
 class Journal:
@@ -79,7 +79,7 @@ class Journal:
         path = self._pictures / f"{picture.digest}.png"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            _replaced(path, _image.encode(picture.images()[0]))
+            _replaced(path, image.encode(picture.images()[0]))
         return f"{path.parent.name}/{path.name}"
 
     def commit(self, rows: int) -> None:

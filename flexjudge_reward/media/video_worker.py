@@ -1,6 +1,6 @@
 """The program that decodes one clip, run in a process of its own so that it can be killed.
 
-    python _video_child.py MOST_PIXELS MOST_FRAMES SECONDS < clip > answer
+    python video_worker.py MOST_PIXELS MOST_FRAMES SECONDS < clip > answer
 
 The answer is one line of JSON, {"size", "fps", "frames"} or {"error"}, and then the RGB bytes of the frames. This file
 imports nothing of the package: it starts fast, and what a crafted clip makes of this process stays in it. Headers are

@@ -17,12 +17,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from flexjudge_reward.adaptive import added, merged, replace_candidates, winners
 from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.formats import Choice, Listwise, group_size, innermost, steps, together
-from flexjudge_reward.media import Media
-from flexjudge_reward.rubric import Scale
-from flexjudge_reward.tournament import (
+from flexjudge_reward.formats.adaptive import added, merged, replace_candidates, winners
+from flexjudge_reward.formats.builtin import Choice, Listwise, group_size, innermost, steps, together
+from flexjudge_reward.formats.pairings import (
     Comparison,
     Pairing,
     Schedule,
@@ -33,6 +31,8 @@ from flexjudge_reward.tournament import (
     swiss_pairs,
     win_rates,
 )
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import AnyFormat, Content, Example, Steps, Verdict
 
 _UNIT = Scale(0.0, 1.0, decimals=True)

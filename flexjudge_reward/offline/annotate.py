@@ -37,13 +37,13 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from flexjudge_reward._journal import Journal
-from flexjudge_reward.adaptive import Swapped
+from flexjudge_reward.data.rows import Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError, EngineError, MediaError
-from flexjudge_reward.formats import group_size, steps
-from flexjudge_reward.judge import Judge
-from flexjudge_reward.media import Media
-from flexjudge_reward.rows import Row, RowOptions, Rows
+from flexjudge_reward.formats.adaptive import Swapped
+from flexjudge_reward.formats.builtin import group_size, steps
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.types import Content, Example, Verdict
 
 BATCH = 64  # rows that are judged together, and that a killed run judges again

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.engines._model import Chat, Source, load_tokenizer
+from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
 from flexjudge_reward.types import Generation, Prompt, Sampling, TokenLogprob
 
 

@@ -22,12 +22,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO, Unpack
 
-from flexjudge_reward._journal import line
+from flexjudge_reward.data.rows import Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats import group_size
-from flexjudge_reward.judge import Judge
-from flexjudge_reward.rerank import Ranking, rerank
-from flexjudge_reward.rows import Row, RowOptions, Rows
+from flexjudge_reward.formats.builtin import group_size
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.offline.journal import line
+from flexjudge_reward.offline.rerank import Ranking, rerank
 from flexjudge_reward.types import Failure, Verdict
 
 BATCH = 256  # rows per engine call: enough to fill a GPU, little enough to lose on an interruption

@@ -1,0 +1,1 @@
+"""A cache of judge replies, as an engine around an engine."""

@@ -1,0 +1,1 @@
+"""Jobs over data sets: score, rerank, annotate."""
