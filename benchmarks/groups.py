@@ -43,9 +43,9 @@ from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
 from flexjudge_reward.formats.expected import Expected
 from flexjudge_reward.formats.groups import Chunked
+from flexjudge_reward.judge.groups import judge_groups
 from flexjudge_reward.judge.rewards import Outcome
 from flexjudge_reward.nano import path, world
-from flexjudge_reward.judge.groups import judge_groups
 from flexjudge_reward.offline.rerank import rerank
 from flexjudge_reward.types import AnyFormat, Failure
 
