@@ -3,19 +3,19 @@
     FlexJudgeError
     ├── ConfigError (ValueError)      an argument, file or setting is wrong; nothing was loaded yet
     │   └── MissingExtra (ImportError)  an optional package is not installed; the message has the pip command
-    ├── MediaError (ValueError)       one image, clip, sound or molecule cannot be used
+    ├── MediaError (ValueError)       one image, video, audio clip or molecule cannot be used
     ├── EngineError (RuntimeError)    the judge model or its server cannot work at all
     └── JudgementFailed (RuntimeError)  failures passed the limit, or the policy is "raise"
 
 One judgement that fails is not an exception: it is a `Failure` value inside a `Verdict` (see `types.py`), so that it
-can never take its batch-mates with it. Every class here pickles, because trainers send errors between processes.
+never fails the rest of its batch. Every class here pickles, because trainers send errors between processes.
 """
 
 from __future__ import annotations
 
 
 class FlexJudgeError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises deliberately."""
 
 
 class ConfigError(FlexJudgeError, ValueError):
@@ -26,9 +26,8 @@ class MissingExtra(ConfigError, ImportError):
     """An optional package is missing."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package!r} is not installed, and this needs it. Run: pip install 'flexjudge-reward[{extra}]'"
-        )
+        command = f"pip install 'flexjudge-reward[{extra}]'"
+        super().__init__(f"{package!r} is not installed, and this needs it. Run: {command}")
         self.package, self.extra = package, extra
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
@@ -44,4 +43,4 @@ class EngineError(FlexJudgeError, RuntimeError):
 
 
 class JudgementFailed(FlexJudgeError, RuntimeError):
-    """Judgements failed and the caller asked to stop on that."""
+    """Judgements failed and the caller wants to stop on that."""

@@ -1,7 +1,7 @@
 """What to judge by, and on which scale.
 
-A `Rubric` is a value: a few criteria in words and a scale of numbers. Built-in ones are TOML files in `rubrics/`;
-a user's own is a file of the same form:
+A `Rubric` is a value: a few criteria in words and a scale of numbers. The built-in ones are TOML files in
+`prompts/rubrics/`; one of your own is a file of the same form:
 
     criteria = "Is the answer true to the picture? Is it complete?"
     low = 1
@@ -15,10 +15,11 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
+
+_FOLDER = Path(__file__).with_name("prompts") / "rubrics"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Rubric:
     """Criteria in words, and the scale of the scores."""
 
     criteria: str
-    scale: Scale = Scale()
+    scale: Scale | None = Scale()
+    """None is the scale of the format's own rubric: for criteria that a row gives in words."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.criteria, str) or not self.criteria.strip():
@@ -54,16 +56,13 @@ class Rubric:
     def load(cls, source: str | Path) -> Rubric:
         """A built-in rubric by name (see `rubric_names`) or one from a TOML file.
 
-        Raises:
-            ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
+        Raises ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
         """
-        built_in = resources.files("flexjudge_reward") / "prompts" / "rubrics" / f"{source}.toml"
-        if str(source) in rubric_names():
-            return cls.parse(built_in.read_text("utf-8"), str(source))
-        path = Path(source)
+        name, known = str(source), rubric_names()
+        path = _FOLDER / f"{name}.toml" if name in known else Path(source)
         if not path.is_file():
-            raise ConfigError(f"no rubric {str(source)!r}: give a TOML file or one of {', '.join(rubric_names())}")
-        return cls.parse(path.read_text("utf-8"), str(path))
+            raise ConfigError(f"no rubric {name!r}: give a TOML file or one of {', '.join(known)}")
+        return cls.parse(path.read_text("utf-8"), name)
 
     @classmethod
     def parse(cls, text: str, where: str = "rubric") -> Rubric:
@@ -77,8 +76,7 @@ class Rubric:
     @classmethod
     def of(cls, entries: Mapping[str, object], where: str = "rubric") -> Rubric:
         """A rubric from its entries, such as a row of a dataset holds; `where` names them in errors."""
-        unknown = sorted(set(entries) - {"criteria", "low", "high", "decimals"})
-        if unknown:
+        if unknown := sorted(set(entries) - {"criteria", "low", "high", "decimals"}):
             raise ConfigError(f"{where}: unknown entry {unknown[0]!r}; known are criteria, low, high, decimals")
         if not isinstance(criteria := entries.get("criteria"), str):
             raise ConfigError(f"{where}: the entry 'criteria' is missing or not a text")
@@ -96,5 +94,4 @@ class Rubric:
 
 def rubric_names() -> tuple[str, ...]:
     """The names of the built-in rubrics, sorted."""
-    folder = resources.files("flexjudge_reward") / "prompts" / "rubrics"
-    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))

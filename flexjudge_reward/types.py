@@ -2,31 +2,31 @@
 
     Example --render--> Prompt --generate--> Generation --read--> Verdict --> float | None
 
-All are frozen and compared by content; none knows a model, a trainer or a file. Identity for storage is computed where
-it is needed (`cache.py`).
+All are frozen and compared by content. None knows a model, a trainer or a file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, MediaError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.rubric import Rubric, Scale
 
 FailureKind = Literal[
     "truncated",  # the token limit cut the reply, or the reasoning never closed
-    "malformed",  # finished, but the part after the reasoning is not the answer that was asked for
+    "malformed",  # finished, but the part after the reasoning is not the requested answer
     "out_of_range",  # a readable number outside the scale, or a letter that is not an option
     "wrong_count",  # readable, but not one score per candidate
     "refused",  # the judge or its server declined
-    "empty",  # nothing at all came back
-    "media",  # a picture, clip, sound or molecule could not be used
-    "transport",  # the server could not be reached or broke the answer, after retries
-    "timeout",  # it took too long
+    "empty",  # the reply has no text
+    "media",  # an image, a video, an audio clip or a molecule could not be used
+    "transport",  # the server could not be reached or broke the reply, after retries
+    "timeout",  # no reply within the time limit
     "engine",  # the engine failed on this request
 ]
 """The closed list of ways a judgement can fail."""
@@ -34,31 +34,27 @@ FailureKind = Literal[
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no score. It becomes a number in no place; `rewards.py` decides what a trainer gets."""
+    """Why there is no score. It never becomes a number; `judge/rewards.py` decides what a trainer gets."""
 
     kind: FailureKind
     detail: str = ""
-    """One sentence for a person: what was found, what was expected."""
+    """Human-readable: expected against found."""
 
 
 @dataclass(frozen=True)
-class Quoted:
-    """Text from outside: a question, an answer, a reference. Engines neutralise control tokens in it (`fence.py`)."""
+class Untrusted:
+    """Text from outside: a question, an answer, a reference. Engines neutralise control tokens in it."""
 
     text: str
 
 
-Part = str | Quoted | Media
+Part = str | Untrusted | Media
 Content = tuple[str | Media, ...]
 ContentLike = str | Media | Sequence[str | Media]
 
 
 def content(value: ContentLike, what: str) -> Content:
-    """`value` as a tuple of texts and media; `what` names it in the error.
-
-    Raises:
-        ConfigError: a part is neither text nor `Media`.
-    """
+    """`value` as a tuple of texts and media; `what` names it in the error. Raises ConfigError."""
     parts = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     for part in parts:
         if not isinstance(part, str | Media):
@@ -68,7 +64,7 @@ def content(value: ContentLike, what: str) -> Content:
 
 @dataclass(frozen=True, init=False)
 class Example:
-    """One thing to judge: a question and its candidate answers, each a sequence of text and media."""
+    """One question and its candidate answers, each a sequence of text and media."""
 
     question: Content
     candidates: tuple[Content, ...]
@@ -91,16 +87,39 @@ class Example:
         put(self, "reference", None if reference is None else content(reference, "the reference"))
         put(self, "rubric", rubric)
 
+    def with_candidates(self, candidates: Sequence[ContentLike]) -> Example:
+        """The same question with other candidates."""
+        return Example(self.question, candidates, self.reference, self.rubric)
+
     @property
     def media(self) -> tuple[Media, ...]:
         """Every media item, in prompt order: question, reference, candidates."""
         parts = [*self.question, *(self.reference or ()), *(p for c in self.candidates for p in c)]
         return tuple(part for part in parts if isinstance(part, Media))
 
+    def digest(self, salt: object = "") -> str:
+        """SHA-256 over the content, in hex: equal examples have equal digests, in every process.
+
+        Media that cannot be read count by kind only, so that this never raises. `salt` is anything with a stable
+        `repr`; other salts give other digests.
+        """
+        parts = (self.question, self.reference or (), *self.candidates)
+        texts = [[_name(part) for part in content] for content in parts]
+        return hashlib.sha256(repr((salt, texts, self.rubric)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _name(part: str | Media) -> tuple[str, str]:
+    if isinstance(part, str):
+        return "text", part
+    try:
+        return part.kind, part.digest
+    except MediaError:
+        return part.kind, "unusable"
+
 
 @dataclass(frozen=True)
 class Message:
-    """One chat turn; `parts` are trusted text, quoted text and media, in order."""
+    """One chat turn; `parts` are trusted text, untrusted text and media, in order."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[Part, ...]
@@ -110,14 +129,10 @@ class Message:
 class Prompt:
     """What one judge call sees. Structured content: only an engine turns media into a model's own markers.
 
-    A last message of the assistant is the beginning of the reply, which the judge goes on with.
+    A trailing assistant message is a prefill that the model continues.
     """
 
     messages: tuple[Message, ...]
-    sample: int = 0
-    """Numbers repeated draws of the same messages, so that each has its own seed and its own cache key."""
-    changes: tuple[tuple[str, object], ...] = ()
-    """Fields of Sampling that this prompt alone needs otherwise; `Judge` applies them, engines do not see them."""
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -125,17 +140,14 @@ class Prompt:
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
 
     @property
-    def seen(self) -> tuple[Media, ...]:
-        """Every picture and clip that the model gets beside its text, in order: of a molecule, its drawing.
-
-        Raises MediaError.
-        """
-        return tuple(part for media in self.media for part in media.shown() if isinstance(part, Media))
+    def images_and_videos(self) -> tuple[Media, ...]:
+        """Every image and video that the model gets, in order; of a molecule, its drawing. Raises MediaError."""
+        return tuple(part for media in self.media for part in media.as_judge_input() if isinstance(part, Media))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the judge decodes. A prompt's own seed is `seed + prompt.sample`."""
+    """How the judge decodes one reply."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -144,7 +156,7 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
-    """How many alternatives to return with each token; None asks for none."""
+    """How many alternatives to return with each token, 0 to 20; None returns no log probabilities."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -152,23 +164,37 @@ class Sampling:
             "top_p must be in (0, 1]": 0.0 < self.top_p <= 1.0,
             "max_tokens must be at least 1": self.max_tokens >= 1,
             "logprobs must be None or 0 to 20": self.logprobs is None or 0 <= self.logprobs <= 20,
+            "stop must be a list of texts": not isinstance(self.stop, str),
         }
         for rule, holds in checks.items():
             if not holds:
                 raise ConfigError(f"{rule}, found {self!r}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One judge call: the prompt and how to sample its reply."""
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+
+    def changed(self, **fields: object) -> Request:
+        """The same prompt with other fields of `Sampling`."""
+        return Request(self.prompt, replace(self.sampling, **fields))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One generated token, with the alternatives the engine returned for its place."""
+    """One generated token, with the alternatives the engine returned for its position."""
 
     token: str
     logprob: float
     top: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def among(cls, token: str, logprob: float, alternatives: Iterable[tuple[str, float]]) -> TokenLogprob:
-        """From tokens, of which several may have one text, as "▁7" and "7" of Llama's: these are one alternative."""
+    def merged(cls, token: str, logprob: float, alternatives: Iterable[tuple[str, float]]) -> TokenLogprob:
+        """Alternatives with equal text are one: Llama's tokenizer has "▁7" and "7", and both read "7"."""
         top: dict[str, float] = {}
         for text, value in alternatives:
             high, low = max(value, top.get(text, -math.inf)), min(value, top.get(text, -math.inf))
@@ -184,7 +210,7 @@ class Generation:
     """One judge reply, or the reason why there is none.
 
     `text` is the whole reply with the reasoning inline (`<think>..</think>answer`), also where a server returned the
-    reasoning in a field of its own.
+    reasoning in a separate field.
     """
 
     text: str
@@ -212,69 +238,45 @@ class Verdict:
     scale: Scale = field(default_factory=Scale)
     reasoning: str = ""
     generations: tuple[Generation, ...] = ()
-    """What was paid for, kept also when it could not be read."""
-    notes: Mapping[str, float] = field(default_factory=dict)
-    """Counts of what was done to get here: votes, swaps, forced thoughts; see `adaptive.py`."""
-    parts: tuple[Failure | None, ...] = ()
-    """What became of each judgement it was made of (votes, comparisons, lists), None for a good one; empty for one."""
-
-    @property
-    def judgements(self) -> tuple[Failure | None, ...]:
-        """Its parts; itself where it has none."""
-        return self.parts or (self.failure,)
+    """Every reply behind this verdict, unreadable ones included."""
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """Votes, swaps, forced answers and comparisons; each format wrapper documents its own."""
+    outcomes: tuple[Failure | None, ...] = ()
+    """Per judgement that this verdict combines (votes, comparisons, lists; else itself): its failure, or None."""
+    comparisons: tuple[PairVerdict, ...] = ()
+    """Of a tournament: the verdict on every pair that was compared."""
 
     def __post_init__(self) -> None:
         if (self.scores is None) == (self.failure is None):
             raise ConfigError("a verdict has either scores or a failure")
+        if not self.outcomes:
+            object.__setattr__(self, "outcomes", (self.failure,))
 
     @classmethod
     def failed(cls, failure: Failure, generations: Sequence[Generation] = (), reasoning: str = "") -> Verdict:
         """A verdict without a score."""
         return cls(None, failure, reasoning=reasoning, generations=tuple(generations))
 
+    def without_scores(self, failure: Failure) -> Verdict:
+        """The same verdict with a failure instead of scores; replies and counters stay."""
+        outcomes = self.outcomes if len(self.outcomes) > 1 else (failure,)
+        return replace(self, scores=None, failure=failure, outcomes=outcomes)
 
-Steps = Generator[list[Prompt], list[Generation], Verdict]
-"""A judgement in rounds: yields prompts, gets their replies in order, returns the verdict."""
+    @property
+    def cached(self) -> bool:
+        """Whether there are replies and all of them came from the cache."""
+        return bool(self.generations) and all(generation.cached for generation in self.generations)
 
-
-class Format(Protocol):
-    """The first seam: how to ask, and how to read the reply. `formats.py` has those of the papers."""
-
-    def render(self, example: Example) -> list[Prompt]:
-        """The judge calls this example needs. Raises ConfigError if the example does not fit the format."""
-        ...
-
-    def read(self, example: Example, generations: Sequence[Generation]) -> Verdict:
-        """The replies, in the order of `render`, as a verdict. Never raises on any reply."""
-        ...
-
-
-@runtime_checkable
-class Rounds(Protocol):
-    """A format that must see replies before it asks more; see `adaptive.py`."""
-
-    def steps(self, example: Example) -> Steps:
-        """The judgement in rounds. Raises ConfigError, before the first of them, if the example does not fit."""
-        ...
+    @property
+    def tokens(self) -> int:
+        """Tokens the judge wrote for this verdict, those of cached replies included."""
+        return sum(generation.completion_tokens for generation in self.generations)
 
 
-AnyFormat = Format | Rounds
+@dataclass(frozen=True)
+class PairVerdict:
+    """The verdict on two of several candidates, by their indices; its scores are in the order first, second."""
 
-
-class Engine(Protocol):
-    """The second seam: text generation. An engine does not know what a score is.
-
-    `generate` returns one Generation per prompt in the same order. A request that fails alone is a Generation with a
-    `failure`; EngineError is for an engine that can answer nothing. An engine that knows which media its model can be
-    shown also has `takes(kind) -> bool`.
-    """
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]: ...
-
-    def identity(self) -> dict[str, object]:
-        """Everything about the engine that could change a reply, as JSON values. Part of every cache key."""
-        ...
-
-    def close(self) -> None:
-        """Releases the model or the connections; may be called twice."""
-        ...
+    first: int
+    second: int
+    verdict: Verdict

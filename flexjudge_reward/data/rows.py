@@ -9,19 +9,16 @@ A row, whatever it is read from:
 
     {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"], "reference": "a dog"}
 
-`answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text or a list of parts:
-a text, {"text": ..}, {"image": path}, {"video": path} or {"molecule": SMILES}; or a list of one chat message that has
-one of these as its `content`. A molecule with "drawn": true beside its SMILES goes as a drawing and as text, to a judge
-that sees. `images` and `videos` go before the question. Paths are relative to the media root and may not leave it.
-`rubric` is a built-in name, or an object with criteria, low, high and decimals. Other entries are ignored. `columns`
-says which entries have other names, or are not meant.
+`answer` is one candidate, `candidates` a list of them. A question, candidate or reference is a text, a list of parts or
+a conversation (`content.py`). The media of `images` and `videos` fill the places in the question that have no source,
+or go before it. Paths are relative to the media root and may not leave it. `rubric` is a built-in name, criteria in
+words, or an object with criteria, low, high and decimals. Other entries are ignored.
 
-A data set may hold pictures themselves, wherever a path may stand; they are read undecoded, and what is wrong with one
-fails its row only. One picture may stand for a list of one. Its rows need no id: the row's index, from 0, is one.
+A data set may hold images themselves, wherever a path may be; they are read undecoded, and a damaged one fails its row
+only. One image may replace a list of one. Its rows need no id: the default is the row's index, from 0.
 
 Promised: a row is data. No URL in it is fetched, no file outside the media root is opened, no code of a data set is
-run. Files and folders are checked whole before anything is judged; of a Hub data set the columns and the first row are,
-and the others as they come. Not known here: who judges, and what the result is for.
+run. Files and folders are checked whole before anything is judged, of a Hub data set the columns and the first row.
 """
 
 from __future__ import annotations
@@ -31,13 +28,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from flexjudge_reward.data.content import content_of, options_of, rubric
 from flexjudge_reward.data.tables import Table, fingerprint
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.media.base import Media
-from flexjudge_reward.rubric import Rubric, rubric_names
+from flexjudge_reward.media.base import KINDS, Media
 from flexjudge_reward.types import Example
 
 ENTRIES = ("id", "question", "answer", "candidates", "images", "videos", "reference", "rubric")
@@ -48,38 +46,29 @@ _log = logging.getLogger("flexjudge_reward")
 class RowOptions(TypedDict, total=False):
     """How a file or data set is read; None means "not given"."""
 
-    media_root: Path | None
-    """The folder below which pictures and clips may be read."""
-    split: str | None
-    """Of a data set; needed if it has several."""
-    config_name: str | None
-    """Of a data set; needed if it has several configurations."""
+    media_root: Path | None  # the folder below which media files may be read
+    split: str | None  # of a data set; needed if it has several
+    config_name: str | None  # of a data set; needed if it has several configurations
     columns: Mapping[str, Sequence[str]] | None
-    """The names that entries have here. Several columns are one list: {"candidates": ["jpg_0", "jpg_1"]}; none leaves
-    an entry out that means something else here: {"id": []}."""
+    """The names that entries have here. Several columns are one list: {"candidates": ["jpg_0", "jpg_1"]}; an empty list
+    ignores an entry that has another meaning here: {"id": []}."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One example, with what names it in the output."""
 
-    number: int
-    """The line of a file, from 1; the index in a data set, from 0."""
+    number: int  # the line of a file, from 1; the index in a data set, from 0
     id: object
     example: Example
-    entry: Mapping[str, Any]
-    """The row as it stands there, by the names above. A picture that is not a path is a `Media`."""
+    entry: Mapping[str, Any]  # the row as given, by the names above; an image that is not a path is a `Media`
 
 
 class Rows:
     """The rows of one source; each pass reads it anew."""
 
     def __init__(self, source: str | Path, **options: Unpack[RowOptions]) -> None:
-        """
-        Raises:
-            ConfigError: there is no such source, it cannot be read, or it lacks a column (names those it has).
-            MissingExtra: `datasets` is not installed, and this is no file of lines.
-        """
+        """Raises ConfigError: no such source, or it cannot be read or lacks a column; and MissingExtra."""
         self.name = str(source)
         self._root = options.get("media_root")
         self._columns = dict(options.get("columns") or {})
@@ -93,8 +82,7 @@ class Rows:
         else:
             self._table = Table.open(source, self._split, self._config_name)
             self._check_columns(self._table)
-        self.unit = "line" if self._table is None else "row"
-        """What a row's number counts."""
+        self.unit = "line" if self._table is None else "row"  # what a row's number counts
 
     def __str__(self) -> str:
         """The source without its folder, or with its commit on the Hub, and how it is read."""
@@ -108,14 +96,10 @@ class Rows:
     def verify(self, check: Callable[[Row], None], unique: bool = False) -> int | None:
         """The number of rows, if it is known; nothing is generated and no media is opened.
 
-        Reads every row of a file or folder, and the first of a Hub data set.
+        Reads every row of a file or folder, and the first of a Hub data set. `check` raises ConfigError for a row that
+        cannot be used; with `unique`, every row needs an id of its own.
 
-        Args:
-            check: raises ConfigError for a row that cannot be used.
-            unique: whether every row needs an id of its own.
-
-        Raises:
-            ConfigError: no rows, or one that is wrong, named by its number.
+        Raises ConfigError: no rows, or one that is wrong, named by its number.
         """
         rows = self.read(check, unique)
         if next(rows, None) is None:
@@ -143,7 +127,7 @@ class Rows:
         how = json.dumps([self._split, self._config_name, self._columns], sort_keys=True, default=list)
         return hashlib.sha256(f"{content}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
-    def keep_off(self, output: Path) -> None:
+    def check_output_path(self, output: Path) -> None:
         """Raises ConfigError if `output` would overwrite the source, or become part of it."""
         source = Path(self.name)
         if source.exists() and output.resolve().is_relative_to(source.resolve()):
@@ -161,42 +145,39 @@ class Rows:
         given = json.loads(raw) if self._table is None else raw
         if not isinstance(given, dict):
             raise ConfigError(f"expected a JSON object, found {type(given).__name__}")
-        entry = dict(given)
-        if not self._columns.keys().isdisjoint(("answer", "candidates")):
-            for name in ("answer", "candidates"):  # a named one goes before the other: many sets have a true answer
-                entry.pop(name, None)
+        replaced = set(self._columns)
+        if not replaced.isdisjoint(("answer", "candidates")):  # a named one replaces both: many sets have a true answer
+            replaced |= {"answer", "candidates"}
+        entry = {name: value for name, value in given.items() if name not in replaced}
         for name, columns in self._columns.items():
             if missing := [column for column in columns if column not in given]:
                 raise ConfigError(f"the entry {missing[0]!r} is missing; there are {', '.join(given)}")
-            values = [given[column] for column in columns]
-            entry.pop(name, None)
-            if values:
-                entry[name] = values if len(values) > 1 else values[0]
+            if columns:
+                entry[name] = [given[column] for column in columns] if len(columns) > 1 else given[columns[0]]
         for name in {"question", "answer", "reference"} & entry.keys():
-            entry[name] = _said(entry[name])
+            entry[name] = _lone_content(entry[name])
         if isinstance(entry.get("candidates"), list):
-            entry["candidates"] = [_said(candidate) for candidate in entry["candidates"]]
-        for name in ("images", "videos"):
-            if name in entry and (self._table is not None or name in self._columns):
+            entry["candidates"] = [_lone_content(candidate) for candidate in entry["candidates"]]
+        for name in sorted({"images", "videos"} & entry.keys()):
+            if self._table is not None or name in self._columns:
                 entry[name] = _listed(entry[name])
+            if not isinstance(entry[name], list):
+                raise ConfigError(f"{name!r} must be a list of paths, found {type(entry[name]).__name__}")
         return entry
 
     def _row(self, number: int, entry: dict[str, Any]) -> Row:
-        name = entry.get("id")
-        if self._table is not None:
-            name = entry.get("id", number)
-            if not isinstance(name, str | int | None):
-                raise ConfigError(f"an id is a text or a whole number, found {name!r:.80}; name another column")
+        name = entry.get("id", None if self._table is None else number)
+        if self._table is not None and not isinstance(name, str | int | None):
+            raise ConfigError(f"an id is a text or a whole number, found {name!r:.80}; name another column")
         return Row(number, name, _example(entry, self._root), entry)
 
     def _check_id(self, row: Row, seen: dict[str, int]) -> None:
         if row.id is None:
             raise ConfigError("the entry 'id' is missing")
-        name = json.dumps(row.id, sort_keys=True)
-        if name in seen:
+        first = seen.setdefault(json.dumps(row.id, sort_keys=True), row.number)
+        if first != row.number:
             numbered = "" if self._table is None else "; --column id= numbers the rows instead"
-            raise ConfigError(f"the id {row.id!r} stands in {self.unit} {seen[name]} already{numbered}")
-        seen[name] = row.number
+            raise ConfigError(f"the id {row.id!r} is that of {self.unit} {first}, too{numbered}")
 
     def _check_columns(self, table: Table) -> None:
         named = [column for columns in self._columns.values() for column in columns]
@@ -209,22 +190,22 @@ class Rows:
                 f"{self.name} has no column {lacking[0]!r}; it has {', '.join(table.columns)}."
                 f" Say which it is: --column {'NAME' if lacking[0] in named else lacking[0]}=COLUMN"
             )
-        for column in table.pictures:
+        for column in table.image_columns:
             if column not in (*named, *ENTRIES):
                 shows = f"--column images={column} shows them to the judge"
-                _log.warning("%s: the pictures in %r are not used; %s", self.name, column, shows)
+                _log.warning("%s: the images in %r are not used; %s", self.name, column, shows)
 
 
-def _said(value: Any) -> Any:
-    """The content of a lone chat message; everything else as it is."""
+def _lone_content(value: Any) -> Any:
+    """The content of a lone chat message without tool calls; everything else as it is."""
     match value:
-        case [{"role": str(), "content": said}]:
-            return said
+        case [{"role": str(), "content": content, **more}] if not more.get("tool_calls"):
+            return content
     return value
 
 
 def _listed(value: Any) -> list[Any]:
-    """Pictures or clips of a data set's row, as a list of paths and `Media`."""
+    """Images or videos of a data set's row, as a list of paths and `Media`."""
     values = [] if value is None else value if isinstance(value, list) else [value]
     return [one["image"] if isinstance(one, dict) and one.keys() == {"image"} else one for one in values]
 
@@ -237,66 +218,28 @@ def _example(entry: Mapping[str, Any], root: Path | None) -> Example:
     candidates = [entry["answer"]] if "answer" in entry else entry["candidates"]
     if not isinstance(candidates, list):
         raise ConfigError(f"'candidates' must be a list, found {type(candidates).__name__}")
-    shown = [_media(kind, path, root) for kind in ("image", "video") for path in _paths(entry, f"{kind}s")]
+    if not candidates:
+        raise ConfigError("'candidates' is empty")
+    make = partial(_media, root)
+    media = [(kind, [make(kind, one, {}) for one in entry.get(f"{kind}s", [])]) for kind in ("image", "video")]
     reference = entry.get("reference")
     return Example(
-        [*shown, *_content(entry["question"], root)],
-        [_content(candidate, root) for candidate in candidates],
-        None if reference is None else _content(reference, root),
-        _rubric(entry.get("rubric")),
+        content_of(entry["question"], "question", make, media),
+        [content_of(candidate, "candidate", make) for candidate in candidates],
+        None if reference is None else content_of(reference, "reference", make),
+        rubric(entry.get("rubric")),
     )
 
 
-def _paths(entry: Mapping[str, Any], name: str) -> Sequence[Any]:
-    paths = entry.get(name, [])
-    if not isinstance(paths, list):
-        raise ConfigError(f"{name!r} must be a list of paths, found {type(paths).__name__}")
-    return paths
-
-
-def _content(value: Any, root: Path | None) -> list[str | Media]:
-    return [_part(part, root) for part in (value if isinstance(value, list) else [value])]
-
-
-def _part(part: Any, root: Path | None) -> str | Media:
-    if isinstance(part, str | Media):
-        return part
-    if isinstance(part, dict):
-        for kind in ("text", "image", "video", "molecule"):
-            if isinstance(part.get(kind), str | Media):
-                if kind == "molecule" and isinstance(part[kind], str):
-                    return Media.molecule(part[kind], _drawn(part))
-                return str(part[kind]) if kind == "text" else _media(kind, part[kind], root)
-    known = "{'text': ..}, {'image': path}, {'video': path} or {'molecule': SMILES}"
-    raise ConfigError(f"a part is a text, {known}, found {part!r:.80}")
-
-
-def _drawn(part: Mapping[str, Any]) -> bool:
-    value = part.get("drawn")
-    if not isinstance(value, bool | None):  # a column of parts has null where a part has no such entry
-        raise ConfigError(f"'drawn' of a molecule is true or false, found {value!r:.80}")
-    return bool(value)
-
-
-def _media(kind: str, value: Any, root: Path | None) -> Media:
-    if isinstance(value, Media) and value.kind == kind:
-        return value
-    if not isinstance(value, str):
-        raise ConfigError(f"the {kind} is given by its path, found {value!r:.80}")
+def _media(root: Path | None, kind: str, source: Any, part: Mapping[str, Any]) -> Media:
+    """A media item of a row, from a file below `root` only."""
+    if isinstance(source, Media) and source.kind == kind:
+        return source
+    options = options_of(kind, part)
+    if not KINDS[kind].is_file:
+        return Media.of(kind, source, **options)
+    if not isinstance(source, str):
+        raise ConfigError(f"the {kind} is given by its path, found {source!r:.80}")
     if root is None:
-        raise ConfigError(f"{kind} {value!r:.200} needs a folder that files may be read from: give --media-root DIR")
-    make: dict[str, Callable[..., Media]] = {"image": Media.image, "video": Media.video}
-    return make[kind](Path(value), roots=[root])  # a relative path starts at the root
-
-
-def _rubric(value: Any) -> Rubric | None:
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        return Rubric.of(value)
-    # A row is data: it may name a built-in rubric but never a file.
-    if value in rubric_names():
-        return Rubric.load(value)
-    raise ConfigError(
-        f"'rubric' is an object with 'criteria', or one of {', '.join(rubric_names())}; found {value!r:.80}"
-    )
+        raise ConfigError(f"{kind} {source!r:.200} needs a folder that files may be read from: give --media-root DIR")
+    return Media.of(kind, Path(source), [root], **options)  # a relative path starts at the root

@@ -1,8 +1,7 @@
 """A data set of the package `datasets`, wherever it lies, as rows of plain values.
 
-Promised: rows are streamed and nothing in them is decoded: a picture becomes a `Media` of its own bytes, or the path
-that stands in its place; neither is opened here. Files and folders are named by their content, a Hub data set by its
-commit. Not known here: what a column means (`rows.py`).
+Promised: rows are streamed and nothing in them is decoded: an image becomes a `Media` of its own bytes, or the path in
+its place; neither is opened here. What a column means is decided in `rows.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from flexjudge_reward.errors import ConfigError, MissingExtra
 from flexjudge_reward.media.base import Media
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILES = (".jsonl", ".json", ".parquet")  # nobody calls a data set of the Hub like this
+_FILES = (".jsonl", ".json", ".parquet")  # not valid Hub ids
 _SAVED = ("state.json", "dataset_dict.json")  # one of them lies where `save_to_disk` wrote
 
 
@@ -28,24 +27,15 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    pictures: tuple[str, ...]
-    """The columns that hold pictures."""
-    total: int | None
-    """How many rows, where that is known without reading them."""
+    image_columns: tuple[str, ...]
+    total: int | None  # how many rows, where that is known without reading them
     local: bool
-    version: str
-    """The content of a file or folder, or the commit of a Hub data set."""
-    stream: Any
-    """The rows, undecoded: an `IterableDataset`."""
+    version: str  # the content of a file or folder, or the commit of a Hub data set
+    stream: Any  # the rows, undecoded: an `IterableDataset`
 
     @classmethod
     def open(cls, source: str | Path, split: str | None = None, config_name: str | None = None) -> Table:
-        """Reads what is known without its rows: the splits and the columns.
-
-        Raises:
-            ConfigError: no such file, folder or data set, one that cannot be read, or no such split.
-            MissingExtra: `datasets` is not installed.
-        """
+        """What is known without its rows: the splits and the columns. Raises ConfigError and MissingExtra."""
         name, path = str(source), Path(source)
         local = path.exists()
         if not local and (not _HUB_NAME.fullmatch(name) or path.suffix in _FILES):
@@ -55,7 +45,7 @@ class Table:
         except ImportError:
             raise MissingExtra("datasets", "datasets") from None
         try:
-            parts, version, sizes = _found(datasets, path if local else name, config_name)
+            parts, version, sizes = _splits(datasets, path if local else name, config_name)
             chosen = _chosen(name, parts, split)
             stream = parts[chosen].decode(False)
             features = stream.features or dict.fromkeys(next(iter(stream), {}))
@@ -63,27 +53,23 @@ class Table:
             raise
         except Exception as error:  # of `datasets`, Arrow, the Hub's client and the network: they have no common base
             where = "" if local else f"there is no file or folder {name!r}; as a data set of the Hub: "
-            raise ConfigError(f"{where}{name!r} cannot be read: {_said(error)}") from None
-        pictures = tuple(column for column, feature in features.items() if _holds_pictures(datasets, feature))
-        return cls(name, tuple(features), pictures, sizes.get(chosen), local, version, stream)
+            raise ConfigError(f"{where}{name!r} cannot be read: {_message(error)}") from None
+        image_columns = tuple(column for column, feature in features.items() if _holds_images(datasets, feature))
+        return cls(name, tuple(features), image_columns, sizes.get(chosen), local, version, stream)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows from the first on. Raises ConfigError where they cannot be read further."""
-        stream = iter(self.stream)
         count = 0
-        while True:
-            try:
-                row = next(stream)
-            except StopIteration:
-                return
-            except Exception as error:  # as above
-                raise ConfigError(f"{self.name} cannot be read after {count} rows: {_said(error)}") from None
-            yield {column: plain(value) for column, value in row.items()}
-            count += 1
+        try:
+            for row in self.stream:
+                yield {column: plain(value) for column, value in row.items()}
+                count += 1
+        except Exception as error:  # as above
+            raise ConfigError(f"{self.name} cannot be read after {count} rows: {_message(error)}") from None
 
 
 def plain(value: Any) -> Any:
-    """A value as a line of a file has it; a picture is a `Media`, or {"image": path} if only its path is there."""
+    """A value as a line of a file has it; an image is a `Media`, or {"image": path} if only its path is there."""
     if isinstance(value, bytes):
         return Media.image(value)
     if isinstance(value, list):
@@ -112,8 +98,8 @@ def fingerprint(source: Path) -> str:
     return whole.hexdigest()
 
 
-def _found(datasets: Any, source: str | Path, config_name: str | None) -> tuple[dict[str, Any], str, dict[str, int]]:
-    """The splits of a data set as streams, what names its content, and how many rows each has where that is known."""
+def _splits(datasets: Any, source: str | Path, config_name: str | None) -> tuple[dict[str, Any], str, dict[str, int]]:
+    """The splits of a data set as streams, the version of its content, and the number of rows of each, where known."""
     if isinstance(source, Path) and source.is_dir() and any((source / name).is_file() for name in _SAVED):
         saved = datasets.load_from_disk(str(source))
         tables = saved if isinstance(saved, dict) else {"train": saved}
@@ -133,14 +119,14 @@ def _chosen(name: str, parts: dict[str, Any], split: str | None) -> str:
     if split is None and len(parts) == 1:
         return next(iter(parts))
     if split not in parts:
-        said = "say which: --split NAME" if split is None else f"not {split!r}"
-        raise ConfigError(f"{name} has the splits {', '.join(parts)}; {said}")
+        hint = "say which: --split NAME" if split is None else f"not {split!r}"
+        raise ConfigError(f"{name} has the splits {', '.join(parts)}; {hint}")
     return split
 
 
-def _holds_pictures(datasets: Any, feature: Any) -> bool:
+def _holds_images(datasets: Any, feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or isinstance(getattr(feature, "feature", None), datasets.Image)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

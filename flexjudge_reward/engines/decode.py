@@ -5,7 +5,6 @@ This module imports torch; only `transformers.py` imports it, at the first `gene
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,80 +14,79 @@ import transformers
 
 from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
-from flexjudge_reward.types import Generation, Prompt, Sampling, TokenLogprob
+from flexjudge_reward.types import Generation, Prompt, Request, Sampling, TokenLogprob
 
 
 class Decoder:
     """Model, processor and chat template of one source, on one device."""
 
-    def __init__(self, chat: Chat, processor: Any | None, model: Any) -> None:
-        self.chat, self.processor, self.model = chat, processor, model
-        self.tokenizer = chat.tokenizer
-        self.tokenizer.padding_side = "left"
-        settings = model.generation_config
-        ends = settings.eos_token_id if settings.eos_token_id is not None else self.tokenizer.eos_token_id
-        self.ends = frozenset([ends] if isinstance(ends, int) else ends)
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        # Only what ends a reply: penalties and cut-offs of the checkpoint are not part of `Sampling`.
-        model.generation_config = transformers.GenerationConfig(
-            eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.pad_token_id
-        )
-        self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
-
-    @classmethod
-    def load(cls, source: Source, dtype: str, device: str | None, pixels: Mapping[str, int]) -> Decoder:
-        """The model of `source` on `device`. Raises what transformers raises."""
+    def __init__(self, source: Source, dtype: str, device: str | None, pixels: Mapping[str, int]) -> None:
+        """Loads the model of `source` onto `device`. Raises what transformers raises."""
+        torchvision_mend.mend()
         where = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(source.model, **where)
         sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
         family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        processor = _processor(source.model, config, {**where, **pixels}) if sees else None
-        tokenizer = processor.tokenizer if processor is not None else load_tokenizer(source)
+        self.processor = _processor(source.model, config, {**where, **pixels}) if sees else None
+        self.tokenizer = load_tokenizer(source) if self.processor is None else self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.chat = Chat(self.tokenizer, source.template())
         model = family.from_pretrained(source.model, dtype=dtype, use_safetensors=True, **where)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        return cls(Chat(tokenizer, source.template()), processor, model)
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        ends = self.model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # Only what ends a reply: penalties and cut-offs of the checkpoint are not part of `Sampling`.
+        self.model.generation_config = transformers.GenerationConfig(
+            eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.pad_token_id
+        )
+        self.limit = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize))
 
-    def reply(self, texts: list[str], prompts: list[Prompt], sampling: Sampling) -> list[Generation]:
-        """One reply per chat text; a prompt longer than the model can read is a failure of its own."""
-        inputs = self._inputs(texts, prompts)
+    def reply(self, texts: list[str], requests: list[Request]) -> list[Generation]:
+        """One reply per chat text; a prompt longer than the model can read is a failure of its own.
+
+        All requests share one way of sampling, but for the seed.
+        """
+        inputs = self._inputs(texts, [request.prompt for request in requests])
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        if max(lengths) < self.limit:
-            return self._generate(inputs, lengths, prompts, sampling)
         fit = [row for row, length in enumerate(lengths) if length < self.limit]
-        rest = self.reply([texts[row] for row in fit], [prompts[row] for row in fit], sampling) if fit else []
+        if len(fit) == len(texts):
+            return self._generate(inputs, lengths, requests)
+        replies = iter(self.reply([texts[row] for row in fit], [requests[row] for row in fit]) if fit else [])
         too_long = "the prompt has {} tokens, and the model reads {} with its reply"
-        results = [Generation.failed("engine", too_long.format(length, self.limit)) for length in lengths]
-        for row, generation in zip(fit, rest, strict=True):
-            results[row] = generation
-        return results
+        return [
+            next(replies) if length < self.limit else Generation.failed("engine", too_long.format(length, self.limit))
+            for length in lengths
+        ]
 
     def _inputs(self, texts: list[str], prompts: list[Prompt]) -> Any:
         # The chat template has written the model's opening tokens already.
         options = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
-        images = [[m.images()[0] for m in prompt.seen if m.kind == "image"] for prompt in prompts]
-        clips = [media for prompt in prompts for media in prompt.seen if media.kind == "video"]
-        if not any(images) and not clips:
+        images = [[m.images()[0] for m in prompt.images_and_videos if m.kind == "image"] for prompt in prompts]
+        videos = [media for prompt in prompts for media in prompt.images_and_videos if media.kind == "video"]
+        if not any(images) and not videos:
             return self.tokenizer(texts, **options)
         if self.processor is None:
             raise ValueError("this model reads text only, and the prompt has media")
         media: dict[str, Any] = {"images": images} if any(images) else {}
-        if clips and not hasattr(self.processor, "video_processor"):
-            raise ValueError("this model's processor reads no clips here: they need a torchvision that imports")
-        if clips:
-            media |= {"videos": [list(clip.images()) for clip in clips], "do_sample_frames": False}
+        if videos and not hasattr(self.processor, "video_processor"):
+            raise ValueError("this model's processor reads no videos here: they need torchvision")
+        if videos:
+            frames = [list(video.images()) for video in videos]
+            media |= {"videos": frames, "do_sample_frames": False}
             media["video_metadata"] = [
-                {"fps": clip.fps, "total_num_frames": len(clip.images()), "frames_indices": range(len(clip.images()))}
-                for clip in clips
+                {"fps": video.fps, "total_num_frames": len(shown), "frames_indices": range(len(shown))}
+                for video, shown in zip(videos, frames, strict=True)
             ]
         return self.processor(text=texts, **media, **options)
 
-    def _generate(
-        self, inputs: Any, lengths: Sequence[int], prompts: Sequence[Prompt], sampling: Sampling
-    ) -> list[Generation]:
+    def _generate(self, inputs: Any, lengths: Sequence[int], requests: Sequence[Request]) -> list[Generation]:
+        sampling = requests[0].sampling
         allowed = [min(sampling.max_tokens, self.limit - length) for length in lengths]
         drawn = sampling.temperature > 0 or sampling.logprobs is not None
-        draw = _Draw(sampling, [sampling.seed + prompt.sample for prompt in prompts]) if drawn else None
+        draw = _Draw(sampling, [request.sampling.seed for request in requests]) if drawn else None
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs.to(self.model.device),
@@ -160,13 +158,17 @@ class _Draw:
         for token_id, (chosen, values, tokens) in zip(token_ids, self.steps, strict=False):
             names = tokenizer.batch_decode([[token] for token in tokens[row].tolist()])
             top = zip(names, values[row].tolist(), strict=True)
-            found.append(TokenLogprob.among(tokenizer.decode([token_id]), float(chosen[row]), top))
+            found.append(TokenLogprob.merged(tokenizer.decode([token_id]), float(chosen[row]), top))
         return tuple(found)
 
 
 def _processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
-    """The processor of a model that sees; without its part for clips where torchvision is missing."""
-    if _torchvision_works():
+    """The processor of a model that sees; without its part for videos where torchvision is missing."""
+    try:
+        import torchvision  # type: ignore[import-untyped,import-not-found] # noqa: F401
+    except ImportError:
+        pass
+    else:
         return transformers.AutoProcessor.from_pretrained(model, **options)
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -174,13 +176,3 @@ def _processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
     parts = [part for part in whole.get_attributes() if part != "video_processor"]
     still = type(whole.__name__, (whole,), {"get_attributes": classmethod(lambda cls: parts)})
     return still.from_pretrained(model, **options)  # type: ignore[attr-defined]
-
-
-def _torchvision_works() -> bool:
-    """Whether torchvision imports; one whose operators do not load is mended (`torchvision_mend.py`)."""
-    torchvision_mend.mend()
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        return False
-    return True

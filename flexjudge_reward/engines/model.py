@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
-from flexjudge_reward.media.base import Media, MediaKind
+from flexjudge_reward.errors import EngineError, MissingExtra
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import flatten
 from flexjudge_reward.types import Prompt
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what can change a reply: weights, settings, vocabulary
-_READS_PICTURES = ("preprocessor_config.json", "processor_config.json")  # what every model that sees brings
+_PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # files that can change a reply
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # every model that sees has one
 _PROBE = "probe-of-the-template"
 
 
@@ -36,21 +34,22 @@ class Source:
     revision: str | None
     """The Hub commit; None for a folder."""
     trust_remote_code: bool
+    name: str
+    """In records and cards: the Hub id, "nano", or the folder's own name."""
 
     @classmethod
     def find(cls, model: str, revision: str | None, trust_remote_code: bool) -> Source:
-        """The source of `model`: "nano" for the embedded judge, a folder, or a Hub id.
-
-        Raises:
-            EngineError: there is no such model.
-        """
+        """The source of "nano" (the embedded judge), a folder or a Hub id. Raises EngineError if there is none."""
         if model == "nano":
             from flexjudge_reward import nano
 
-            model = str(nano.path("judge"))
+            return cls(str(nano.path("judge")), None, trust_remote_code, model)
         if Path(model).is_dir():
-            return cls(model, None, trust_remote_code)
-        return cls(model, _commit(model, revision), trust_remote_code)
+            return cls(model, None, trust_remote_code, Path(model).name)
+        config = _hub_file(model, "config.json", revision)
+        if config is None:
+            raise EngineError(f"no model {model!r}: the repository has no config.json")
+        return cls(model, config.parent.name, trust_remote_code, model)  # .../snapshots/<commit>/config.json
 
     def file(self, name: str) -> Path | None:
         """One file of the model, fetched if need be; None if the model has no such file."""
@@ -59,53 +58,36 @@ class Source:
             return path if path.is_file() else None
         return _hub_file(self.model, name, self.revision)
 
-    def require_weights(self) -> None:
-        """Raises EngineError if a folder has no safetensors weights: no other kind is loaded, because it runs code."""
-        if self.revision is None and not any(Path(self.model).glob("*.safetensors")):
-            raise EngineError(f"no weights in {self.model}: it has no .safetensors file, and no other kind is loaded")
-
     def identity(self) -> dict[str, object]:
         """Name and exact version, and the hash of the chat template."""
-        if self.revision is None:
-            version = {"model": Path(self.model).name, "weights": fingerprint(Path(self.model))}
-        else:
-            version = {"model": self.model, "revision": self.revision}
-        return {**version, "chat_template": hashlib.sha256(self.template().encode()).hexdigest()}
+        version = {"revision": self.revision} if self.revision else {"weights": fingerprint(Path(self.model))}
+        template = hashlib.sha256(self.template().encode()).hexdigest()
+        return {"model": self.name, **version, "chat_template": template}
 
     def template(self) -> str:
-        """The chat template: the processor's own, else the tokenizer's.
-
-        Raises:
-            EngineError: the model has none, so it is not a chat model.
-        """
+        """The chat template: the processor's own, else the tokenizer's. Raises EngineError if there is none."""
         if jinja := self.file("chat_template.jinja"):
             return jinja.read_text("utf-8")
         for name in ("chat_template.json", "tokenizer_config.json"):
             path = self.file(name)
-            found = json.loads(path.read_text("utf-8")).get("chat_template") if path else None
-            if isinstance(found, list):  # several named templates
-                found = {entry["name"]: entry["template"] for entry in found}.get("default")
-            if found:
-                return str(found)
+            try:
+                template = json.loads(path.read_text("utf-8")).get("chat_template") if path else None
+            except ValueError:
+                raise EngineError(f"{path} of {self.name} is not valid JSON") from None
+            if isinstance(template, list):  # several named templates
+                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            if template:
+                return str(template)
         raise EngineError(f"{self.model} has no chat template: a judge must be a chat model")
 
 
 @lru_cache(maxsize=16)
-def takes(source: Source, kind: MediaKind) -> bool:
-    """Whether the model can be shown pictures or clips: its chat template names them, and it brings what reads them.
+def supports(source: Source, modality: str) -> bool:
+    """Whether the chat template names images or videos, and the model has a processor for them.
 
     False is certain; whether the template also places them shows in the first prompt.
     """
-    return kind in source.template() and any(source.file(name) for name in _READS_PICTURES)
-
-
-def check_trust(model: str, revision: str | None, trust_remote_code: bool) -> None:
-    """Raises ConfigError if code of a Hub repository would run that was not pinned to one commit."""
-    if trust_remote_code and not Path(model).is_dir() and not _COMMIT.fullmatch(revision or ""):
-        raise ConfigError(
-            f"trust_remote_code runs code of {model!r}: pin it with revision= the 40 hex digits of the commit you"
-            f" have read, found {revision!r}"
-        )
+    return modality in source.template() and any(source.file(name) for name in _PROCESSORS)
 
 
 def fingerprint(folder: Path) -> str:
@@ -124,34 +106,22 @@ def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
     return whole.hexdigest()
 
 
-def _commit(model: str, revision: str | None) -> str:
-    path = _hub_file(model, "config.json", revision)
-    if path is None:
-        raise EngineError(f"no model {model!r}: the repository has no config.json")
-    return path.parent.name  # .../snapshots/<commit>/config.json
-
-
+@lru_cache(maxsize=64)  # the Hub's client would ask again for each file that is missing
 def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from huggingface_hub import errors, hf_hub_download
     except ImportError:
         raise MissingExtra("transformers", "transformers") from None
     try:
         return Path(hf_hub_download(model, name, revision=revision))
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         # Offline, the Hub's client cannot tell a missing file from one that was not downloaded.
         if name != "config.json":
             return None
         problem = "it is not in the local cache, and the Hub cannot be reached"
-    except EntryNotFoundError:
+    except errors.EntryNotFoundError:
         return None
-    except (HfHubHTTPError, HFValidationError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         problem = str(error).strip().splitlines()[0]
     at = f" at revision {revision!r}" if revision else ""
     raise EngineError(
@@ -185,31 +155,23 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.tokens = added_tokens(tokenizer)
-        # Templates take the content of a turn as one text, as a list of parts, or both; only the list carries media.
-        self.takes_parts = self._takes_parts()
 
     def render(self, prompt: Prompt) -> str:
-        """The whole prompt up to where the judge begins to write, or goes on if the last message is its own.
+        """The whole prompt up to where the judge begins to write, or continues if the last message is its own.
 
-        Raises:
-            ValueError: the prompt has media and the template takes text only, or the template refuses the prompt.
+        Raises ValueError if the prompt has media and the template takes text only, or the template refuses the prompt.
         """
-        from jinja2 import TemplateError
-
         turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
         # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
         begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
-        try:
-            return self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns]) + begun
-        except TemplateError as error:
-            raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error
+        return self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns]) + begun
 
-    def _takes_parts(self) -> bool:
-        from jinja2 import TemplateError
-
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Templates take the content of a turn as one text, as a list of parts, or both; only the list has media."""
         try:
             shown = self._apply([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
-        except (TemplateError, TypeError):
+        except (ValueError, TypeError):
             return False
         return _PROBE in shown and "'text'" not in shown
 
@@ -221,7 +183,10 @@ class Chat:
         return "".join(str(part) for part in parts)
 
     def _apply(self, messages: list[dict[str, Any]]) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
-        )
-        return str(rendered)
+        from jinja2 import TemplateError
+
+        options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, **options))
+        except TemplateError as error:
+            raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error

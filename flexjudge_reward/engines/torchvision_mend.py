@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import sys
 
-OPERATORS = ("nms", "qnms")
-SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 NAME = "flexjudge_torchvision_mend"
 _libraries: list[object] = []  # a torch.library.Library takes its operators away when it is collected
 
@@ -49,11 +47,7 @@ class _Finder:
 
 
 def mend(warn: bool = True) -> None:
-    """Lets `import torchvision` work in this process from now on. Cheap; may be called often.
-
-    Args:
-        warn: log one warning if torchvision turns out to be broken.
-    """
+    """Lets `import torchvision` work in this process. Cheap; may be called often. `warn` logs a broken one, once."""
     if "torchvision.extension" not in sys.modules and not any(type(f).__name__ == "_Finder" for f in sys.meta_path):
         sys.meta_path.insert(0, _Finder(warn))  # type: ignore[arg-type]
 
@@ -62,14 +56,14 @@ def _declare(warn: bool) -> None:
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
-    for operator in OPERATORS:
-        library.define(operator + SCHEMA)
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(library)
     if warn:
         import logging
 
         logging.getLogger("flexjudge_reward").warning(
-            "torchvision does not match torch %s: its compiled operators do not load. This process goes on without"
+            "torchvision does not match torch %s: its compiled operators do not load. This process continues without"
             " them. Install a matching build, or mend this environment for your own scripts, too:"
             " python -m flexjudge_reward.engines.torchvision_mend",
             torch.__version__,
@@ -78,33 +72,37 @@ def _declare(warn: bool) -> None:
 
 def main() -> None:
     """Mends the environment of this Python, or takes that back."""
-    import subprocess
     import sysconfig
     from pathlib import Path
 
+    if sys.argv[1:] not in ([], ["--remove"]):
+        sys.exit("usage: python -m flexjudge_reward.engines.torchvision_mend [--remove]")
     folder = Path(sysconfig.get_path("purelib"))
     module, hook = folder / f"{NAME}.py", folder / f"{NAME}.pth"
-    if sys.argv[1:] == ["--remove"]:
+    if sys.argv[1:]:
         module.unlink(missing_ok=True)
         hook.unlink(missing_ok=True)
         print("torchvision: this environment is as it was installed")
-        return
-    if sys.argv[1:]:
-        sys.exit("usage: python -m flexjudge_reward.engines.torchvision_mend [--remove]")
-    probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
-    if probe.returncode == 0:
+    elif not (problem := _import_problem()):
         print("torchvision: imports here, nothing to mend")
-    elif "ModuleNotFoundError: No module named 'torchvision'" in probe.stderr:
+    elif "ModuleNotFoundError: No module named 'torchvision'" in problem:
         print("torchvision: not installed, nothing to mend")
     else:
         module.write_text(Path(__file__).read_text("utf-8"), "utf-8")
         hook.write_text(f"import {NAME}; {NAME}.mend(warn=False)\n")
-        again = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
-        if again.returncode:
+        if problem := _import_problem():
             module.unlink()
             hook.unlink()
-            sys.exit(f"torchvision: broken in a way that this cannot mend:\n{again.stderr[-1000:]}")
+            sys.exit(f"torchvision: broken in a way that this cannot mend:\n{problem[-1000:]}")
         print(f"torchvision: its operators do not load beside this torch; {hook} declares them")
+
+
+def _import_problem() -> str:
+    """What a new Python says that cannot import torchvision; empty if it can."""
+    import subprocess
+
+    probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    return f"{probe.stderr}\nexit status {probe.returncode}" if probe.returncode else ""
 
 
 if __name__ == "__main__":

@@ -1,202 +1,159 @@
-"""Expected scores: after the reasoning, the judge's whole distribution over its answer, not only the one it wrote.
+"""ExpectedScore: the probability-weighted score, from the judge's distribution over its answer (as in G-Eval).
 
 An integer judge ties most of a group; the mean of its distribution does not. For each answer tag the engine returns the
-most likely tokens at the place of the answer (log probabilities), and the score is their mean, weighted, over the
-answers the format allows. Numbers of several digits are followed token by token: where likely digits could begin a
-longer number and the judge did not write it, a one-token request asks what would have come next, round by round.
+most likely tokens at the position of the answer (log probabilities). The score is their weighted mean over the answers
+that the format allows. Numbers of several digits are followed token by token: where likely digits could begin a longer
+number that the judge did not write, a one-token request returns the distribution of the next token, round by round.
 
-Needs an engine that returns log probabilities and can continue a reply. Averaging over k thoughts is
-`Votes(Expected(format), k, by="mean")`.
+Needs an engine that returns log probabilities and can continue a reply. The mean over k reasonings is
+`MajorityVote(ExpectedScore(format), k, by="mean")`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from flexjudge_reward.errors import ConfigError, EngineError
-from flexjudge_reward.formats.builtin import LETTERS, Choice, Listwise, Pair, Score, group_size
-from flexjudge_reward.formats.reply import THINK_CLOSE, said_so_far
+from flexjudge_reward.formats.base import UNIT, Wrapper
+from flexjudge_reward.formats.builtin import LETTERS, OneCall
+from flexjudge_reward.formats.reply import THINK_CLOSE, continued
+from flexjudge_reward.formats.rounds import Ask
 from flexjudge_reward.rubric import Scale
-from flexjudge_reward.types import Example, Failure, Generation, Message, Prompt, Steps, TokenLogprob, Verdict
+from flexjudge_reward.types import Example, Failure, Generation, Prompt, TokenLogprob, Verdict
 
-TOP = 20  # alternatives per place; what servers allow
-_NOTHING = "the judge's distribution has nothing of what may be answered"
-_OPEN, _CLOSE = "<answer>", "</answer>"
+TOP = 20  # alternatives per position; what servers allow
+_NOTHING = Failure("engine", "the judge's distribution holds no valid answer")
+_ANSWER = re.compile("<answer>(.*?)</answer>", re.DOTALL)
+_DIGITS = re.compile("[0-9]{1,4}")
 _WORTH_ASKING = 0.01  # digits less likely than this move a score by less than a hundredth of the scale
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One answer in a reply: where its text begins, and its tokens."""
+class ExpectedScore(Wrapper):
+    """Scores as expectations; for a multiple choice, each candidate's probability of being chosen."""
 
-    start: int
-    tokens: tuple[TokenLogprob, ...]
-    """Those of the answer itself and the one after it."""
-    written: tuple[str, ...]
-    """The texts of the answer's own tokens."""
+    inner: OneCall
 
-
-class Expected:
-    """Scores as expectations; for Choice, each candidate's probability of being chosen."""
-
-    def __init__(self, format: Score | Pair | Listwise | Choice) -> None:
-        if not isinstance(format, Score | Pair | Listwise | Choice):
+    def __init__(self, inner: OneCall) -> None:
+        if not isinstance(inner, OneCall) or inner.answers == "option":
             raise ConfigError(
-                f"expected scores are for Score, Pair, Listwise and Choice, found {type(format).__name__}"
+                "expected scores need a format of one call that answers with numbers or a letter (pointwise, pairwise,"
+                f" listwise, multiple_choice), found {inner.described()}"
             )
-        self.format = format
-        self.fewest, self.most = group_size(format)
+        super().__init__(inner)
+        self.answers = "numbers"
 
-    def steps(self, example: Example) -> Steps:
-        """The judgement, then one round for digits that could go on."""
-        scale = self.format.scale(example)
+    async def judge(self, example: Example, ask: Ask) -> Verdict:
+        """The judgement, then a round for each digit prefix whose continuation is missing."""
+        scale = self.inner.scale(example)
         whole = float(scale.low).is_integer() and float(scale.high).is_integer()
         if scale.decimals or not whole or scale.low < 0:
             raise ConfigError("expected scores need a scale of whole numbers, none of them negative")
-        (prompt,) = self.format.render(example)
-        (reply,) = yield [replace(prompt, changes=(*prompt.changes, ("logprobs", TOP)))]
-        verdict = self.format.read(example, [reply])
+        (prompt,) = self.inner.render(example)
+        (reply,) = await ask.changed(logprobs=TOP)([prompt])
+        verdict = self.inner.read(example, [reply])
         if verdict.scores is None:
             return verdict
-        slots = find_slots(reply)
-        if isinstance(slots, Failure):
-            return replace(verdict, scores=None, failure=slots)
-        if isinstance(self.format, Choice):
-            return _soft_choice(verdict, slots[0], len(example.candidates))
-        return (yield from _expected(prompt, reply, verdict, slots, scale))
+        answers = find_answers(reply)
+        if isinstance(answers, Failure):
+            return verdict.without_scores(answers)
+        if self.inner.answers == "letter":
+            return _letter_probabilities(verdict, answers[0], len(example.candidates))
+        return await _means(prompt, reply, verdict, answers, ask)
 
 
-def _expected(prompt: Prompt, reply: Generation, verdict: Verdict, slots: Sequence[Slot], scale: Scale) -> Steps:
-    found = [Numbers(slot, scale) for slot in slots]
-    while asked := [(one, digits) for one in found for digits in one.unknown()]:
-        replies = yield [_continued(prompt, reply, one.slot, digits) for one, digits in asked]
+async def _means(prompt: Prompt, reply: Generation, verdict: Verdict, answers: Sequence[Answer], ask: Ask) -> Verdict:
+    scale, one_token = verdict.scale, ask.changed(logprobs=TOP, max_tokens=1)
+    while missing := [(answer, digits) for answer in answers for digits in answer.missing(scale)]:
+        replies = await one_token([continued(prompt, reply.text[: one.start] + digits) for one, digits in missing])
         verdict = replace(verdict, generations=(*verdict.generations, *replies))
-        for (one, digits), answer in zip(asked, replies, strict=True):
-            if answer.failure is not None or not answer.logprobs:
+        for (answer, digits), continuation in zip(missing, replies, strict=True):
+            if continuation.failure is not None or not continuation.logprobs:
                 silent = Failure("engine", f"no log probabilities came for what follows {digits!r}")
-                return replace(verdict, scores=None, failure=answer.failure or silent)
-            one.following[digits] = _chances(_logprobs(answer)[0])
-    means = [one.mean() for one in found]
-    failed = next((mean for mean in means if isinstance(mean, Failure)), None)
-    if failed is not None:
-        return replace(verdict, scores=None, failure=failed)
-    scores = tuple(mean for mean in means if isinstance(mean, float))
-    return replace(verdict, scores=scores, scale=replace(scale, decimals=True))
+                return verdict.without_scores(continuation.failure or silent)
+            answer.following[digits] = _chances(continuation.logprobs[0])
+    means = [mean for answer in answers if (mean := answer.mean(scale)) is not None]
+    if len(means) < len(answers):
+        return verdict.without_scores(_NOTHING)
+    return replace(verdict, scores=tuple(means), scale=replace(scale, decimals=True))
 
 
-def _continued(prompt: Prompt, reply: Generation, slot: Slot, digits: str) -> Prompt:
-    said = Message("assistant", said_so_far(reply.text[: slot.start] + digits))
-    changes = (*prompt.changes, ("logprobs", TOP), ("max_tokens", 1))
-    return replace(prompt, messages=(*prompt.messages, said), changes=changes)
-
-
-def _soft_choice(verdict: Verdict, slot: Slot, count: int) -> Verdict:
-    chances = _chances(slot.tokens[0])
-    letters = [chances.get(letter, 0.0) for letter in LETTERS[:count]]
+def _letter_probabilities(verdict: Verdict, answer: Answer, count: int) -> Verdict:
+    letters = [answer.following[""].get(letter, 0.0) for letter in LETTERS[:count]]
     total = math.fsum(letters)
     if not total > 0:
-        return replace(verdict, scores=None, failure=Failure("engine", _NOTHING))
-    return replace(verdict, scores=tuple(chance / total for chance in letters), scale=Scale(0.0, 1.0, decimals=True))
+        return verdict.without_scores(_NOTHING)
+    return replace(verdict, scores=tuple(chance / total for chance in letters), scale=UNIT)
 
 
-def find_slots(reply: Generation) -> list[Slot] | Failure:
-    """The answers of a reply that was read, with their tokens.
+@dataclass
+class Answer:
+    """The distribution in the place of one written answer."""
 
-    Raises:
-        EngineError: the engine returned no log probabilities.
-    """
-    tokens = _logprobs(reply)
-    starts, end = [], 0
-    for token in tokens:
-        starts.append(end)
-        end += len(token.token)
-    text = "".join(token.token for token in tokens)
-    slots, place = [], text.rfind(THINK_CLOSE)
-    tail = reply.text.rfind(THINK_CLOSE)
-    # Only the tail must agree: half a character is a token of its own in some reasoning, and has another text there.
-    if place < 0 or not text[place:].startswith(reply.text[tail:].rstrip()):
-        return Failure("engine", "the reply's tokens do not spell its answer")
-    shift = tail - place
-    while (place := text.find(_OPEN, place)) >= 0:
-        place += len(_OPEN)
-        close = text.find(_CLOSE, place)
-        inside = [i for i, start in enumerate(starts) if place <= start < close and tokens[i].token.strip()]
-        written = "".join(tokens[i].token for i in inside).strip()
-        if not inside or close < 0 or written != text[place:close].strip() or inside[-1] + 1 >= len(tokens):
-            return Failure("engine", "the answer does not begin and end with a token, so it has no distribution")
-        own = tuple(tokens[i].token.strip() for i in inside)
-        slots.append(Slot(starts[inside[0]] + shift, (*(tokens[i] for i in inside), tokens[inside[-1] + 1]), own))
-    return slots or Failure("engine", "the reply's tokens hold no answer")
+    start: int  # where the written answer begins in the reply
+    following: dict[str, Mapping[str, float]]
+    """The probabilities of the next token after each beginning: along the written answer known, elsewhere requested."""
 
+    def missing(self, scale: Scale) -> list[str]:
+        """Likely beginnings of longer numbers of the scale whose next token is not known."""
+        likely = {digits for digits, chance, _ in self._beginnings() if chance >= _WORTH_ASKING}
+        # A longer number is at least ten times this one; after a zero it counts only if the judge wrote it.
+        return sorted(digits for digits in likely - self.following.keys() if 0 < int(digits) <= scale.high / 10)
 
-class Numbers:
-    """The distribution over the numbers of a scale, in the place of one written answer."""
-
-    def __init__(self, slot: Slot, scale: Scale) -> None:
-        self.slot, self.scale = slot, scale
-        self.following: dict[str, Mapping[str, float]] = {}
-        """What comes next after these digits: known along the written answer, asked for elsewhere."""
-        written = ""
-        for token, digits in zip(slot.tokens, (*slot.written, ""), strict=True):
-            self.following[written] = _chances(token)
-            written += digits
-
-    def unknown(self) -> list[str]:
-        """Likely digits after which more could follow, and nobody knows what would."""
-        return sorted(set(self._weighed()[1]))
-
-    def mean(self) -> float | Failure:
-        """The mean over the numbers of the scale."""
-        weights, _ = self._weighed()
-        inside = {number: weight for number, weight in weights.items() if self.scale.low <= number <= self.scale.high}
-        total = math.fsum(inside.values())
+    def mean(self, scale: Scale) -> float | None:
+        """The mean over the numbers of the scale; None if none of them has any probability."""
+        numbers = [(int(digits), chance) for digits, _, chance in self._beginnings() if digits]
+        inside = [(number, chance) for number, chance in numbers if scale.low <= number <= scale.high]
+        total = math.fsum(chance for _, chance in inside)
         if not total > 0:
-            return Failure("engine", _NOTHING)
-        return math.fsum(number * weight for number, weight in inside.items()) / total
+            return None
+        mean = math.fsum(number * chance for number, chance in inside) / total
+        return min(max(mean, scale.low), scale.high)  # rounding may put it one step outside
 
-    def _weighed(self) -> tuple[dict[int, float], list[str]]:
-        """The weight of every number, and the digits that `unknown` asks about."""
-        weights: dict[int, float] = {}
-        asked: list[str] = []
+    def _beginnings(self) -> Iterator[tuple[str, float, float]]:
+        """Digits, the probability that the answer begins with them, and the probability that it ends there."""
         begun = [("", 1.0)]
         while begun:
             digits, chance = begun.pop()
-            if digits not in self.following and chance >= _WORTH_ASKING:
-                asked.append(digits)
-            longer = {more: p for more, p in self.following.get(digits, {}).items() if _is_number(more)}
-            if digits:  # what is no digit ends the number
-                ended = chance * max(0.0, 1.0 - math.fsum(longer.values()))
-                weights[int(digits)] = weights.get(int(digits), 0.0) + ended
-            begun += [(digits + more, chance * p) for more, p in longer.items() if self._may_begin(digits + more)]
-            for more, p in longer.items():
-                if not self._may_begin(digits + more):
-                    weights[int(digits + more)] = weights.get(int(digits + more), 0.0) + chance * p
-        return weights, asked
-
-    def _may_begin(self, digits: str) -> bool:
-        """Whether a longer number of the scale begins so; after a leading zero only if the judge wrote one."""
-        return digits in self.following or 0 < int(digits) <= self.scale.high / 10
+            longer = {token: p for token, p in self.following.get(digits, {}).items() if _DIGITS.fullmatch(token)}
+            yield digits, chance, chance * max(0.0, 1.0 - math.fsum(longer.values()))
+            begun += [(digits + token, chance * p) for token, p in longer.items()]
 
 
-def _is_number(token: str) -> bool:
-    return token.isascii() and token.isdigit() and len(token) <= 4
+def find_answers(reply: Generation) -> list[Answer] | Failure:
+    """The answers of a readable reply, with the distributions along them. Raises EngineError: no log probabilities."""
+    if not reply.logprobs:
+        raise EngineError(
+            "this engine returned no log probabilities, which expected scores are made of: use VLLMEngine,"
+            " TransformersEngine or a server that supports `logprobs`"
+        )
+    tokens = [token.token for token in reply.logprobs]
+    spelled = "".join(tokens)
+    place, tail = spelled.rfind(THINK_CLOSE), reply.text.rfind(THINK_CLOSE)
+    # Only the tail must agree: half a character is a token of its own in some reasoning, and has another text there.
+    if place < 0 or not spelled[place:].startswith(reply.text[tail:].rstrip()):
+        return Failure("engine", "the reply's tokens do not spell its answer")
+    starts = [start + tail - place for start in accumulate(map(len, tokens), initial=0)]  # in the reply's text
+    answers = []
+    for match in _ANSWER.finditer(reply.text, tail):
+        own = [i for i, token in enumerate(tokens) if match.start(1) <= starts[i] < match.end(1) and token.strip()]
+        if not own or "".join(tokens[i] for i in own).strip() != match[1].strip():
+            return Failure("engine", "the answer does not begin and end with a token, so it has no distribution")
+        following, written = {}, ""
+        for i in (*own, own[-1] + 1):
+            following[written] = _chances(reply.logprobs[i])
+            written += tokens[i].strip()
+        answers.append(Answer(starts[own[0]], following))
+    return answers or Failure("engine", "the reply has no answer tag")
 
 
-def _chances(token: TokenLogprob) -> dict[str, float]:
+def _chances(token: TokenLogprob) -> Mapping[str, float]:
     """Probabilities of the alternatives at one place, by their text without white space."""
     found: dict[str, float] = {}
     # The written token only where it is not among the alternatives: there its text may stand for more tokens than it.
     for text, logprob in {token.token: token.logprob, **token.top}.items():
         found[text.strip()] = found.get(text.strip(), 0.0) + math.exp(logprob)
     return found
-
-
-def _logprobs(reply: Generation) -> tuple[TokenLogprob, ...]:
-    if not reply.logprobs:
-        raise EngineError(
-            "this engine returned no log probabilities, which expected scores are made of: use VLLMEngine,"
-            " TransformersEngine or a server that supports `logprobs`"
-        )
-    return reply.logprobs

@@ -4,10 +4,11 @@ A comparison is (first, second, result): two members by index, and 1 if the firs
 a tie. Members are scored in [0, 1]: 0.5 is an average member, higher is better.
 
     schedule  comparisons of G members      rounds  note
-    all       G (G - 1) / 2                 1       every pair once
-    ring      G (2: 1)                      1       each member meets two others
-    anchor    G - 1                         1       each member meets member 0
-    swiss     about G / 2 per round         log2 G  each round pairs members that stand close; never the same pair twice
+    all       G (G - 1) / 2                 1       every pair once; with a budget, a balanced subset of the pairs
+    swiss     about G / 2 per round         log2 G  each round pairs members of similar results; never a pair twice
+
+Measured (benchmarks/LOG.md): with equal comparisons swiss finds the best member more often than `all` with a budget; a
+ring of neighbours equals `all` with that budget, and comparing everybody with one anchor is worse, so neither is here.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Literal, get_args
 
 from flexjudge_reward.errors import ConfigError
 
-Schedule = Literal["all", "ring", "anchor", "swiss"]
+Schedule = Literal["all", "swiss"]
 Pairing = tuple[int, int]
 
 
@@ -34,129 +37,106 @@ class Comparison:
     result: float
 
 
-def fixed_pairs(schedule: Schedule, members: int, budget: int | None = None, seed: int | str = 0) -> list[Pairing]:
-    """The pairs of a schedule that does not look at results, each once, in an order and with sides drawn by `seed`.
-
-    Args:
-        budget: the most comparisons; None for the schedule's own number.
-
-    Raises:
-        ConfigError: fewer than two members, or a budget under which a member would never be compared.
-    """
-    check_budget(schedule, members, budget)
-    if schedule == "anchor":
-        pairs = [(0, other) for other in range(1, members)]
-    else:
-        pairs = list(itertools.combinations(range(members), 2))
+def all_pairs(members: int, budget: int | None = None, seed: int | str = 0) -> list[Pairing]:
+    """Every pair once, or a balanced subset of `budget`; `seed` draws order and sides. Raises as `check_budget`."""
+    check_budget("all", members, budget)
+    pairs = list(itertools.combinations(range(members), 2))
     rng = random.Random(f"{seed} {members}")
-    chosen = _around(members, budget, rng) if schedule == "ring" else _spread(pairs, members, budget, rng)
-    return [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
+    rng.shuffle(pairs)
+    if budget is not None and budget < len(pairs):
+        pairs = _balanced_subset(pairs, budget)
+    return [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
 
 
-def swiss_pairs(members: int, played: Sequence[Comparison], most: int, seed: int | str = 0) -> list[Pairing]:
-    """The next round: members with close results meet, no pair twice; at most `most` pairs, none when all have met.
+def swiss_pairs(members: int, comparisons: Sequence[Comparison], most: int, seed: int | str = 0) -> list[Pairing]:
+    """The next round: members with similar results are paired, no pair twice; at most `most` pairs, maybe none.
 
-    Who has met nobody yet comes first, so that a small budget leaves no one out.
+    Uncompared members are paired first, so that a small budget leaves no member out.
     """
-    points = [0.0] * members
-    for game in played:
-        points[game.first] += game.result
-        points[game.second] += 1 - game.result
-    met = {frozenset((game.first, game.second)) for game in played}
-    rng = random.Random(f"{seed} {members} {len(played)}")
-    known = {member for pair in met for member in pair}
-    order = sorted(range(members), key=lambda member: (member in known, -points[member], rng.random()))
+    points, compared = _totals(members, comparisons)
+    done = {frozenset((comparison.first, comparison.second)) for comparison in comparisons}
+    rng = random.Random(f"{seed} {members} {len(comparisons)}")
+    order = sorted(range(members), key=lambda member: (member in compared, -points[member], rng.random()))
     pairs: list[Pairing] = []
     while len(order) > 1:
-        one = order.pop(0)
-        rival = next((other for other in order if frozenset((one, other)) not in met), None)
+        member = order.pop(0)
+        rival = next((other for other in order if frozenset((member, other)) not in done), None)
         if rival is not None:
             order.remove(rival)
-            pairs.append((one, rival) if rng.random() < 0.5 else (rival, one))
+            pairs.append((member, rival) if rng.random() < 0.5 else (rival, member))
     return pairs[:most]
 
 
 def swiss_budget(members: int) -> int:
-    """The comparisons of a whole Swiss tournament: enough rounds to tell the best apart."""
+    """The comparisons of a whole Swiss tournament: enough rounds to find the best member."""
     return min(members // 2 * math.ceil(math.log2(members) + 1), members * (members - 1) // 2)
 
 
 def check_budget(schedule: Schedule, members: int, budget: int | None) -> None:
-    """Raises ConfigError if the schedule cannot be played."""
+    """Raises ConfigError: an unknown schedule, fewer than two members, or a budget that leaves one uncompared."""
     if schedule not in get_args(Schedule):
         raise ConfigError(f"the schedule must be one of {', '.join(get_args(Schedule))}, found {schedule!r}")
     if members < 2:
         raise ConfigError(f"a tournament needs at least two members, found {members}")
-    fewest = members - 1 if schedule == "anchor" else math.ceil(members / 2)
+    fewest = math.ceil(members / 2)
     if budget is not None and budget < fewest:
         raise ConfigError(
-            f"a budget of {budget} comparisons leaves members of a group of {members} without any:"
-            f" the schedule {schedule!r} needs at least {fewest}"
+            f"a budget of {budget} comparisons leaves members of a group of {members} uncompared:"
+            f" it must be at least {fewest}"
         )
 
 
-def win_rates(members: int, played: Sequence[Comparison]) -> list[float | None]:
+def win_rates(members: int, comparisons: Sequence[Comparison]) -> list[float | None]:
     """The mean result of each member, None for one without a comparison."""
-    results: list[list[float]] = [[] for _ in range(members)]
-    for one in played:
-        results[one.first].append(one.result)
-        results[one.second].append(1 - one.result)
-    return [math.fsum(found) / len(found) if found else None for found in results]
+    points, compared = _totals(members, comparisons)
+    return [points[member] / compared[member] if member in compared else None for member in range(members)]
 
 
-def bradley_terry(members: int, played: Sequence[Comparison], prior: float = 0.25) -> list[float | None]:
-    """The chance of each member to beat an average one of the group, by a Bradley-Terry fit; ties count half each way.
+def bradley_terry(members: int, comparisons: Sequence[Comparison], prior: float = 0.25) -> list[float | None]:
+    """The probability that each member beats an average one, by a Bradley-Terry fit; ties count half each way.
 
-    Unlike win rates it knows whom a member met, so it is fair where members met different opponents.
+    Unlike a win rate it accounts for the opponents, so it is fair where members had different ones.
 
-    Args:
-        prior: virtual comparisons won and lost against an average member, which keeps a member that won (or lost)
-            everything finite, and members of separate parts comparable.
+    `prior` is how many virtual comparisons are won and lost against an average member, above 0. They keep the strength
+    of a member that won (or lost) everything finite, and members of separate parts comparable.
     """
-    strength = [1.0] * members
-    won = [prior] * members
-    for one in played:
-        won[one.first] += one.result
-        won[one.second] += 1 - one.result
-    for _ in range(200):
-        # Minorisation-maximisation (Hunter 2004, equation 3), with the virtual member of strength 1.
+    points, compared = _totals(members, comparisons)
+    strength, won = [1.0] * members, [prior + own for own in points]
+    for _ in range(200):  # minorisation-maximisation (Hunter 2004, equation 3); the virtual member has strength 1
         weight = [2 * prior / (value + 1.0) for value in strength]
-        for one in played:
-            share = 1 / (strength[one.first] + strength[one.second])
-            weight[one.first] += share
-            weight[one.second] += share
+        for comparison in comparisons:
+            share = 1 / (strength[comparison.first] + strength[comparison.second])
+            weight[comparison.first] += share
+            weight[comparison.second] += share
         updated = [wins / total for wins, total in zip(won, weight, strict=True)]
-        # Only ratios are determined by results: the average member is put at strength 1.
-        mean = math.exp(math.fsum(map(math.log, updated)) / members)
+        mean = geometric_mean(updated)  # only ratios are determined by results: the average member has strength 1
         updated = [value / mean for value in updated]
         moved = max(abs(math.log(new / old)) for new, old in zip(updated, strength, strict=True))
         strength = updated
         if moved < 1e-10:
             break
-    met = {member for one in played for member in (one.first, one.second)}
-    # Rounded to what the iteration has settled: members with equal results must tie, wherever they stand.
-    return [round(value / (value + 1.0), 9) if member in met else None for member, value in enumerate(strength)]
+    # Rounded to what the iteration has settled: members with equal results must tie, whatever their index.
+    return [round(value / (value + 1.0), 9) if member in compared else None for member, value in enumerate(strength)]
 
 
-def _around(members: int, budget: int | None, rng: random.Random) -> list[Pairing]:
-    """At most `budget` neighbours on a circle drawn by `rng`; every other pair first, so that half of them has all."""
-    circle = rng.sample(range(members), members)
-    pairs = [(circle[one], circle[(one + 1) % members]) for one in range(members if members > 2 else 1)]
-    return (pairs[::2] + pairs[1::2])[:budget]
+def _totals(members: int, comparisons: Sequence[Comparison]) -> tuple[list[float], Counter[int]]:
+    """The sum of each member's results, and how often it was compared; only those that were."""
+    points, compared = [0.0] * members, Counter[int]()
+    for comparison in comparisons:
+        points[comparison.first] += comparison.result
+        points[comparison.second] += 1 - comparison.result
+        compared.update((comparison.first, comparison.second))
+    return points, compared
 
 
-def _spread(pairs: list[Pairing], members: int, budget: int | None, rng: random.Random) -> list[Pairing]:
-    """At most `budget` of the pairs, so chosen that everybody is compared about equally often."""
-    rng.shuffle(pairs)
-    if budget is None or budget >= len(pairs):
-        return pairs
-    met = [0] * members
+def _balanced_subset(pairs: Sequence[Pairing], budget: int) -> list[Pairing]:
+    """`budget` of the pairs, chosen so that every member is compared about equally often."""
+    left, count = list(pairs), Counter[int]()
     chosen: list[Pairing] = []
     while len(chosen) < budget:
-        # The rarest member first, by its rarest rival: a plain cut of the shuffled list would leave some out.
-        best = min(pairs, key=lambda pair: (min(met[pair[0]], met[pair[1]]), max(met[pair[0]], met[pair[1]])))
-        pairs.remove(best)
+        # The rarest member first, by its rarest rival: a plain cut of the list would leave members out.
+        best = min(left, key=lambda pair: sorted((count[pair[0]], count[pair[1]])))
+        left.remove(best)
         chosen.append(best)
-        for member in best:
-            met[member] += 1
+        count.update(best)
     return chosen

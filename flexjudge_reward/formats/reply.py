@@ -10,9 +10,8 @@ Time is linear in the length of the reply.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from flexjudge_reward.types import Failure, Generation, Part, Quoted
+from flexjudge_reward.types import Failure, Generation, Message, Part, Prompt, Untrusted
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -22,20 +21,12 @@ _REFUSAL = re.compile(
     r"|sorry,|as an ai\b",
     re.IGNORECASE,
 )
-_LONGEST = 10_000  # characters after the reasoning; answers to any format take less
-_SHOWN = 80  # characters of a reply that an error message quotes
+_LONGEST = 10_000  # characters after the reasoning; every format's answers are shorter
+_SHOWN = 80  # characters of a reply in an error message
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a readable reply holds: its reasoning and the inner texts of its answer tags, at least one."""
-
-    reasoning: str
-    answers: tuple[str, ...]
-
-
-def read_reply(generation: Generation) -> Reply | Failure:
-    """The reasoning and answers of a reply, or why it cannot be read. Never raises."""
+def read_reply(generation: Generation) -> tuple[str, ...] | Failure:
+    """The inner texts of a reply's answer tags, at least one; or why it cannot be read. Never raises."""
     if generation.failure is not None:
         return generation.failure
     if generation.finish_reason == "filter":
@@ -48,28 +39,30 @@ def read_reply(generation: Generation) -> Reply | Failure:
     if not text.strip():
         return Failure("empty", "the reply is empty")
     _, closed, tail = text.rpartition(THINK_CLOSE)
-    if not closed:
-        return _without_reasoning(text)
-    answers = _answers(tail)
-    if isinstance(answers, Failure):
-        return answers
-    return Reply(reasoning_of(text), answers)
+    return _answers(tail.strip(" \t\r\n")) if closed else _without_reasoning(text)
 
 
-def reasoning_of(text: str) -> str:
+def reasoning(text: str) -> str:
     """The part of a reply before its last closing think tag, without the opening tag; all of it if never closed."""
     head, closed, _ = text.rpartition(THINK_CLOSE)
     return (head if closed else text).strip().removeprefix(THINK_OPEN).strip()
 
 
-def said_so_far(text: str) -> tuple[Part, ...]:
-    """The beginning of a judge's own reply, for it to go on from: its tags stand, its reasoning is quoted.
+def assistant_prefill(text: str) -> tuple[Part, ...]:
+    """The beginning of a judge's own reply, for it to continue: its tags are trusted, its reasoning is not.
 
-    The reasoning may repeat what a candidate said, so it is outside text like any other.
+    The reasoning may quote a candidate, so it is untrusted like any other text.
     """
     head, closed, tail = text.rpartition(THINK_CLOSE)
-    opened = THINK_OPEN if head.startswith(THINK_OPEN) else ""
-    return (opened, Quoted(head.removeprefix(THINK_OPEN)), closed + tail)
+    before, opened, inside = head.partition(THINK_OPEN)
+    if before.strip():  # the chat template wrote the opening tag
+        before, opened, inside = "", "", head
+    return (before + opened, Untrusted(inside), closed + tail)
+
+
+def continued(prompt: Prompt, text: str) -> Prompt:
+    """`prompt` with the beginning of the judge's own reply, for it to continue."""
+    return Prompt((*prompt.messages, Message("assistant", assistant_prefill(text))))
 
 
 def _without_reasoning(text: str) -> Failure:
@@ -81,18 +74,17 @@ def _without_reasoning(text: str) -> Failure:
 
 
 def _answers(tail: str) -> tuple[str, ...] | Failure:
-    tail = tail.strip(" \t\r\n")
     if not tail:
         return Failure("empty", "nothing follows the reasoning")
     if len(tail) > _LONGEST:
         return Failure("malformed", f"{len(tail):,} characters after the reasoning, beginning with {_shown(tail)}")
-    found, end = [], 0
+    answers, end = [], 0
     while match := _ANSWER.match(tail, end):
-        found.append(match.group(1).strip(" \t\r\n"))
+        answers.append(match.group(1).strip(" \t\r\n"))
         end = match.end()
     if end == len(tail):
-        return tuple(found)
-    if not found and _REFUSAL.match(tail):
+        return tuple(answers)
+    if not answers and _REFUSAL.match(tail):
         return Failure("refused", f"the judge declined: {_shown(tail)}")
     return Failure("malformed", f"expected only <answer> tags after the reasoning, found {_shown(tail[end:])}")
 

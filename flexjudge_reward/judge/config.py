@@ -1,139 +1,82 @@
-"""Which judge to use: one frozen, picklable value, found from arguments, environment and machine.
+"""Which judge to use: one frozen, picklable value, found from arguments, environment, file and machine (`settings.py`).
 
-Each setting comes from the first place that has it:
+With neither a model nor a server given, the machine decides: a CUDA device and vLLM run Flex-VL-7B in process, any
+other machine the embedded judge. A server's key is no setting: FLEXJUDGE_API_KEY holds it, or the variable that
+`api_key_env` names.
 
-    1. an explicit argument                FlexJudgeReward(model="...")
-    2. an environment variable             FLEXJUDGE_MODEL=...
-    3. a TOML file                         FLEXJUDGE_CONFIG=judge.toml, with a line  model = "..."
-    4. the machine                         a CUDA device and vLLM: Flex-VL-7B in process; otherwise the embedded judge
-
-A server's key is no setting: FLEXJUDGE_API_KEY holds it, or the variable that `api_key_env` names.
 `resolve` only reads; `build` makes the judge, whose model still loads at its first use. In a distributed run every rank
 would load its own copy of an in-process judge, so `build` refuses that for a large model and prints the `vllm serve`
-command to run instead. What a model knows is not known here: the embedded judge only knows its small world.
+command to run instead.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import logging
 import os
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal
 
-from flexjudge_reward.engines.server import KEY_VARIABLE
+from flexjudge_reward.engines import server, transformers, vllm
+from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
-from flexjudge_reward.formats.builtin import Choice, Listwise, Pair, Relation, Score
-from flexjudge_reward.formats.expected import Expected
+from flexjudge_reward.formats.base import Format
+from flexjudge_reward.formats.budget import BudgetForcing
+from flexjudge_reward.formats.builtin import FORMATS, OneCall
+from flexjudge_reward.formats.expected import ExpectedScore
+from flexjudge_reward.formats.groups import for_group_size
 from flexjudge_reward.formats.pairings import Schedule
+from flexjudge_reward.formats.swap import PositionSwap
+from flexjudge_reward.formats.votes import MajorityVote
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.plugins import imported
+from flexjudge_reward.judge.record import Record
+from flexjudge_reward.judge.rewards import OnFailure
+from flexjudge_reward.judge.settings import PREFIX, Given, Setting, checked, collect, setting, settings_of
 from flexjudge_reward.rubric import Rubric
-from flexjudge_reward.types import AnyFormat, Engine, Sampling
+from flexjudge_reward.types import Sampling
 
-EngineName = Literal["vllm", "server", "transformers"]
 NANO = "nano"
 LARGE = "jongwooko/Flex-VL-7B"
 OFF = "off"
-
-FORMATS: dict[str, type[Score | Pair | Listwise | Choice | Relation]] = {
-    form.name: form for form in (Score, Pair, Listwise, Choice, Relation)
-}
-"""The formats by the names that settings use."""
-_PREFIX = "FLEXJUDGE_"
-_NO_SETTINGS = {_PREFIX + "CONFIG", KEY_VARIABLE}
-_NUMBERS: dict[str, type[int] | type[float]] = {
-    "temperature": float,
-    "max_tokens": int,
-    "seed": int,
-    "force_tokens": int,
-    "votes": int,
-    "budget": int,
-    "chunk": int,
-    "swap_margin": float,
-    "gpu_memory_utilization": float,
-}
-_SWITCHES = {"expected", "swap"}
 _SMALL_BYTES = 2**31  # a checkpoint up to 2 GiB may be loaded once per rank
 _log = logging.getLogger("flexjudge_reward")
 
 
-class JudgeOptions(TypedDict, total=False):
-    """The settings a caller may give; see `JudgeConfig` for what each means. None means "not given"."""
-
-    model: str | Path | None
-    engine: EngineName | None
-    revision: str | None
-    base_url: str | None
-    api_key_env: str | None
-    format: str | None
-    rubric: Rubric | str | Path | None
-    prompts: str | Path | None
-    temperature: float | None
-    max_tokens: int | None
-    seed: int | None
-    force_tokens: int | None
-    expected: bool | None
-    swap: bool | None
-    swap_margin: float | None
-    votes: int | None
-    schedule: str | None
-    budget: int | None
-    chunk: int | None
-    cache: str | Path | None
-    device: str | None
-    gpu_memory_utilization: float | None
-
-
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Everything that says which judge judges, and how."""
+    """Every setting of a judge. `resolve` fills in what the machine decides."""
 
-    model: str | None
-    """A model name or folder; "nano" is the embedded judge; None takes whatever the server serves."""
-    engine: EngineName
-    prompts: str
-    """The wording the model was trained with: "flex", "nano", or a folder or file of your own."""
-    max_tokens: int
-    """Longest reply, reasoning included, in tokens."""
-    revision: str | None = None
-    base_url: str | None = None
-    """The address of an OpenAI-compatible server, such as http://host:8000/v1."""
-    api_key_env: str | None = None
-    """The *name* of the environment variable with the server's key, by default FLEXJUDGE_API_KEY; no key is stored."""
-    format: str = "score"
-    rubric: Rubric | str = "helpfulness"
-    temperature: float = 0.0
-    seed: int = 0
-    force_tokens: int = 64
-    """A thought that is cut at `max_tokens` is closed and answered in at most so many tokens; 0 makes it a failure."""
-    expected: bool = False
-    """Scores are the mean of the judge's distribution over its answer; needs an engine with log probabilities."""
-    swap: bool = False
-    """Candidates are judged in both orders, and a winner counts only if both name it."""
-    swap_margin: float | None = None
-    """With swap: only where the two best scores of the first order differ by at most this, on the rubric's scale."""
-    votes: int = 1
-    """Samples per judgement, at a temperature above 0. The most common outcome; the mean of lists and expectations."""
-    schedule: Schedule = "all"
-    """Which pairs of a group are compared by a format for two: "all", "ring", "anchor" or "swiss"."""
-    budget: int | None = None
-    """The most comparisons per group; None for the schedule's own number."""
-    chunk: int = 8
-    """The most candidates in one list, 2 to 8; larger groups come in chunks that share one candidate."""
-    cache: str | None = None
-    """The file of judge replies; None is one file per user, "off" is none."""
-    device: str | None = None
-    """For the transformers engine: "cpu", "cuda", ...; None is the CPU for the embedded judge, else what there is."""
-    gpu_memory_utilization: float = 0.3
-    """For in-process vLLM: its share of the device's memory, 0 to 1; modest, because a trainer lives beside it."""
-    why: str = dataclasses.field(default="", compare=False)
-    """How the model and engine were chosen, for the log."""
+    model: str | None = setting(None, "a Hub id, a folder, or nano, the embedded judge; a server's model by default")
+    engine: Literal["vllm", "server", "transformers"] | None = setting(None, "what runs the model")
+    base_url: str | None = setting(None, "an OpenAI-compatible server, such as http://localhost:8000/v1")
+    api_key_env: str | None = setting(None, "the NAME of the variable with the server's key, not the key")
+    revision: str | None = setting(None, "branch, tag or commit of a Hub model")
+    format: str | Format = setting("pointwise", f"how to ask: {', '.join(FORMATS)}, or module:Class or file.py:Class")
+    rubric: str | Rubric = setting("helpfulness", "criteria and scale: a built-in name or a TOML file")
+    prompt_set: str | None = setting(None, "the texts the model was trained with: flex, nano, a folder or a file")
+    temperature: float = setting(0.0, "of sampling, 0 to 2", 0, 2)
+    max_tokens: int | None = setting(None, "longest reply, reasoning included; 4096, for nano 256", low=1)
+    seed: int = setting(0, "of sampling, of ties, and of the pairs and orders within a group")
+    answer_tokens: int = setting(64, "budget forcing: tokens to answer after cut reasoning; 0 lets it fail", low=0)
+    expected_score: bool = setting(False, "probability-weighted scores; needs log probabilities")
+    position_swap: bool = setting(False, "judge in both orders; a winner counts only if both name it")
+    swap_margin: float | None = setting(None, "swap only where the two best scores differ by at most this", low=0)
+    votes: int = setting(1, "samples per judgement; needs a temperature above 0", low=1)
+    schedule: Schedule = setting("all", "which pairs of a group a format for two compares")
+    budget: int | None = setting(None, "the most comparisons per group", low=1)
+    chunk: int = setting(8, "the most candidates in one list, 2 to 8", 2, 8)
+    cache: str | None = setting(None, "the file of judge replies, or off; by default one per user")
+    record: str | None = setting(None, "a JSONL file that notes every judgement")
+    device: str | None = setting(None, "of the transformers engine: cpu, cuda, ...")
+    gpu_memory_utilization: float = setting(0.3, "of in-process vLLM, up to 1; modest: a trainer is beside it", 0.01, 1)
+    plugins: str | None = setting(None, "modules or .py files to import first, separated by commas, such as a modality")
+    why: str = field(default="", compare=False)
+    """How the model and the engine were chosen, for the log."""
 
     @classmethod
     def resolve(
@@ -142,141 +85,172 @@ class JudgeConfig:
         environ: Mapping[str, str] | None = None,
         gpu: Callable[[], bool] | None = None,
     ) -> JudgeConfig:
-        """The judge to use here. Loads nothing.
+        """The judge to use here. Loads nothing but `plugins`.
 
         Args:
-            given: explicit arguments, named as in `JudgeOptions`.
+            given: explicit arguments: the fields of this class. None means "not given".
             environ: by default the process's environment.
             gpu: whether in-process vLLM can run on a CUDA device; by default it looks, which imports torch.
 
         Raises:
-            ConfigError: an unknown name, a wrong type or a contradiction; the message says where it came from.
+            ConfigError: an unknown name, a wrong value or a contradiction; the message says where it came from.
         """
-        environ = os.environ if environ is None else environ
-        settings = _layered(_from_file(environ), _from_environment(environ), checked(given or {}))
-        settings |= _chosen(settings, gpu or has_gpu_engine)
-        embedded = settings["model"] == NANO
-        settings.setdefault("prompts", "nano" if embedded else "flex")
-        settings.setdefault("max_tokens", 256 if embedded else 4096)
-        config = cls(**settings)
-        config._check_extras()
+        found = _merged(_layers(cls, given, environ))
+        values: dict[str, Any] = {name: one.value for name, one in found.items()}
+        values |= _chosen(found, gpu or has_gpu_engine)
+        embedded = values["model"] == NANO
+        values.setdefault("prompt_set", "nano" if embedded else "flex")
+        values.setdefault("max_tokens", 256 if embedded else 4096)
+        config = cls(**values)
+        for name in filter(None, (config.plugins or "").split(",")):
+            imported(name.strip())
+        for first, second, why in config._contradictions(found):
+            raise ConfigError(f"{why} ({_places(found, first, second)})")
         return config
 
     def build(self, processes: int | None = None) -> Judge:
-        """The judge, behind its cache. The model loads at the first use.
+        """The judge, for groups of any size, behind its cache. The model loads at the first use.
 
         Args:
             processes: how many training processes there are; by default it asks the environment and torch.
 
         Raises:
-            ConfigError: one large judge per training process, or an unknown rubric, wording or key variable.
+            ConfigError: one large judge per training process, or an unknown rubric, prompt set or key variable.
         """
-        from flexjudge_reward.engines.cache.engine import CachedEngine
-
         count = training_processes() if processes is None else processes
-        if count > 1 and self.engine != "server" and not _is_small(self.model):
-            raise ConfigError(self._one_per_rank(count))
-        judge_format = self._format()
-        sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed)
-        engine = self._engine()
-        if self.cache != OFF:
-            engine = CachedEngine(engine, self.cache)
-        return Judge(judge_format, engine, sampling)
-
-    def _format(self) -> AnyFormat:
-        plain = FORMATS[self.format](self.rubric, self.prompts)
-        found: AnyFormat = Expected(plain) if self.expected else plain  # type: ignore[arg-type]
-        if self.force_tokens:
-            found = Forced(found, self.force_tokens)
-        if self.swap:
-            found = Swapped(found, self.swap_margin)
-        if self.votes != 1:
-            found = Votes(found, self.votes, "mean" if self.expected or self.format == "listwise" else "majority")
-        return found
-
-    def _check_extras(self) -> None:
-        """Refuses extras of a judgement that contradict the format or each other."""
-        compares = self.format in ("pair", "relation")
-        if self.swap_margin is not None and not self.swap:
-            raise ConfigError("swap_margin says where to swap, and nothing is swapped: set swap=True with it")
-        if self.swap_margin is not None and self.format in ("choice", "relation") and not self.expected:
-            raise ConfigError(f"swap_margin is for scores: a {self.format} has none, so every margin would be the same")
-        if self.votes > 1 and self.temperature == 0:
+        if count > 1 and self.engine != "server" and not _is_small(str(self.model)):
+            revision = f" --revision {self.revision}" if self.revision else ""
             raise ConfigError(
-                f"{self.votes} votes at temperature 0 are one vote: set temperature with votes, such as 1.0"
+                f"there are {count} training processes and no judge server, so each would load its own copy of"
+                f" {self.model}. Start one server instead, on a device of its own:\n\n"
+                f"    vllm serve {self.model}{revision} --port 8001\n\n"
+                f"and give every process its address: base_url='http://HOST:8001/v1' or {PREFIX}BASE_URL"
             )
-        if self.chunk != 8 and self.format != "listwise":
-            raise ConfigError(f"chunk is for lists, and format is {self.format!r}: set format='listwise'")
-        if (self.schedule != "all" or self.budget is not None) and not compares:
-            raise ConfigError(
-                f"schedule and budget are for comparisons, and format is {self.format!r}: set format='pair'"
-            )
+        format = for_group_size(self._format(), self.schedule, self.budget, self.chunk, self.seed)
+        sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens or 4096, seed=self.seed)
+        engine = self._engine() if self.cache == OFF else CachedEngine(self._engine(), self.cache)
+        return Judge(format, engine, sampling, None if self.record is None else Record(self.record))
 
     def describe(self) -> str:
         """One line for the log: what judges, why, and how to change it."""
         where = f" at {self.base_url}" if self.base_url else ""
         return (
             f"The judge is {self.model or 'the served model'} on {self.engine}{where} ({self.why}). To change it: the"
-            f" arguments model=, engine= or base_url=, or {_PREFIX}MODEL, {_PREFIX}BASE_URL, {_PREFIX}CONFIG"
+            f" arguments model=, engine= or base_url=, or {PREFIX}MODEL, {PREFIX}BASE_URL, {PREFIX}CONFIG"
         )
 
     def announce(self) -> None:
-        """Logs `describe` once per call: INFO, or WARNING where the embedded judge is only a stopgap."""
+        """Logs `describe`: INFO, or WARNING where the embedded judge is only a stopgap."""
         _log.log(logging.WARNING if self.why == _FALLBACK else logging.INFO, self.describe())
+
+    def _plain_format(self) -> Format | type[Format]:
+        if isinstance(self.format, Format):
+            return self.format
+        if self.format in FORMATS:
+            return FORMATS[self.format]
+        module, colon, name = self.format.rpartition(":")
+        custom = getattr(imported(module), name, None) if colon else None
+        if isinstance(custom, Format) or (isinstance(custom, type) and issubclass(custom, Format)):
+            return custom
+        known = ", ".join(FORMATS)
+        raise ConfigError(
+            f"format must be one of {known}, or module:Class or file.py:Class of a Format, found {self.format!r}"
+        )
+
+    def _format(self) -> Format:
+        plain = self._plain_format()
+        if isinstance(plain, type):
+            plain = plain(self.rubric, self.prompt_set or "flex") if issubclass(plain, OneCall) else plain()
+        format: Format = ExpectedScore(plain) if self.expected_score else plain  # type: ignore[arg-type]
+        if self.answer_tokens:
+            format = BudgetForcing(format, self.answer_tokens)
+        if self.position_swap:
+            format = PositionSwap(format, self.swap_margin)
+        if self.votes != 1:
+            listwise = plain.max_candidates > 2 and plain.answers == "numbers"
+            format = MajorityVote(format, self.votes, "mean" if self.expected_score or listwise else "majority")
+        return format
+
+    def _contradictions(self, given: Collection[str]) -> Iterator[tuple[str, str, str]]:
+        """Pairs of settings that exclude each other, or where one makes the other useless; and why."""
+        for option, engines in _ENGINES_OF.items():
+            if option in given and self.engine not in engines:
+                chosen = "base_url" if self.engine == "server" else "engine"
+                yield option, chosen, f"{option} is for the engine {' or '.join(engines)}, and this is {self.engine}"
+        format = self._plain_format()
+        name = self.format if isinstance(self.format, str) else format.name
+        found, numbers, most = f"and format is {name!r}", format.answers == "numbers", format.max_candidates
+        if self.position_swap and most == 1:
+            yield "position_swap", "format", f"position_swap needs two or more candidates, {found}"
+        if self.expected_score and format.answers == "option":
+            yield "expected_score", "format", f"expected_score needs numbers or a letter as answer, {found}"
+        if self.swap_margin is not None and not self.position_swap:
+            why = "swap_margin says where to swap, and nothing is swapped: set position_swap=True with it"
+            yield "swap_margin", "position_swap", why
+        if self.swap_margin is not None and not numbers and not self.expected_score:
+            yield "swap_margin", "format", f"swap_margin needs scores, {found}: every margin would be the same"
+        if self.votes > 1 and self.temperature == 0:
+            why = f"{self.votes} votes at temperature 0 are one vote: set temperature, such as 1.0"
+            yield "votes", "temperature", why
+        if self.chunk != 8 and not (numbers and 2 < most < float("inf")):
+            yield "chunk", "format", f"chunk is for lists, {found}: set format='listwise'"
+        for option, is_set in (("schedule", self.schedule != "all"), ("budget", self.budget is not None)):
+            if is_set and most != 2:
+                yield option, "format", f"{option} is for pairs, {found}: set format='pairwise'"
 
     def _engine(self) -> Engine:
         if self.engine == "server":
-            from flexjudge_reward.engines.server import ServerEngine
-
-            return ServerEngine(str(self.base_url), model=self.model, api_key=self._api_key())
+            key = os.environ.get(self.api_key_env) if self.api_key_env else None
+            if self.api_key_env and not key:
+                raise ConfigError(f"api_key_env names the environment variable {self.api_key_env!r}, which is not set")
+            return server.ServerEngine(str(self.base_url), model=self.model, api_key=key)
         if self.engine == "vllm":
-            from flexjudge_reward.engines.vllm import VLLMEngine
-
             share = self.gpu_memory_utilization
-            return VLLMEngine(str(self.model), revision=self.revision, gpu_memory_utilization=share)
-        from flexjudge_reward.engines.transformers import TransformersEngine
-
+            return vllm.VLLMEngine(str(self.model), revision=self.revision, gpu_memory_utilization=share)
         device = self.device or ("cpu" if self.model == NANO else None)
-        return TransformersEngine(str(self.model), revision=self.revision, device=device)
+        return transformers.TransformersEngine(str(self.model), revision=self.revision, device=device)
 
-    def _api_key(self) -> str | None:
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise ConfigError(f"api_key_env names the environment variable {self.api_key_env!r}, which is not set")
-        return key
 
-    def _one_per_rank(self, count: int) -> str:
-        revision = f" --revision {self.revision}" if self.revision else ""
-        return (
-            f"there are {count} training processes and no judge server, so each would load its own copy of"
-            f" {self.model}. Start one server instead, on a device of its own:\n\n"
-            f"    vllm serve {self.model}{revision} --port 8001\n\n"
-            f"and give every process its address: base_url='http://HOST:8001/v1' or {_PREFIX}BASE_URL"
-        )
+@dataclass(frozen=True)
+class RewardConfig:
+    """Every setting of a reward: what a trainer gets, and which columns of its rows the judge sees."""
 
+    on_failure: OnFailure = setting("group_mean", "what a failed judgement gives: its siblings' mean, None, error")
+    max_failure_rate: float = setting(0.05, "share of failed judgements above which the run stops, 0 to 1", 0, 1)
+    question_column: str | None = setting(None, "a column shown as the question instead of the prompt's text")
+    reference_column: str | None = setting(None, "a column with a reference answer")
+    rubric_column: str | None = setting(None, "a column with a row's own criteria")
+    media_root: str | None = setting(None, "the folder below which media files may be read; without one, none is")
+    num_generations: int | None = setting(None, "the trainer's group size; by default the rows show it", low=1)
+    deadline: float = setting(1200.0, "seconds after which a rank gives up; below the trainer's ddp_timeout", low=0.001)
+
+    def __post_init__(self) -> None:
+        checked(KNOWN_SETTINGS, vars(self))
+
+    @classmethod
+    def resolve(
+        cls, given: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+    ) -> RewardConfig:
+        """The reward's settings. Raises ConfigError as `JudgeConfig.resolve`."""
+        return cls(**{name: one.value for layer in _layers(cls, given, environ) for name, one in layer.items()})
+
+
+KNOWN_SETTINGS: dict[str, Setting] = settings_of(JudgeConfig, RewardConfig)
+"""All settings by name."""
+
+_ENGINES_OF = {
+    "base_url": ("server",),
+    "api_key_env": ("server",),
+    "revision": ("vllm", "transformers"),
+    "device": ("transformers",),
+    "gpu_memory_utilization": ("vllm",),
+}
+"""The engines that a setting is for; those that are not here are for all."""
 
 _FALLBACK = (
-    "no model was named and there is no CUDA device with vLLM, so the embedded judge stands in;"
-    " it knows pictures of coloured shapes and nothing else"
+    "no model was named and there is no CUDA device with vLLM, so the embedded judge is used;"
+    " it knows images of coloured shapes and nothing else"
 )
-
-
-def checked(given: Mapping[str, object], where: str = "") -> dict[str, Any]:
-    """The settings that are not None, with their names, types and closed lists checked.
-
-    Raises:
-        ConfigError: an unknown name or a wrong value; `where` says where it came from.
-    """
-    known = JudgeOptions.__annotations__
-    settings = {}
-    for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"{where}unknown judge setting {name!r}; known are {', '.join(known)}")
-        if value is not None:
-            settings[name] = _typed(name, value, where)
-    return settings
 
 
 def has_gpu_engine() -> bool:
@@ -289,105 +263,74 @@ def has_gpu_engine() -> bool:
 
 
 def training_processes() -> int:
-    """How many processes train together: WORLD_SIZE, or what torch.distributed knows if it is initialised."""
-    size = os.environ.get("WORLD_SIZE", "")
-    count = int(size) if size.isdecimal() else 1
+    """How many processes train together: WORLD_SIZE, or torch.distributed's world size if it is initialised."""
+    size, group = os.environ.get("WORLD_SIZE", ""), distributed()
+    return max(int(size) if size.isdecimal() else 1, 1 if group is None else group.get_world_size())
+
+
+def distributed() -> Any:
+    """torch.distributed where several processes train together, else None."""
     # Without the import: a process that has not imported torch has not initialised it either.
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = max(count, torch.distributed.get_world_size())
-    return count
+    group = None if torch is None else torch.distributed
+    several = group is not None and group.is_available() and group.is_initialized() and group.get_world_size() > 1
+    return group if several else None
 
 
-def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers merged, later ones winning; naming an in-process judge also drops a server address from below."""
-    settings: dict[str, Any] = {}
+def _layers(
+    owner: type, given: Mapping[str, object] | None, environ: Mapping[str, str] | None
+) -> list[dict[str, Given]]:
+    """What the file, the environment and the arguments say about the settings of `owner`, weakest first."""
+    layers = collect(KNOWN_SETTINGS, given or {}, os.environ if environ is None else environ)
+    own = settings_of(owner)
+    for name, one in layers[-1].items():
+        if name not in own:
+            other = RewardConfig if owner is JudgeConfig else JudgeConfig
+            raise ConfigError(
+                f"{one.where} belongs to {other.__name__}, not to {owner.__name__}: FlexJudgeReward takes both"
+            )
+    return [{name: one for name, one in layer.items() if name in own} for layer in layers]
+
+
+def _merged(layers: list[dict[str, Given]]) -> dict[str, Given]:
+    """The layers merged, later ones winning. One that names an engine drops what those below say of other engines."""
+    merged: dict[str, Given] = {}
     for layer in layers:
-        in_process = layer.get("engine", "server") != "server" or layer.get("model") == NANO
-        if in_process and "base_url" not in layer:
-            settings.pop("base_url", None)
-        if "base_url" in layer and "engine" not in layer:
-            settings.pop("engine", None)
-        settings |= layer
-    return settings
+        values = {name: one.value for name, one in layer.items()}
+        engine = values.get("engine", "server" if "base_url" in values else None)
+        for name, engines in _ENGINES_OF.items():
+            in_process = engine is None and values.get("model") == NANO  # by either engine
+            if (engine and engine not in engines) or (in_process and engines == ("server",)):
+                merged.pop(name, None)
+        if engine == "server" and "engine" not in layer:
+            merged.pop("engine", None)
+        merged |= layer
+    return merged
 
 
-def _chosen(settings: Mapping[str, Any], gpu: Callable[[], bool]) -> dict[str, Any]:
+def _chosen(given: Mapping[str, Given], gpu: Callable[[], bool]) -> dict[str, Any]:
     """The model and the engine, and why."""
-    model, engine, url = settings.get("model"), settings.get("engine"), settings.get("base_url")
-    if url and engine not in (None, "server"):
-        raise ConfigError(f"base_url={url!r} asks for a server but engine={engine!r}; give one of the two")
+    model, engine, url = (given[name].value if name in given else None for name in ("model", "engine", "base_url"))
     if engine == "server" and not url:
-        raise ConfigError(f"engine='server' needs its address: base_url='http://HOST:8001/v1' or {_PREFIX}BASE_URL")
-    if url:
+        address = f"base_url='http://HOST:8001/v1' or {PREFIX}BASE_URL"
+        raise ConfigError(f"engine='server' ({_places(given, 'engine')}) needs its address: {address}")
+    if url and engine in (None, "server"):
         return {"model": model, "engine": "server", "why": "a server address was given"}
-    if model is None and engine is None:
-        if gpu():
-            return {"model": LARGE, "engine": "vllm", "why": "a CUDA device and vLLM are here"}
-        return {"model": NANO, "engine": "transformers", "why": _FALLBACK}
-    if model is None:
-        return {"model": LARGE if engine == "vllm" else NANO, "engine": engine, "why": "the engine was named"}
-    if engine is None:
-        engine = "vllm" if model != NANO and gpu() else "transformers"
-    return {"model": model, "engine": engine, "why": "the model was named"}
+    if model is not None or engine is not None:
+        why = f"the {'engine' if model is None else 'model'} was named"
+        model = model or (LARGE if engine == "vllm" else NANO)
+        engine = engine or ("vllm" if model != NANO and gpu() else "transformers")
+        return {"model": model, "engine": engine, "why": why}
+    if gpu():
+        return {"model": LARGE, "engine": "vllm", "why": "a CUDA device and vLLM are here"}
+    return {"model": NANO, "engine": "transformers", "why": _FALLBACK}
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for variable, text in environ.items():
-        if variable.startswith(_PREFIX) and variable not in _NO_SETTINGS and text != "":
-            name = variable.removeprefix(_PREFIX).lower()
-            values |= checked({name: _number(name, text, variable)}, f"environment variable {variable}: ")
-    return values
+def _places(given: Mapping[str, Given], *names: str) -> str:
+    """Where settings come from, such as "the argument votes and temperature by default"."""
+    return " and ".join(given[name].where if name in given else f"{name} by default" for name in names)
 
 
-def _number(name: str, text: str, variable: str) -> Any:
-    if name in _SWITCHES:
-        return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
-    kind = _NUMBERS.get(name, str)
-    try:
-        return kind(text)
-    except ValueError:
-        raise ConfigError(f"environment variable {variable}: expected a number, found {text!r}") from None
-
-
-def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
-    source = environ.get(_PREFIX + "CONFIG")
-    if not source:
-        return {}
-    try:
-        return checked(tomllib.loads(Path(source).read_text("utf-8")), f"{source}: ")
-    except OSError as error:
-        raise ConfigError(f"{_PREFIX}CONFIG names {source!r}, which cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
-
-
-def _typed(name: str, value: Any, where: str) -> Any:
-    if name in _NUMBERS:
-        whole = _NUMBERS[name] is int
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"{where}{name!r} must be {kind}, found {value!r}")
-        return value if whole else float(value)
-    if name in _SWITCHES:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{where}{name!r} must be true or false, found {value!r}")
-        return value
-    if name == "rubric" and isinstance(value, Rubric):
-        return value
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(f"{where}{name!r} must be a text, found {value!r}")
-    allowed = {"engine": get_args(EngineName), "format": tuple(FORMATS), "schedule": get_args(Schedule)}.get(name)
-    if allowed and value not in allowed:
-        raise ConfigError(f"{where}{name!r} must be one of {', '.join(allowed)}, found {value!r}")
-    return str(value)
-
-
-def _is_small(model: str | None) -> bool:
+def _is_small(model: str) -> bool:
     """Whether a copy per training process is fine: the embedded judge, or a folder with little weight in it."""
-    if model == NANO:
-        return True
-    folder = Path(model or "")
-    weights = [file.stat().st_size for file in folder.glob("*.safetensors")] if model and folder.is_dir() else []
-    return bool(weights) and sum(weights) < _SMALL_BYTES
+    return model == NANO or 0 < sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) < _SMALL_BYTES

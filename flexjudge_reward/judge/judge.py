@@ -1,28 +1,59 @@
 """Judge: examples in, verdicts out. The one place where format, engine and media meet.
 
-All examples of a call go to the engine as one batch; formats that ask in rounds go round by round together. An example
-whose media cannot be used gets a `media` failure and its batch-mates are judged as if it had not been there; an example
-that does not fit the format is the caller's mistake and raises before anything is generated.
+    judge = Judge.load()                                        # arguments, FLEXJUDGE_* and the machine decide which
+    verdict = judge.score("What is 2 + 2?", "4")
+    print(verdict.scores, verdict.failure, verdict.reasoning)
+
+All examples of a call go to the engine as one batch; formats with several rounds go round by round together. An example
+whose media cannot be used gets a `media` failure and the others are judged as if it were not there. An example that
+does not fit the format is the caller's mistake and raises before anything is generated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from flexjudge_reward.errors import ConfigError, MediaError
-from flexjudge_reward.formats.builtin import steps, together
-from flexjudge_reward.types import AnyFormat, Engine, Example, Failure, Generation, Prompt, Sampling, Steps, Verdict
+from flexjudge_reward.engines.base import Closable, Engine
+from flexjudge_reward.errors import ConfigError, MediaError, MissingExtra
+from flexjudge_reward.formats.base import Format
+from flexjudge_reward.formats.groups import for_group_size
+from flexjudge_reward.formats.rounds import Ask, gather, run, send
+from flexjudge_reward.judge.record import Record
+from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Verdict
 
 
-class Judge:
-    """A format and an engine, with one way of sampling. Cheap to build: engines load on first use."""
+class Judge(Closable):
+    """A format, an engine and a way of sampling. Cheap to build: engines load on first use."""
 
-    def __init__(self, format: AnyFormat, engine: Engine, sampling: Sampling = Sampling()) -> None:
-        self.format, self.engine, self.sampling = format, engine, sampling
+    def __init__(
+        self, format: Format, engine: Engine, sampling: Sampling = Sampling(), record: Record | None = None
+    ) -> None:
+        """With a `record`, every judgement is noted there (`record.py`)."""
+        self.format, self.engine, self.sampling, self.record = format, engine, sampling, record
 
-    def __call__(self, examples: Sequence[Example]) -> list[Verdict]:
+    @classmethod
+    def load(cls, **settings: Any) -> Judge:
+        """The judge that arguments, FLEXJUDGE_* and the machine choose, behind its cache.
+
+        Args:
+            settings: model, base_url, format, rubric and so on: the fields of `JudgeConfig`.
+
+        Raises:
+            ConfigError: a wrong setting. Nothing is loaded.
+        """
+        from flexjudge_reward.judge.config import JudgeConfig
+
+        return JudgeConfig.resolve(settings).build()
+
+    def __call__(
+        self, examples: Sequence[Example], labels: Sequence[Mapping[str, object]] | None = None
+    ) -> list[Verdict]:
         """One verdict per example, in order.
+
+        Args:
+            labels: per example, what the record notes beside it, such as {"step": 7}.
 
         Raises:
             ConfigError: no examples, or one that does not fit the format (its index is in the message).
@@ -30,68 +61,70 @@ class Judge:
         """
         if not examples:
             raise ConfigError("nothing to judge: the list of examples is empty")
-        run = together([self._steps(index, example) for index, example in enumerate(examples)])
-        replies: list[Generation] | None = None
-        while True:
-            try:
-                prompts = next(run) if replies is None else run.send(replies)
-            except StopIteration as stop:
-                verdicts: list[Verdict] = stop.value
-                return verdicts
-            replies = self._generate(prompts)
+        start = time.perf_counter()
+        ask = Ask(self.sampling, send)
+        judgements = gather(*(self._judged(index, example, ask) for index, example in enumerate(examples)))
+        verdicts = run(judgements, self.engine.generate)
+        if self.record is not None:
+            seconds = time.perf_counter() - start
+            self.record.add(self.described(), examples, verdicts, labels or [{}] * len(examples), seconds)
+        return verdicts
+
+    def score(self, question: ContentLike, answer: ContentLike, reference: ContentLike | None = None) -> Verdict:
+        """The verdict on one answer; for many, calling the judge with a list is faster. Raises as a call does."""
+        return self([Example(question, [answer], reference)])[0]
+
+    def with_format(self, format: Format) -> Judge:
+        """The same judge with another format."""
+        return Judge(format, self.engine, self.sampling, self.record)
+
+    def for_group_size(self) -> Judge:
+        """The same judge for groups of any size, if its format compares candidates (`formats/groups.py`)."""
+        return self.with_format(for_group_size(self.format))
+
+    def described(self) -> dict[str, object]:
+        """Who judges, for records and cards: model, engine, format, rubric, sampling. No address and no path."""
+        identity, plain = self.engine.identity(), self.format.innermost()
+        return {
+            "model": identity.get("root") or identity.get("model"),
+            "engine": identity.get("engine"),
+            "version": identity.get("revision") or identity.get("weights") or identity.get("build"),
+            "format": self.format.described(),
+            "rubric": getattr(getattr(plain, "rubric", None), "criteria", None),
+            "temperature": self.sampling.temperature,
+            "max_tokens": self.sampling.max_tokens,
+            "seed": self.sampling.seed,
+        }
 
     def check_media(self, example: Example) -> None:
-        """Whether the judge can be shown the pictures and clips of `example`, as far as its files say.
+        """Whether the judge can be shown the media of `example`, as far as its files say.
 
-        Only an engine that loads a model itself can know; what a server cannot show fails row by row.
+        Only an engine that loads a model itself can know; a server that rejects images does so row by row.
 
         Raises:
             ConfigError: it cannot.
             EngineError: there is no such model.
         """
-        takes = getattr(self.engine, "takes", None)
-        for kind in sorted({media.kind for media in example.media} & {"image", "video"}):
-            if takes is not None and not takes(kind):
+        unsupported = [kind for kind in ("image", "video") if not self.engine.supports(kind)]
+        for kind in unsupported:
+            if any(media.kind == kind for media in example.media):
                 name = self.engine.identity().get("model")
-                raise ConfigError(f"the judge {name} reads text only and cannot be shown {kind}s: take one that sees")
+                reads = "reads text only and " if len(unsupported) == 2 else ""
+                raise ConfigError(f"the judge {name} {reads}cannot be shown {kind}s: use a model that can")
 
     def close(self) -> None:
         """Closes the engine."""
         self.engine.close()
 
-    def _steps(self, index: int, example: Example) -> Steps:
-        run = steps(self.format, example)
+    async def _judged(self, index: int, example: Example, ask: Ask) -> Verdict:
         try:
-            prompts = next(run)
+            self.format.check(example)
             for media in example.media:
                 media.load()
-            while True:
-                prompts = run.send((yield prompts))
-        except StopIteration as stop:
-            verdict: Verdict = stop.value
-            return verdict
+            return await self.format.judge(example, ask)
+        except MissingExtra:
+            raise
         except ConfigError as error:
             raise ConfigError(f"example {index}: {error}") from error
         except MediaError as error:
             return Verdict.failed(Failure("media", str(error)))
-
-    def _generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """One round: one call to the engine for each way of sampling in it, which is one unless prompts change it."""
-        ways: dict[tuple[tuple[str, object], ...], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            ways.setdefault(prompt.changes, []).append(index)
-        replies: dict[int, Generation] = {}
-        for changes, indices in ways.items():
-            sampling = replace(self.sampling, **dict(changes))  # type: ignore[arg-type]
-            plain = [replace(prompts[index], changes=()) if changes else prompts[index] for index in indices]
-            replies.update(zip(indices, self._asked(plain, sampling), strict=True))
-        return [replies[index] for index in range(len(prompts))]
-
-    def _asked(self, prompts: list[Prompt], sampling: Sampling) -> list[Generation]:
-        generations = self.engine.generate(prompts, sampling)
-        if len(generations) != len(prompts):
-            raise ConfigError(
-                f"{type(self.engine).__name__}.generate returned {len(generations)} replies for {len(prompts)} prompts;"
-                " an engine returns one per prompt, in order"
-            )
-        return generations

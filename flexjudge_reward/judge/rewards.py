@@ -1,13 +1,13 @@
-"""Verdicts into the numbers a trainer gets. Pure, and the one gate every number leaves through.
+"""Verdicts into the numbers a trainer gets. Pure, and the one gate that every number leaves through.
 
-    Verdict --outcome--> float in [0, 1] | Failure --rewards--> float in [0, 1] | None
+    Verdict --unit_score--> float in [0, 1] | Failure --rewards--> float in [0, 1] | None
 
 A score is moved linearly from the verdict's declared scale to [0, 1], never normalised by its batch, so that a reward
-means the same in every step. A number that is not finite or not on its scale is a failure like any other. What a
-failure becomes is the policy `on_failure`, and none of the policies invents a score:
+means the same in every step. A number that is not finite or not on its scale is a failure. The policy `on_failure`
+decides what a failure becomes, and no policy invents a score:
 
     group_mean  the mean of the judged siblings of its group, which gives it no advantage whatever other rewards there
-                are; a group in which nobody was judged gets None
+                are; a group without a judged row gets None
     abstain     None, which TRL counts as "no reward from this function"
     raise       JudgementFailed
 
@@ -23,6 +23,7 @@ from collections.abc import Hashable, Sequence
 from typing import Literal, get_args
 
 from flexjudge_reward.errors import ConfigError, JudgementFailed
+from flexjudge_reward.formats.base import mean
 from flexjudge_reward.types import Failure, Verdict
 
 OnFailure = Literal["group_mean", "abstain", "raise"]
@@ -31,25 +32,25 @@ Outcome = float | Failure
 
 _ADVICE = {
     "truncated": "raise max_tokens, give the engine memory for its context, or judge with a model that thinks shorter",
-    "malformed": "this model does not answer in the form it was asked for: is it a judge, in this format and wording?",
+    "malformed": "this model does not follow the answer format: is it a judge of this format and prompt set?",
     "out_of_range": "the judge answers off the rubric's scale: use the scale it was trained on",
     "wrong_count": "the judge does not give one score per candidate: is it trained for this format?",
     "refused": "the judge or its server's filter declines: look at the examples",
-    "empty": "the judge says nothing: is its chat template the right one?",
-    "media": "look at the pictures or clips of the data set",
+    "empty": "the judge replies with nothing: is its chat template the right one?",
+    "media": "look at the images or videos of the data set",
     "transport": "look at the judge server's log and its network",
     "timeout": "the judge server is stuck or slow: look at its log, give it replicas, or (with ranks) raise deadline",
     "engine": "look at the judge engine's log",
 }
 
 
-def outcome(verdict: Verdict, candidate: int = 0) -> Outcome:
+def unit_score(verdict: Verdict, candidate: int = 0) -> Outcome:
     """The score of one candidate in [0, 1], or the failure of its verdict. This is the gate."""
     if verdict.failure is not None:
         return verdict.failure
     scores = verdict.scores or ()
     if candidate >= len(scores):
-        return Failure("wrong_count", f"the verdict has {len(scores)} scores, asked for number {candidate + 1}")
+        return Failure("wrong_count", f"the verdict has {len(scores)} scores, candidate {candidate + 1} has none")
     score = scores[candidate]
     if isinstance(score, bool) or not isinstance(score, numbers.Real):
         return Failure("out_of_range", f"a score must be a number, found {score!r}")
@@ -60,26 +61,26 @@ def outcome(verdict: Verdict, candidate: int = 0) -> Outcome:
     return unit
 
 
-def groups(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hashable, int]]:
+def group_ids(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hashable, int]]:
     """Which group each row belongs to: rows of one key, in order, cut to the group size that all keys share.
 
-    A trainer draws the same number of completions for every prompt, so when a prompt happens to stand twice in a batch
-    its count is a multiple of the others' and it is two groups, not one.
+    A trainer samples the same number of completions for every prompt, so a prompt that occurs twice in a batch has a
+    multiple of the others' count and forms two groups, not one.
 
     Args:
         keys: what identifies the prompt of each row, over all ranks and in their order.
-        size: the trainer's group size, which is taken where it divides all counts; else it is the largest that they
-            allow: an evaluation may have another size than the training.
+        size: the trainer's group size, used where it divides all counts; else the largest size they allow, because an
+            evaluation may have another size than the training.
     """
     counts = Counter(keys)
     shared = math.gcd(*counts.values())
     size = size if size and shared % size == 0 else shared
     seen: Counter[Hashable] = Counter()
-    found = []
+    ids = []
     for key in keys:
-        found.append((key, seen[key] // size if size > 1 else 0))
+        ids.append((key, seen[key] // size if size > 1 else 0))
         seen[key] += 1
-    return found
+    return ids
 
 
 def rewards(
@@ -89,59 +90,44 @@ def rewards(
 
     Args:
         outcomes: whole groups; of a group split over ranks, the outcomes of all ranks.
-        group_of: the group of each outcome, see `groups`.
+        group_of: the group of each outcome, see `group_ids`.
 
-    Raises:
-        ConfigError: unequal lengths, or no such policy.
-        JudgementFailed: a failure, under the policy "raise".
+    Raises ConfigError for unequal lengths or no such policy, JudgementFailed for a failure under the policy "raise".
     """
     if on_failure not in get_args(OnFailure):
         raise ConfigError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, found {on_failure!r}")
     if len(outcomes) != len(group_of):
         raise ConfigError(f"{len(outcomes)} outcomes but {len(group_of)} groups; give the group of every outcome")
-    if on_failure == "raise":
-        _raise_first(outcomes)
-    judged: dict[Hashable, list[float]] = defaultdict(list)
-    for group, found in zip(group_of, outcomes, strict=True):
-        if not isinstance(found, Failure):
-            judged[group].append(found)
-    instead = {group: _mean(scores) for group, scores in judged.items()} if on_failure == "group_mean" else {}
-    return [
-        instead.get(group) if isinstance(found, Failure) else found
-        for group, found in zip(group_of, outcomes, strict=True)
-    ]
-
-
-def _mean(scores: Sequence[float]) -> float:
-    # Clamped, because rounding may put the mean of equal scores one step outside them.
-    return min(max(math.fsum(scores) / len(scores), min(scores)), max(scores))
-
-
-def _raise_first(outcomes: Sequence[Outcome]) -> None:
-    failed = [(row, found) for row, found in enumerate(outcomes) if isinstance(found, Failure)]
-    if failed:
+    failed = [(row, outcome) for row, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
+    if failed and on_failure == "raise":
         row, first = failed[0]
         raise JudgementFailed(
             f"{len(failed)} of {len(outcomes)} judgements failed and on_failure is 'raise'. Row {row}: {first.kind}:"
-            f" {first.detail}. To go on without them use on_failure='group_mean'."
+            f" {first.detail}. To continue without them use on_failure='group_mean'."
         )
+    judged: dict[Hashable, list[float]] = defaultdict(list)
+    for group, outcome in zip(group_of, outcomes, strict=True):
+        if not isinstance(outcome, Failure):
+            judged[group].append(outcome)
+    means = {group: mean(scores) for group, scores in judged.items()} if on_failure == "group_mean" else {}
+    return [
+        means.get(group) if isinstance(outcome, Failure) else outcome
+        for group, outcome in zip(group_of, outcomes, strict=True)
+    ]
 
 
 class FailureWatch:
     """Stops a run once more than `limit` of a window of judgements failed.
 
     It trips as soon as the failures alone exceed the share of a whole window, so a dead judge is noticed after
-    `limit * window` failures (25 by default), and a handful of bad replies at the start of a run stops nothing.
+    `limit * window` failures (25 by default), and a few bad replies at the start of a run stop nothing.
     """
 
     def __init__(self, limit: float = 0.05, window: int = 500) -> None:
         """
         Args:
-            limit: the highest failure rate that is accepted, 0 to 1. 0 stops at the first failure, 1 never stops.
+            limit: the highest failure rate that is accepted; 0 stops at the first failure, 1 never stops.
             window: over how many of the latest judgements the rate is taken.
-
-        Raises:
-            ConfigError: a value is outside its range.
         """
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0.0 <= limit <= 1.0:
             raise ConfigError(f"max_failure_rate must be a share from 0 to 1, found {limit!r}")
@@ -151,16 +137,17 @@ class FailureWatch:
         self._recent: deque[Failure | None] = deque(maxlen=window)
 
     def add(self, outcomes: Sequence[Outcome | None]) -> None:
-        """Counts judgements, in order: what failed, or anything else for what did not.
+        """Counts judgements, in order: the failure of each, or anything else for a good one.
 
-        Raises:
-            JudgementFailed: the limit is passed. The message has the failures by kind, one example and what to do.
+        Raises JudgementFailed past the limit: with the failures by kind, one example and what to do.
         """
-        for found in outcomes:
-            self._recent.append(found if isinstance(found, Failure) else None)
-            failed = [failure for failure in self._recent if failure] if isinstance(found, Failure) else []
-            if len(failed) > self.limit * self.window:
-                raise JudgementFailed(self._message(failed))
+        for outcome in outcomes:
+            failure = outcome if isinstance(outcome, Failure) else None
+            self._recent.append(failure)
+            if failure is not None:
+                failed = [recent for recent in self._recent if recent is not None]
+                if len(failed) > self.limit * self.window:
+                    raise JudgementFailed(self._message(failed))
 
     def _message(self, failed: Sequence[Failure]) -> str:
         kinds = Counter(failure.kind for failure in failed)

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 from flexjudge_reward.errors import MediaError
-
-Roots = Sequence[str | os.PathLike[str]]
-"""Folders below which files may be read; none of them means no file at all."""
+from flexjudge_reward.media.modality import Roots
 
 
 def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
     """The content of a file. A relative `path` starts at a root: the first in which it exists.
 
     A link below a root may be named if it leads to a place below a root.
-
-    Raises:
-        MediaError: no root given, the file is outside all of them, missing, not a regular file, or too large.
+    Raises MediaError: no root given, the file is outside all of them, missing, not a regular file, or too large.
     """
     name = os.fsdecode(path)
     if "\0" in name:
@@ -35,13 +30,12 @@ def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
     if not roots:
         raise MediaError("reading files is off: name the folder it lies in, roots=[folder]")
     real_roots = [os.path.realpath(root) for root in roots]
-    outside = f"the file lies outside the allowed folders ({', '.join(map(str, roots))})"
     problem = "no such file; a relative path starts at one of the allowed folders"
     for real_root in real_roots:
         real = os.path.realpath(os.path.join(real_root, name))
         home = next((root for root in real_roots if Path(real).is_relative_to(root)), None)
         if home is None:
-            problem = outside
+            problem = f"the file lies outside the allowed folders ({', '.join(map(str, roots))})"
         elif os.path.lexists(real):
             return _open_and_read(home, Path(real).relative_to(home).parts, most_bytes)
     raise MediaError(problem)
@@ -49,23 +43,17 @@ def read(path: str | os.PathLike[str], roots: Roots, most_bytes: int) -> bytes:
 
 def _open_and_read(root: str, names: tuple[str, ...], most_bytes: int) -> bytes:
     try:
-        handle = _walk(root, names)
-        try:
-            return _content(handle, most_bytes)
-        finally:
-            os.close(handle)
+        with open(root, "rb", opener=lambda *_: _walk(root, names)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise MediaError("not a regular file")
+            if status.st_size > most_bytes:
+                raise MediaError(f"the file has {status.st_size:,} bytes; {most_bytes:,} are allowed")
+            data = file.read(most_bytes + 1)
+    except IsADirectoryError:
+        raise MediaError("not a regular file") from None
     except OSError as error:
         raise MediaError(f"the file cannot be read: {error.strerror or error}") from None
-
-
-def _content(handle: int, most_bytes: int) -> bytes:
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError("not a regular file")
-    if status.st_size > most_bytes:
-        raise MediaError(f"the file has {status.st_size:,} bytes; {most_bytes:,} are allowed")
-    with os.fdopen(handle, "rb", closefd=False) as file:
-        data = file.read(most_bytes + 1)
     if len(data) > most_bytes:  # it grew, or lies about its size as files in /proc do
         raise MediaError(f"the file has more than the {most_bytes:,} bytes allowed")
     return data

@@ -1,18 +1,20 @@
-"""How one SMILES becomes what a judge may see: RDKit's own canonical SMILES and a line of plain descriptors.
+"""Molecules: one SMILES becomes RDKit's canonical SMILES and a line of plain descriptors, and a drawing if wanted.
 
-Promised: nothing of the input is shown. It is checked for length and alphabet before RDKit reads it (so no name,
+Promised: no part of the input text is shown. It is checked for length and alphabet before RDKit reads it (so no name,
 CXSMILES extension, reaction or line break gets that far), RDKit writes it anew without atom numbers, and what RDKit
-wrote must again be of the alphabet. RDKit's logging is silent meanwhile. Not known here: whether a molecule is stable,
-can be made, or is of any use; the descriptors are counts and sums over its atoms.
+wrote must again be of the alphabet. RDKit's logging is silent meanwhile. The descriptors are counts and sums over the
+atoms; they do not say whether a molecule is stable, synthesizable or useful.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.errors import MediaError, MissingExtra
+from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,25 +27,19 @@ _ALPHABET = re.compile(r"[A-Za-z0-9\[\]()=#$:/\\@+\-%.]+")
 _lock = threading.Lock()  # of RDKit's switch for its logging, which is one for the whole process
 
 
-def describe(source: object) -> str:
-    """Two lines: the canonical SMILES, and descriptors (weight in g/mol, TPSA in square angstrom).
+class MoleculeModality(Modality):
+    """One molecule, as text; with `drawn`, a drawing of the structure goes before the text."""
 
-    Raises:
-        MediaError: no text, too long, not a SMILES that RDKit accepts, or too many atoms.
-        MissingExtra: RDKit is not installed.
-    """
-    mol, smiles = _read(source)
-    facts = ", ".join(f"{name} {value}" for name, value in _descriptors(mol).items())
-    return f"SMILES: {smiles}\nDescriptors: {facts}"
+    name, options = "molecule", {"drawn": False}
 
+    def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
+        """Two lines: the canonical SMILES, and descriptors (weight in g/mol, TPSA in square angstrom).
 
-def draw(source: object) -> Image:
-    """The structure as a drawing in black and colours on white, RGB. Raises as `describe`."""
-    mol, _ = _read(source)
-    from rdkit.Chem import Draw
-
-    drawn: Image = Draw.MolToImage(mol, size=(_SIDE, _SIDE)).convert("RGB")  # type: ignore[no-untyped-call]
-    return drawn
+        Raises MediaError: no text, too long, not a SMILES that RDKit accepts, or too many atoms; and MissingExtra.
+        """
+        mol, smiles = _read(source)
+        facts = ", ".join(f"{name} {value}" for name, value in _descriptors(mol).items())
+        return Loaded((_draw(mol),) if options["drawn"] else (), text=f"SMILES: {smiles}\nDescriptors: {facts}")
 
 
 def _read(source: object) -> tuple[Any, str]:
@@ -56,8 +52,14 @@ def _read(source: object) -> tuple[Any, str]:
     with _lock, rdBase.BlockLogs():
         mol = _parsed(Chem, text)
         for atom in mol.GetAtoms():
-            atom.SetAtomMapNum(0)  # a label of the writer's, up to four digits of his choice
-        smiles = _written(Chem, _parsed(Chem, _written(Chem, mol)))
+            atom.SetAtomMapNum(0)  # a label of up to four free digits
+        # Atoms that only these labels distinguished are no stereo centres.
+        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+        how: Any = Chem.SmilesWriteParams()
+        how.includeDativeBonds = False  # they are written as arrows
+        smiles = str(Chem.MolToSmiles(mol, how))
+        if _ALPHABET.fullmatch(smiles) is None:
+            raise MediaError("the molecule has no plain SMILES: RDKit writes it with a wildcard or an arrow")
         return _parsed(Chem, smiles), smiles
 
 
@@ -86,13 +88,12 @@ def _parsed(chem: Any, text: str) -> Any:
     return mol
 
 
-def _written(chem: Any, mol: Any) -> str:
-    how = chem.SmilesWriteParams()
-    how.includeDativeBonds = False  # they are written as arrows
-    smiles = str(chem.MolToSmiles(mol, how))
-    if _ALPHABET.fullmatch(smiles) is None:
-        raise MediaError("the molecule has no plain SMILES: RDKit writes it with a wildcard or an arrow")
-    return smiles
+def _draw(mol: Any) -> Image:
+    """The structure in black and colours on white, RGB."""
+    from rdkit.Chem import Draw
+
+    drawn: Image = Draw.MolToImage(mol, size=(_SIDE, _SIDE)).convert("RGB")  # type: ignore[no-untyped-call]
+    return drawn
 
 
 def _descriptors(mol: Any) -> dict[str, str]:

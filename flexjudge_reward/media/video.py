@@ -1,7 +1,7 @@
-"""How an encoded clip becomes RGB frames: in a child process with a deadline, because decoders hang and crash.
+"""Videos: from a list of frames, an array or an encoded file to evenly sampled RGB frames.
 
-A thread that hangs in a decoder stays for ever; a process can be killed. The child's answer is read within the size it
-may have, whatever it wrote.
+An encoded file is decoded in a child process with a deadline (`video_worker.py`): decoders hang and crash. A hung
+decoder thread cannot be killed; a process can. The child's output is read up to the size it may have.
 """
 
 from __future__ import annotations
@@ -13,69 +13,87 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 from flexjudge_reward.errors import MediaError, MissingExtra
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from flexjudge_reward.media import image
+from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
+from flexjudge_reward.media.source import encoded_bytes, numbers
 
 _CHILD = Path(__file__).with_name("video_worker.py")
 _LONGEST_HEADER = 4096
 
 
-def decode(data: bytes, most_pixels: int, most_frames: int, seconds: int) -> tuple[float, tuple[Image, ...]]:
-    """At most `most_frames` frames, evenly spaced, and their rate in frames per second.
+class VideoModality(Modality):
+    """One video, sampled evenly to at most `limits.frames` frames."""
 
-    Args:
-        most_pixels: over all frames that are kept.
-        seconds: after which the child is killed.
+    name, channel, is_file, options = "video", True, True, {"fps": 1.0}
 
-    Raises:
-        MediaError: PyAV is missing; not a clip, damaged, too large, or not decoded in time.
-    """
+    def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
+        """The frames and their rate; `fps` is that of a list or array. Raises MediaError, MissingExtra."""
+        if hasattr(source, "__array__"):
+            source = list(numbers(source))
+        if isinstance(source, list | tuple):
+            return _from_frames(source, options["fps"], roots, limits)
+        return _decoded(encoded_bytes(source, roots, limits), limits)
+
+
+def _from_frames(source: Sequence[object], fps: object, roots: Roots, limits: Limits) -> Loaded:
+    if not source:
+        raise MediaError("the list of frames is empty")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
+        raise MediaError(f"fps must be a positive number of frames per second, found {fps!r}")
+    kept = min(len(source), limits.frames)
+    pick = [round(i * (len(source) - 1) / max(1, kept - 1)) for i in range(kept)]
+    each = replace(limits, pixels=min(limits.pixels, 4 * limits.pixels // kept))
+    frames = tuple(image.read(source[i], roots, each) for i in pick)
+    if len({frame.size for frame in frames}) > 1:
+        raise MediaError("the frames differ in size")
+    sampled = kept < len(source) and kept > 1
+    return Loaded(frames, float(fps) * (kept - 1) / (len(source) - 1) if sampled else float(fps))
+
+
+def _decoded(data: bytes, limits: Limits) -> Loaded:
     if importlib.util.find_spec("av") is None:
-        raise MediaError(str(MissingExtra("av", "video")))
-    with tempfile.TemporaryFile() as clip, tempfile.TemporaryFile() as answer:
-        clip.write(data)
-        clip.seek(0)
-        # -P: without it the folder of the child comes first on its path, and our types.py hides Python's
-        command = [sys.executable, "-P", str(_CHILD), f"{most_pixels}", f"{most_frames}", f"{seconds}"]
-        child = subprocess.Popen(command, stdin=clip, stdout=answer, stderr=subprocess.DEVNULL, env=_environment())
+        raise MissingExtra("av", "video")
+    # -P: without it the folder of the child comes first on its path, and our types.py hides Python's
+    command = [sys.executable, "-P", str(_CHILD), str(4 * limits.pixels), str(limits.frames), str(limits.seconds)]
+    # What Python needs to start, and nothing else: keys and tokens are not for a decoder of untrusted files.
+    names = {"PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
+    env = {name: os.environ[name] for name in names & os.environ.keys()}
+    with tempfile.TemporaryFile() as video, tempfile.TemporaryFile() as output:
+        video.write(data)
+        video.seek(0)
         try:
-            code = child.wait(seconds)
+            child = subprocess.run(
+                command, stdin=video, stdout=output, stderr=subprocess.DEVNULL, env=env, timeout=limits.seconds
+            )
         except subprocess.TimeoutExpired:
-            raise MediaError(f"the clip was not decoded within {seconds} s; cut it or make it smaller") from None
-        finally:
-            child.kill()
-            child.wait()
-        if code != 0:
-            raise MediaError(f"the clip crashed its decoder (exit code {code})")
-        answer.seek(0)
-        return _read(answer, most_pixels, most_frames)
+            why = f"the video was not decoded within {limits.seconds} s; cut it or make it smaller"
+            raise MediaError(why) from None
+        if child.returncode != 0:
+            raise MediaError(f"the video crashed its decoder (exit code {child.returncode})")
+        output.seek(0)
+        return _read(output, limits)
 
 
-def _environment() -> dict[str, str]:
-    """What Python needs to start, and nothing else: keys and tokens are not for a decoder of strangers' files."""
-    names = ("PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _read(answer: IO[bytes], most_pixels: int, most_frames: int) -> tuple[float, tuple[Image, ...]]:
+def _read(output: IO[bytes], limits: Limits) -> Loaded:
     import PIL.Image
 
     try:
-        header = json.loads(answer.readline(_LONGEST_HEADER))
+        header = json.loads(output.readline(_LONGEST_HEADER))
         if "error" in header:
             raise MediaError(str(header["error"]))
         (width, height), fps, count = header["size"], float(header["fps"]), int(header["frames"])
-        fits = 0 < count <= most_frames and 0 < width * height * count <= most_pixels and math.isfinite(fps) and fps > 0
-        if not fits:
+        pixels = width * height
+        if not (0 < count <= limits.frames and 0 < pixels * count <= 4 * limits.pixels and 0 < fps < math.inf):
             raise ValueError(header)
-        each = width * height * 3
-        return fps, tuple(PIL.Image.frombytes("RGB", (width, height), answer.read(each)) for _ in range(count))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, MediaError):
-            raise
-        raise MediaError("the clip's decoder gave an answer that cannot be read") from None
+        frames = (PIL.Image.frombytes("RGB", (width, height), output.read(3 * pixels)) for _ in range(count))
+        return Loaded(tuple(frames), fps)
+    except MediaError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise MediaError("the video's decoder gave an output that cannot be read") from None

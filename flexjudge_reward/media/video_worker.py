@@ -1,10 +1,10 @@
-"""The program that decodes one clip, run in a process of its own so that it can be killed.
+"""The program that decodes one video, run in a process of its own so that it can be killed.
 
-    python video_worker.py MOST_PIXELS MOST_FRAMES SECONDS < clip > answer
+    python video_worker.py MOST_PIXELS MOST_FRAMES SECONDS < video > output
 
-The answer is one line of JSON, {"size", "fps", "frames"} or {"error"}, and then the RGB bytes of the frames. This file
-imports nothing of the package: it starts fast, and what a crafted clip makes of this process stays in it. Headers are
-used to refuse a clip, never to size anything: frames are counted by decoding them.
+The output is one line of JSON, {"size", "fps", "frames"} or {"error"}, and then the RGB bytes of the frames. This file
+imports nothing of the package: it starts fast, and what a crafted video makes of this process stays in it. Headers are
+used to refuse a video, never to size anything: frames are counted by decoding them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,15 @@ from typing import Any
 MOST_DECODED = 20_000  # frames; with the deadline, what a lying header can cost
 MEMORY = 4 << 30
 # First bytes of the containers that are opened. Playlists (HLS, concat) are not among them: they name other files.
-CONTAINERS = (
-    (4, b"ftyp", "mov"),
-    (0, b"\x1a\x45\xdf\xa3", "matroska"),
-    (0, b"RIFF", "avi"),
-)
+CONTAINERS = ((4, b"ftyp", "mov"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"RIFF", "avi"))
 
 
 class Bad(Exception):
-    """The clip cannot be used, and why."""
+    """The video cannot be used, and why."""
 
 
 def main() -> None:
-    """Reads the clip from the standard input and writes the answer."""
+    """Reads the video from the standard input and writes the output."""
     most_pixels, most_frames, seconds = (int(argument) for argument in sys.argv[1:4])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (4 * seconds, 4 * seconds))
@@ -53,21 +49,21 @@ def decode(most_pixels: int, most_frames: int) -> tuple[float, tuple[int, int], 
     import av
 
     try:
-        with av.open(sys.stdin.buffer, format=_container(), options={"protocol_whitelist": "none"}) as clip:
-            if not clip.streams.video:
+        with av.open(sys.stdin.buffer, format=_container(), options={"protocol_whitelist": "none"}) as container:
+            if not container.streams.video:
                 raise Bad("the file has no video in it")
-            stream = clip.streams.video[0]
+            stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             most_here = most_pixels // most_frames
             _check(stream.codec_context.width, stream.codec_context.height, most_here)
-            kept, times, total = _sampled(clip, stream, most_frames, most_here)
+            kept, times, total = _sampled(container, stream, most_frames, most_here)
             if total < 0.9 * stream.frames - 2:  # the container says how many, and decoders just stop at a cut
-                raise Bad(f"the clip is cut short: {total} of {stream.frames} frames")
+                raise Bad(f"the video is cut short: {total} of {stream.frames} frames")
             rate = stream.average_rate or stream.guessed_rate
     except (av.FFmpegError, ValueError, MemoryError, EOFError) as error:
-        raise Bad(f"the clip is damaged or cut short ({type(error).__name__})") from None
-    pick = [round(i * (len(kept) - 1) / max(1, most_frames - 1)) for i in range(most_frames)]
-    pick = list(range(len(kept))) if len(kept) <= most_frames else pick
+        raise Bad(f"the video is damaged or cut short ({type(error).__name__})") from None
+    count = min(len(kept), most_frames)
+    pick = [round(i * (len(kept) - 1) / max(1, count - 1)) for i in range(count)]
     frames, times = [kept[i] for i in pick], [times[i] for i in pick]
     height, width = frames[0].shape[:2]
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -83,7 +79,7 @@ def _container() -> str:
             if name == "matroska":
                 _check_complete()
             return name
-    raise Bad("not a clip in one of the containers MP4, MOV, MKV, WebM, AVI")
+    raise Bad("not a video in one of the containers MP4, MOV, MKV, WebM, AVI")
 
 
 def _check_complete() -> None:
@@ -99,26 +95,26 @@ def _check_complete() -> None:
             return  # unusual, and for the decoder to judge
         size, at = _ebml_size(head, at + 4)
     except IndexError:
-        raise Bad("the clip is cut short within its header") from None
+        raise Bad("the video is cut short within its header") from None
     if size is not None and at + size > total:
-        raise Bad(f"the clip is cut short: {total:,} of {at + size:,} bytes")
+        raise Bad(f"the video is cut short: {total:,} of {at + size:,} bytes")
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """A variable-length size and where it ends; None is how a live recording says that it does not know."""
+    """A variable-length size and where it ends; None is a live recording of unknown size."""
     length = 9 - data[at].bit_length()
     value = int.from_bytes(data[at : at + length]) & ((1 << 7 * length) - 1)
     return (None if value == (1 << 7 * length) - 1 else value), at + length
 
 
-def _sampled(clip: Any, stream: Any, most_frames: int, most_here: int) -> tuple[list[Any], list[Any], int]:
-    """2N to 4N evenly spaced frames of a clip of unknown length (all, if fewer), their times, and the length."""
+def _sampled(container: Any, stream: Any, most_frames: int, most_here: int) -> tuple[list[Any], list[Any], int]:
+    """2N to 4N evenly spaced frames of a video of unknown length (all, if fewer), their times, and the length."""
     kept: list[Any] = []
     times: list[Any] = []
     stride, total = 1, 0
-    for frame in clip.decode(stream):
+    for frame in container.decode(stream):
         if total == MOST_DECODED:
-            raise Bad(f"the clip has more than {MOST_DECODED:,} frames; cut it or lower its frame rate")
+            raise Bad(f"the video has more than {MOST_DECODED:,} frames; cut it or lower its frame rate")
         if total % stride == 0:
             _check(frame.width, frame.height, most_here)
             kept.append(_upright(frame))
@@ -127,7 +123,7 @@ def _sampled(clip: Any, stream: Any, most_frames: int, most_here: int) -> tuple[
         if len(kept) > 4 * most_frames:
             kept, times, stride = kept[::2], times[::2], 2 * stride
     if not kept:
-        raise Bad("the clip has no frame that can be decoded")
+        raise Bad("the video has no frame that can be decoded")
     return kept, times, total
 
 
@@ -139,7 +135,7 @@ def _check(width: int, height: int, most_pixels: int) -> None:
 
 
 def _upright(frame: Any) -> Any:
-    """The pixels, height x width x 3, turned as a phone's clip asks for."""
+    """The pixels, height x width x 3, turned as a phone's video asks for."""
     import numpy as np
 
     turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as in numpy

@@ -1,8 +1,8 @@
-"""The embedded judge: a Qwen2.5-VL of two million parameters, its policy, and the small world both were trained on.
+"""The embedded judge: a Qwen2.5-VL of two million parameters, and the policy it was made from.
 
 `path("judge")` is a generative judge with text-only reasoning training, `path("base")` the vision-language model it was
-made from and the policy that demos train. Both folders load with `from_pretrained` and with vLLM. What they can and
-cannot do is in README.md beside this file; the pictures, questions and true scores are in `world.py`.
+made from and the policy that the recipes train. Both folders load with `from_pretrained` and with vLLM. README.md
+beside this file is their model card; their world of coloured shapes is `recipes/nano/shapes.py`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What text from outside may not do: become a control token, an answer tag, a delimiter or a role.
+"""Untrusted text in a prompt: its control tokens and answer tags are neutralised, its delimiters cannot be forged.
 
 Three guarantees, all structural and independent of any model:
 
 * `neutralise`: none of the given tokens is in the result, nor in anything that a normaliser makes of it by composing or
   decomposing characters (NFC, NFD, NFKC, NFKD), stripping accents, dropping invisible characters, or writing spaces as
-  `▁`, in any order. Text in which none occurred comes back byte for byte.
+  `▁`, in any order. Text without such a token comes back byte for byte.
 * `fence`: the closing line cannot occur inside, because it is a run of backticks longer than any run in the text.
-* Both results can be written as UTF-8, so that one broken character cannot stop a batch.
+* Both results can be encoded as UTF-8, so that one broken character cannot stop a batch.
 
-The first holds because detection works on a folded copy (`_fold`) that forgets all that those normalisers change, and
+The first holds because detection works on a folded copy (`_fold`) without everything that those normalisers change, and
 folding goes character by character: a token in any form of the text is a folded token in the folded text.
 
-What is not promised: that a model follows the fence (a rate, to be measured per model), tokenizers that ignore case,
+Not promised: that a model respects the fence (a rate, to be measured per model), tokenizers that ignore case,
 look-alike letters of other scripts (no tokenizer takes them for the token), and folded forms of added tokens that are
 plain text with accents or compatibility characters ("é").
 """
@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Content, Message, Part, Quoted
+from flexjudge_reward.types import Content, Message, Part, Untrusted
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-"""The tags of a judge's reply; outside text may not hold them in any case or spelling."""
+"""The tags of a judge's reply; untrusted text may not contain them in any case or spelling."""
 
 KNOWN_CONTROL_TOKENS = frozenset(
     "<|im_start|> <|im_end|> <|endoftext|> <tool_call> </tool_call> <tool_response> </tool_response> "
@@ -40,7 +40,7 @@ KNOWN_CONTROL_TOKENS = frozenset(
     "</quad> <slice> </slice> <image_id> </image_id> <unit> </unit> <image_pad> <video_pad> "
     "<｜User｜> <｜Assistant｜> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>".split()
 )
-"""For servers, whose tokenizer is not at hand: the control tokens of the model families that people judge with.
+"""For servers, whose tokenizer is unknown here: the control tokens of common judge model families.
 All of the form `<|...|>` are broken anyway."""
 
 _BACKTICKS = re.compile("`+")
@@ -56,11 +56,10 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
     A token of one character becomes a space. Tokens of white space alone are left: they are how some tokenizers store
     indentation, and control nothing. Takes time linear in the length of the text.
 
-    Args:
-        tokens: the contents of the added tokens of the judge's tokenizer, special or not.
+    `tokens` are the contents of the added tokens of the judge's tokenizer, special or not.
     """
     text = _encodable(text)
-    searches = _searches(tokens if isinstance(tokens, frozenset) else frozenset(tokens))
+    searches = _searches(frozenset(tokens))
     # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
     while found := next((search for search in searches if search.found(text)), None):
         text = _broken(text, found)
@@ -68,22 +67,27 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
 
 
 def fence(parts: Content) -> tuple[Part, ...]:
-    """`parts` as quoted text between two lines of backticks, longer than any run of backticks inside."""
-    inner = tuple(Quoted(_encodable(part)) if isinstance(part, str) else part for part in parts)
-    text = "".join(part.text for part in inner if isinstance(part, Quoted))
-    ticks = "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(_fold(text)))])
+    """`parts` as untrusted text between two lines of backticks, longer than any run of backticks inside."""
+    ticks = fence_line(parts)
+    inner = (Untrusted(_encodable(part)) if isinstance(part, str) else part for part in parts)
     return (f"{ticks}\n", *inner, f"\n{ticks}")
 
 
-def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) -> tuple[str | Media, ...]:
-    """The parts of `message` as plain text, pictures and clips, ready for a chat template, quoted text neutralised.
+def fence_line(parts: Iterable[str | Media]) -> str:
+    """A line of at least three backticks that is longer than any run of backticks in the texts of `parts`."""
+    text = "".join(_encodable(part) for part in parts if isinstance(part, str))
+    return "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(_fold(text)))])
 
-    Molecules become what is shown of them; their text is quoted text. Neighbouring quoted texts are neutralised as one,
+
+def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) -> tuple[str | Media, ...]:
+    """The parts of `message` as plain text, images and videos, ready for a chat template, untrusted text neutralised.
+
+    Molecules become their judge input; their text is untrusted. Neighbouring untrusted texts are neutralised as one,
     so that a token cannot be split across two of them. Raises MediaError if a media item cannot be used.
     """
     flat: list[str | Media] = []
-    for part in _joined(tuple(_shown(message.parts))):
-        plain = neutralise(part.text, tokens) if isinstance(part, Quoted) else part
+    for part in _joined(tuple(_judge_input(message.parts))):
+        plain = neutralise(part.text, tokens) if isinstance(part, Untrusted) else part
         if isinstance(plain, str) and flat and isinstance(flat[-1], str):
             flat[-1] += plain
         else:
@@ -91,10 +95,10 @@ def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) ->
     return tuple(flat)
 
 
-def _shown(parts: Sequence[Part]) -> Iterator[Part]:
+def _judge_input(parts: Sequence[Part]) -> Iterator[Part]:
     for part in parts:
         if isinstance(part, Media):
-            yield from (Quoted(one) if isinstance(one, str) else one for one in part.shown())
+            yield from (Untrusted(shown) if isinstance(shown, str) else shown for shown in part.as_judge_input())
         else:
             yield part
 
@@ -102,8 +106,8 @@ def _shown(parts: Sequence[Part]) -> Iterator[Part]:
 def _joined(parts: Sequence[Part]) -> list[Part]:
     joined: list[Part] = []
     for part in parts:
-        if isinstance(part, Quoted) and joined and isinstance(joined[-1], Quoted):
-            joined[-1] = Quoted(joined[-1].text + part.text)
+        if isinstance(part, Untrusted) and joined and isinstance(joined[-1], Untrusted):
+            joined[-1] = Untrusted(joined[-1].text + part.text)
         elif part != "":
             joined.append(part)
     return joined
@@ -111,15 +115,11 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
 
 def _encodable(text: str) -> str:
     """`text` without lone surrogates, which JSON can hold and UTF-8 cannot; pairs of them become their character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Folded(dict[int, str]):
-    """For `str.translate`: what is left of a character when all that normalisers may change is forgotten."""
+    """For `str.translate`: what is left of a character without everything that normalisers may change."""
 
     def __missing__(self, code: int) -> str:
         if len(self) > 50_000:  # text of a million different characters must not stay in memory
@@ -161,8 +161,8 @@ class _Search:
 @lru_cache(maxsize=64)
 def _searches(tokens: frozenset[str]) -> list[_Search]:
     visible = {token for token in tokens if token.replace("▁", " ").strip()}
-    # Plain text that some tokenizers add as tokens, "é" or "...", is looked for as it stands: its folds, "e" and "...",
-    # are everybody's.
+    # Plain text that some tokenizers add as tokens, "é" or "...", is looked for unchanged: its folds, "e" and "...",
+    # are everywhere.
     plain = {token for token in visible if _fold(token) != token and not set(_fold(token)) & set("<[|")}
     folded = {_fold(token) for token in visible - plain}
     tags = "(?i:" + "|".join(map(re.escape, TAGS)) + ")"
@@ -171,16 +171,13 @@ def _searches(tokens: frozenset[str]) -> list[_Search]:
 
 
 def _branches(tokens: Sequence[str]) -> Iterator[str]:
-    """Patterns for sorted `tokens`, equal beginnings written once: some tokenizers have thousands of one kind.
-
-    Where one token begins another, only the shorter is looked for: breaking it breaks both.
-    """
+    """Patterns for sorted `tokens`, equal beginnings once: some tokenizers have thousands of one kind."""
     for _, group in groupby(tokens, key=lambda token: token[:1]):
         same = list(group)
         start = same[0]
         while not same[-1].startswith(start):
             start = start[:-1]
-        if start == same[0]:
+        if start == same[0]:  # it begins the others: breaking it breaks them
             yield re.escape(start)
         else:
             yield re.escape(start) + "(?:" + "|".join(_branches([token[len(start) :] for token in same])) + ")"

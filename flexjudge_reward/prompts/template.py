@@ -1,7 +1,7 @@
-"""The judge's instructions, as data: one TOML file per format, one folder per wording.
+"""The judge's instructions, as data: one TOML file per format, one folder per prompt set.
 
-A checkpoint understands the wording it was trained with, so wordings are replaceable: `flex` is for Flex-Judge-like
-models, `nano` for the embedded judge, and a user's own is a folder (or one file) of the same form:
+A checkpoint understands the texts it was trained with, so they are replaceable: `flex` is for Flex-Judge-like models,
+`nano` for the embedded judge, and a prompt set of your own is a folder (or one file) of the same form:
 
     system     the system message
     question   the block with {question}
@@ -10,38 +10,36 @@ models, `nano` for the embedded judge, and a user's own is a folder (or one file
     closing    the end of the user message
 
 `system` and `closing` may use {low}, {high}, {criteria}, {count} and {letters}. Each placeholder is replaced once and
-what replaces it is never scanned again, so braces in an answer stay braces.
+its replacement is never scanned again, so braces in an answer stay braces.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.types import Part
 
-KEYS = ("system", "question", "reference", "candidate", "closing")
-
+_FOLDER = Path(__file__).parent
+_OF_ALL = {"low", "high", "criteria", "count", "letters"}
 _PLACES = {
-    "system": {"low", "high", "criteria", "count", "letters"},
+    "system": _OF_ALL,
     "question": {"question"},
     "reference": {"reference"},
     "candidate": {"number", "letter", "candidate"},
-    "closing": {"low", "high", "criteria", "count", "letters"},
+    "closing": _OF_ALL,
 }
-_REQUIRED = {"question": "question", "reference": "reference", "candidate": "candidate"}
+KEYS = tuple(_PLACES)
 _PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 
 
 @dataclass(frozen=True)
 class Template:
-    """The texts of one format in one wording."""
+    """The texts of one format in one prompt set."""
 
     system: str
     question: str
@@ -50,21 +48,17 @@ class Template:
     closing: str
 
     @classmethod
-    def load(cls, wording: str | Path, name: str) -> Template:
-        """The file `name`.toml of a built-in wording or of a folder; or, if `wording` is a file, that file.
+    def load(cls, prompt_set: str | Path, name: str) -> Template:
+        """The file `name`.toml of a built-in prompt set or of a folder; or, if `prompt_set` is a file, that file.
 
-        Raises:
-            ConfigError: no such wording, or an entry is missing, unknown or has a wrong placeholder.
+        Raises ConfigError: no such prompt set, or an entry is missing, unknown or has a wrong placeholder.
         """
-        built_in = resources.files("flexjudge_reward") / "prompts" / f"{wording}" / f"{name}.toml"
-        if str(wording) in wordings():
-            if not built_in.is_file():
-                raise ConfigError(f"the wording {str(wording)!r} has no text for the format {name!r}")
-            return cls.parse(built_in.read_text("utf-8"), f"{wording}/{name}.toml")
-        path = Path(wording)
+        built_in, known = str(prompt_set) in prompt_sets(), ", ".join(prompt_sets())
+        path = _FOLDER / prompt_set if built_in else Path(prompt_set)
         path = path / f"{name}.toml" if path.is_dir() else path
+        if built_in and not path.is_file():
+            raise ConfigError(f"the prompt set {str(prompt_set)!r} has no text for the format {name!r}")
         if not path.is_file():
-            known = ", ".join(wordings())
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
         return cls.parse(path.read_text("utf-8"), str(path))
 
@@ -84,30 +78,20 @@ class Template:
             if wrong := sorted(places - _PLACES[key]):
                 known = ", ".join(sorted(_PLACES[key]))
                 raise ConfigError(f"{where}: {key!r} has the placeholder {{{wrong[0]}}}; it may use {known}")
-            if _REQUIRED.get(key, key) not in places and key in _REQUIRED:
-                raise ConfigError(f"{where}: {key!r} needs the placeholder {{{_REQUIRED[key]}}}")
+            if key in _PLACES[key] - places:
+                raise ConfigError(f"{where}: {key!r} needs the placeholder {{{key}}}")
         return cls(**entries)
-
-    @property
-    def digest(self) -> str:
-        """A hash of the texts: the version of this template."""
-        return hashlib.sha256("\x00".join(getattr(self, key) for key in KEYS).encode()).hexdigest()
 
 
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
     """`text` with each placeholder replaced once: by a text, or by several parts of a message."""
     parts: list[Part] = []
-    end = 0
-    for match in _PLACEHOLDER.finditer(text):
-        value = values[match.group(1)]
-        parts.append(text[end : match.start()])
-        parts.extend((value,) if isinstance(value, str) else value)
-        end = match.end()
-    parts.append(text[end:])
+    for index, piece in enumerate(_PLACEHOLDER.split(text)):  # texts and names of placeholders, by turns
+        value = values[piece] if index % 2 else piece
+        parts += (value,) if isinstance(value, str) else value
     return tuple(part for part in parts if part != "")
 
 
-def wordings() -> tuple[str, ...]:
-    """The names of the built-in wordings, sorted."""
-    folder = resources.files("flexjudge_reward") / "prompts"
-    return tuple(sorted(entry.name for entry in folder.iterdir() if (entry / "score.toml").is_file()))
+def prompt_sets() -> tuple[str, ...]:
+    """The names of the built-in prompt sets, sorted."""
+    return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/pointwise.toml")))

@@ -1,50 +1,55 @@
-"""Several training processes as one: what they tell each other, and who judges which group.
+"""Whole groups over torch.distributed ranks: which rank judges which group, and the exchange of results.
 
 A trainer may split the completions of one prompt over its processes in any way. For a format that judges whole groups,
-every rank offers the texts of its rows; each group is judged once, by one rank that has its prompt (and so its
-pictures, which never travel); the outcomes go back to the rows.
+every rank shares the texts of its rows; each group is judged once, by one rank that has its prompt (and so its images,
+which never travel); the outcomes go back to the rows.
 
-Every rank takes part in every exchange, whatever happened to it: an error travels as a value and is raised on all ranks
-together, and judging that passes its deadline gives `timeout` failures instead of waiting. So no rank waits for another
-longer than that deadline. Groups, owners and rewards are computed from what all ranks have seen alike.
+Every rank takes part in every exchange: an error travels as a value and is raised on all ranks together, and judging
+that passes its deadline gives `timeout` failures. So no rank waits for another longer than that deadline. Groups,
+owners and rewards are computed from data that all ranks have seen alike.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flexjudge_reward.errors import ConfigError, EngineError
-from flexjudge_reward.judge.rewards import Outcome, groups
+from flexjudge_reward.judge.config import distributed
+from flexjudge_reward.judge.rewards import Outcome, group_ids
 from flexjudge_reward.types import Failure
 
 T = TypeVar("T")
-Place = tuple[int, int]
+RowId = tuple[int, int]
 """A row of the batch: its rank, and its number there."""
+_ENDING_S = 3  # seconds that a process waits at its end for judging that passed its deadline
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a rank has to be judged."""
+class RankRows:
+    """The rows of a rank."""
 
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...]
     """The group of each row, as a hash."""
-    texts: tuple[str, ...] = ()
+    texts: tuple[str, ...]
     """The completion of each row."""
-    error: str = ""
-    """Why this rank has nothing to offer."""
 
 
 @dataclass(frozen=True)
 class Group:
     """The completions of one prompt, over all ranks."""
 
-    places: tuple[Place, ...]
+    key: str
+    rows: tuple[RowId, ...]
     texts: tuple[str, ...]
     owner: int
     """The rank that judges it."""
@@ -53,119 +58,132 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RowResult:
     """One row's result, as the other ranks see it."""
 
     outcome: Outcome
-    told: str = ""
-    """The judge's reasoning, or why there is none."""
+    reasoning: str = ""
+    """The judge's, after the failure if there is one."""
     length: int = 0
     """Of the completion, in characters."""
     cached: bool = False
-    """Whether its replies came whole from the cache."""
+    """Whether all its replies came from the cache."""
 
 
 @dataclass(frozen=True)
-class Share:
+class RankResults:
     """What a rank has judged."""
 
     keys: tuple[str, ...] = ()
     """The group of each of its own rows."""
-    rows: dict[Place, Judged] = field(default_factory=dict)
-    """What it judged, its own rows or those of its groups."""
-    notes: dict[str, float] = field(default_factory=dict)
-    """Counts: verdicts, those from the cache, tokens, swaps and so on."""
-    parts: tuple[Failure | None, ...] = ()
-    """What became of every single judgement; see `Verdict.parts`."""
+    rows: dict[RowId, RowResult] = field(default_factory=dict)
+    """What it judged: its own rows, or those of its groups."""
+    counters: dict[str, float] = field(default_factory=dict)
+    outcomes: tuple[Failure | None, ...] = ()
+    """One entry per single judgement; see `Verdict.outcomes`."""
     seconds: float = 0.0
-    error: str = ""
-    """Why this rank could not judge at all."""
 
 
-def assemble(offers: Sequence[Offer], size: int | None = None) -> list[Group]:
+@dataclass(frozen=True)
+class RankError:
+    """Why a rank could not judge at all."""
+
+    message: str
+
+
+class OtherRankError(EngineError):
+    """Another rank could not judge; raised on all ranks but that one."""
+
+
+def assign_groups(ranks: Sequence[RankRows], size: int | None = None) -> list[Group]:
     """The groups of all ranks' rows, of `size` if that fits. Every rank computes the same.
 
     The owner of a group is, among the ranks with most of its rows, the one with the fewest groups so far.
-
-    Raises:
-        ConfigError: rows come alone, so there are no groups to judge.
+    Raises ConfigError if a prompt has only one row, so that there are no groups to judge.
     """
-    places = [(rank, row) for rank, offer in enumerate(offers) for row in range(len(offer.keys))]
-    named = groups([key for offer in offers for key in offer.keys], size)
-    members: dict[Any, list[Place]] = {}
-    for place, name in zip(places, named, strict=True):
-        members.setdefault(name, []).append(place)
+    ids = [(rank, row) for rank, rows in enumerate(ranks) for row in range(len(rows.keys))]
+    names = group_ids([key for rows in ranks for key in rows.keys], size)
+    members: dict[Any, list[RowId]] = {}
+    for row_id, name in zip(ids, names, strict=True):
+        members.setdefault(name, []).append(row_id)
     if min(map(len, members.values())) < 2:
         raise ConfigError(
             "a group format compares the completions of one prompt, but here a prompt has only one: the rows of a"
             " generation batch (per_device_train_batch_size x processes x steps_per_generation) must be a multiple of"
-            " num_generations, which must be at least 2; or use format='score'"
+            " num_generations, which must be at least 2; or use format='pointwise'"
         )
     load: Counter[int] = Counter()
-    found = []
-    for group in members.values():
-        held = Counter(rank for rank, _ in group)
+    groups = []
+    for (key, _), own in members.items():
+        held = Counter(rank for rank, _ in own)
         most = max(held.values())
         owner = min((rank for rank, count in held.items() if count == most), key=lambda rank: (load[rank], rank))
         load[owner] += 1
-        source = next(row for rank, row in group if rank == owner)
-        found.append(Group(tuple(group), tuple(offers[rank].texts[row] for rank, row in group), owner, source))
-    return found
+        source = next(row for rank, row in own if rank == owner)
+        groups.append(Group(key, tuple(own), tuple(ranks[rank].texts[row] for rank, row in own), owner, source))
+    return groups
 
 
-def exchange(mine: T) -> list[T]:
-    """What every rank has, in rank order. Every rank must call it equally often."""
+def all_gather(mine: T) -> list[T]:
+    """What every rank has, in rank order. Every rank must call it equally often. Raises OtherRankError."""
     group = distributed()
-    if group is None:
-        return [mine]
-    all_of: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(all_of, mine)
-    return all_of
+    gathered: list[Any] = [mine]
+    if group is not None:
+        gathered = [None] * group.get_world_size()
+        group.all_gather_object(gathered, mine)
+    if not isinstance(mine, RankError):
+        for number, other in enumerate(gathered):
+            if isinstance(other, RankError):
+                raise OtherRankError(f"rank {number} could not judge: {other.message}")
+    return gathered
 
 
-def raise_together(received: Sequence[Offer | Share]) -> None:
-    """Raises on every rank what one rank could not do."""
-    for rank, other in enumerate(received):
-        if other.error:
-            raise EngineError(f"rank {rank} could not judge: {other.error}")
+@contextmanager
+def raised_on_all_ranks() -> Iterator[None]:
+    """An error inside is raised on all ranks: the others see it in the exchange they are waiting in."""
+    try:
+        yield
+    except OtherRankError:
+        raise  # all ranks have it already
+    except Exception as error:
+        all_gather(RankError(f"{type(error).__name__}: {error}"))
+        raise
 
 
-def within(seconds: float, work: Callable[[], T]) -> T | None:
-    """The result of `work`, or None if it takes longer; it then goes on in a thread that nobody waits for.
+def run_with_deadline(seconds: float, work: Callable[[], T]) -> T | None:
+    """The result of `work`, or None if it takes longer than `seconds`.
 
-    Without other ranks nobody waits, so there `work` simply runs.
+    Work that takes longer cannot be ended: it continues in a thread that ends with the process. Until then it occupies
+    the engine, so that the next call may be late too, and it still writes into cache and record (`judge/record.py`).
+    Its result is dropped. Without other ranks no rank waits, so `work` simply runs.
     """
     if distributed() is None or math.isinf(seconds):
         return work()
-    results: list[T] = []
-    errors: list[BaseException] = []
-    torch = sys.modules.get("torch")
-    device = torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else None
+    result: Future[T] = Future()
+    torch = sys.modules["torch"]
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def run() -> None:
         try:
-            if (
-                torch is not None and device is not None
-            ):  # which belongs to a thread: here it would be the first, of all ranks
+            if device is not None:  # it belongs to a thread: a new thread would use the first GPU on every rank
                 torch.cuda.set_device(device)
-            results.append(work())
+            result.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            result.set_exception(error)
 
     thread = threading.Thread(target=run, name="flexjudge-judging", daemon=True)
     thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    return results[0] if results else None
+    if wait([result], seconds).not_done:
+        atexit.register(_end, thread)
+        return None
+    return result.result()
 
 
-def distributed() -> Any:
-    """torch.distributed where several processes train together, else None. Does not import torch."""
-    torch = sys.modules.get("torch")
-    group = None if torch is None else torch.distributed
-    several = group is not None and group.is_available() and group.is_initialized() and group.get_world_size() > 1
-    return group if several else None
+def _end(thread: threading.Thread) -> None:
+    """Ends a thread before the interpreter does, which aborts the process if torch runs in the thread."""
+    kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    kill(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+    thread.join(_ENDING_S)
 
 
 def rank() -> int:

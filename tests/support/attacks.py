@@ -14,7 +14,15 @@ from flexjudge_reward import Example, Generation
 
 # ---------------------------------------------------------------- malformed replies (R1)
 
-GOOD = {"score": ["7"], "pair": ["7", "3"], "listwise": ["7", "3", "9"], "choice": ["B"], "relation": ["[[A>B]]"]}
+COUNTS = {"pointwise": 1, "pairwise": 2, "listwise": 3, "multiple_choice": 3, "pairwise_verdict": 2}
+"""How many candidates the examples of each format have."""
+GOOD = {
+    "pointwise": ["7"],
+    "pairwise": ["7", "3"],
+    "listwise": ["7", "3", "9"],
+    "multiple_choice": ["B"],
+    "pairwise_verdict": ["[[A>B]]"],
+}
 """One right answer per format, as the inner texts of its tags."""
 
 _BAD_INNER = {
@@ -52,7 +60,7 @@ def thought(rng: random.Random) -> str:
 
 
 def malformed(name: str, seed: int = 0, each: int = 15) -> Iterator[tuple[str, Generation]]:
-    """(class, reply) for the format `name`: about `each` replies in each of 28 classes. None of them is a verdict."""
+    """(class, reply) for the format `name`: `each` replies in each class. None of them is a verdict."""
     rng = random.Random(f"{name} {seed}")
     good = GOOD[name]
     for kind, inners in _BAD_INNER.items():
@@ -102,7 +110,7 @@ def _shapes(rng: random.Random, good: list[str]) -> dict[str, list[str | Generat
             Generation(think + right, "error"),
             Generation.failed("timeout", "x"),
         ],
-        "one megabyte": [shape for shape in megabytes().values()],
+        "one megabyte": list(megabytes().values()),
     }
 
 
@@ -194,19 +202,24 @@ class Forgery:
     """The candidate the forgery favours."""
 
 
-BEST = {"score": ["10"], "pair": ["10", "1"], "listwise": ["10", "1", "1"], "choice": ["A"], "relation": ["[[A>B]]"]}
+BEST = {
+    "pointwise": ["10"],
+    "pairwise": ["10", "1"],
+    "listwise": ["10", "1", "1"],
+    "multiple_choice": ["A"],
+    "pairwise_verdict": ["[[A>B]]"],
+}
 """What the forger, candidate 0, wants."""
 PLACES = ("candidate", "question", "reference", "both candidates", "end of candidate")
 
 
 def forgeries(name: str, each: int = 20) -> Iterator[Forgery]:
     """`each` cases of every form for the format `name`: four fillers times five places."""
-    count = {"score": 1, "pair": 2, "relation": 2}.get(name, 3)
     fillers = ("", "The capital is Paris. ", "x = [1, 2]\n```python\nprint(x)\n```\n", "答えは七です。")
     for form, payload in forged_forms(tags(BEST[name])).items():
         for index in range(each):
             place, filler = PLACES[index % len(PLACES)], fillers[index // len(PLACES) % len(fillers)]
-            others = [f"{filler}Honest answer {i}." for i in range(count - 1)]
+            others = [f"{filler}Honest answer {i}." for i in range(COUNTS[name] - 1)]
             question, reference, mine = f"{filler}Name the capital.", None, f"{WORTHLESS} {filler}"
             if place == "candidate":
                 mine = payload + mine
@@ -216,7 +229,7 @@ def forgeries(name: str, each: int = 20) -> Iterator[Forgery]:
                 question += payload
             elif place == "reference":
                 reference = f"Paris {payload}"
-            elif others:  # half of it in each of two candidates, which stand next to each other
+            elif others:  # half of it in each of two neighbouring candidates
                 half = len(payload) // 2
                 mine, others[0] = mine + payload[:half], payload[half:] + others[0]
             else:
@@ -255,7 +268,7 @@ def fuzz(rng: random.Random, tokens: Sequence[str]) -> str:
 
 
 def _piece(rng: random.Random, tokens: Sequence[str]) -> str:
-    token, at = rng.choice(tokens), 0
+    token = rng.choice(tokens)
     at = rng.randint(0, len(token))
     kind = rng.randrange(14)
     if kind == 0:

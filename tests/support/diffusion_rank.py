@@ -1,4 +1,4 @@
-"""One process of a distributed diffusion-DPO that notes which pairs it trains on and the noise that they get.
+"""One process of a distributed diffusion-DPO that notes the pairs it trains on and the state of its noise.
 
 python -m torch.distributed.run --standalone --nproc_per_node 2 tests/support/diffusion_rank.py NOTES RECIPE_FLAGS..
 """
@@ -7,37 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+from flexjudge_recipes.diffusion_dpo import train
 
-import diffusion_dpo
 import torch
 from accelerate import PartialState
 
-from flexjudge_reward import Judge, Score
-from flexjudge_reward.engines.scripted import ScriptedEngine
-
 
 def main() -> None:
-    """The recipe with a judge that sees a difference between any two pictures, at once."""
-    notes = Path(sys.argv.pop(1))
-    errors = diffusion_dpo.DiffusionTrainer.errors
+    """The recipe, with a note per training step."""
+    notes, compute_loss = Path(sys.argv.pop(1)), train.DiffusionDPOTrainer.compute_loss
 
-    def noted(self: Any, network: Any, rows: dict[str, list[str]], generator: Any) -> Any:
-        if generator is None:
-            with torch.random.fork_rng(), (notes / f"{PartialState().process_index}.jsonl").open("a") as file:
-                row = {"pairs": [*zip(rows["chosen"], rows["rejected"], strict=True)], "noise": torch.rand(1).item()}
-                file.write(json.dumps(row) + "\n")
-        return errors(self, network, rows, generator)
+    def noted(self: Any, model: Any, inputs: dict[str, list[str]], *args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(), (notes / f"{PartialState().process_index}.jsonl").open("a") as file:
+            pairs = [*zip(inputs["chosen"], inputs["rejected"], strict=True)]
+            file.write(json.dumps({"pairs": pairs, "noise": torch.rand(1).item()}) + "\n")
+        return compute_loss(self, model, inputs, *args, **kwargs)
 
-    diffusion_dpo.DiffusionTrainer.errors = noted
-    scores = cycle((3, 8))
-    engine = ScriptedEngine(lambda prompt: f"<think></think><answer>{next(scores)}</answer>")
-    diffusion_dpo.diffusion_pairs.judge_of = lambda options: Judge(Score(), engine)
-    diffusion_dpo.main()
+    train.DiffusionDPOTrainer.compute_loss = noted
+    train.main()
 
 
 if __name__ == "__main__":

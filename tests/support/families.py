@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flexjudge_reward.engines.model import Chat
+from flexjudge_reward.engines.model import Chat, Source
 
 _TEXT = [
     "You are a fair and careful judge. Write your reasoning, then the score of each answer from 1 to 10.",
@@ -108,8 +108,8 @@ def _wrapped(tokenizer: Any, **special: str) -> Any:
 
 
 def nano() -> Family:
-    """The tokenizer and template of the embedded judge."""
-    from flexjudge_reward.engines.model import Source, load_tokenizer
+    """The tokenizer and template of the embedded judge; `load_tokenizer` gives the same one, and imports torch."""
+    from transformers import PreTrainedTokenizerFast
 
     source = Source.find("nano", None, False)
-    return Family("nano", Chat(load_tokenizer(source), source.template()))
+    return Family("nano", Chat(PreTrainedTokenizerFast.from_pretrained(source.model), source.template()))

@@ -1,7 +1,7 @@
-"""A loopback OpenAI-compatible server that fails on command, for tests and benchmarks.
+"""A loopback OpenAI-compatible server that fails on command, or sends recorded replies.
 
-Each request names itself in its prompt, as in "item 7", and is answered with that name, so that a mixed-up reply shows.
-A plan says what happens: `plan(name, nth)` is the fault of the nth try (from 0) of that item, `None` a good answer.
+Each request names itself in its prompt, as in "item 7", and the reply repeats the name, so that a mixed-up reply shows.
+A plan says what happens: `plan(name, nth)` is the fault of the nth attempt (from 0) of that item, `None` a good reply.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FaultServer:
         port: int = 0,
     ) -> None:
         self.plan, self.models, self.key, self.delay, self.port = plan, models, key, delay, port
-        self.tries: Counter[str] = Counter()
+        self.attempts: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
 
@@ -66,7 +66,7 @@ class FaultServer:
 
     def __exit__(self, *_: object) -> None:
         if self._thread.is_alive():
-            with suppress(RuntimeError):  # it died by its plan meanwhile
+            with suppress(RuntimeError):  # it has died by its plan since
                 self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(10)
 
@@ -89,20 +89,20 @@ class FaultServer:
         await self._stopped.wait()
         await runner.cleanup()
 
-    def _refused(self, request: web.Request) -> web.Response | None:
-        if self.key is None or request.headers.get("Authorization") == f"Bearer {self.key}":
-            return None
+    def _rejected(self, request: web.Request) -> web.Response | None:
         sent = request.headers.get("Authorization", "")
+        if self.key is None or sent == (self.key if " " in self.key else f"Bearer {self.key}"):
+            return None
         return web.Response(status=401, text=json.dumps({"error": {"message": f"Incorrect API key: {sent}"}}))
 
     async def _models(self, request: web.Request) -> web.Response:
         if isinstance(self.models, int):
             return web.Response(status=self.models)
-        return self._refused(request) or web.json_response({"data": self.models})
+        return self._rejected(request) or web.json_response({"data": self.models})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        if refused := self._refused(request):
-            return refused
+        if rejected := self._rejected(request):
+            return rejected
         self.in_flight += 1
         self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
@@ -115,10 +115,10 @@ class FaultServer:
         body = json.loads(text)
         self.requests.append(body)
         found = _NAME.search(text)
-        name = found.group() if found else "nobody"
-        # The dead answer nobody, also while their connections are being closed.
-        fault = Fault("die") if self._stopped.is_set() else self.plan(name, self.tries[name])
-        self.tries[name] += 1
+        name = found.group() if found else ""
+        # A dead server sends no reply, also while its connections are being closed.
+        fault = Fault("die") if self._stopped.is_set() else self.plan(name, self.attempts[name])
+        self.attempts[name] += 1
         await asyncio.sleep(self.delay)
         if fault is None:
             text = reply(f"<think>{name}</think><answer>7</answer>")

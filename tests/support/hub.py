@@ -1,30 +1,50 @@
-"""A Hub that takes note of what is pushed to it."""
+"""A Hub that notes which files are pushed to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 
-def fake_hub(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Puts it in the place of `module.HfApi`; the token, repository and files of the last push."""
-    from huggingface_hub.utils import filter_repo_objects
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Replaces the Hub. Returns the paths that are pushed, by repository, those of all pushes together."""
+    pushed: dict[str, set[str]] = {}
 
-    pushed: dict[str, Any] = {}
+    def create_repo(self: HfApi, repo_id: str, **_: Any) -> Any:
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"someone/{repo_id}")
 
-    class Hub:
-        def __init__(self, token: str | None) -> None:
-            pushed["token"] = token
+    def upload_folder(
+        self: HfApi,
+        *,
+        repo_id: str,
+        folder_path: str | Path,
+        path_in_repo: str = "",
+        allow_patterns: Sequence[str] | None = None,
+        ignore_patterns: Sequence[str] | None = None,
+        **_: Any,
+    ) -> Future[None]:
+        names = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+        kept = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        pushed.setdefault(repo_id, set()).update(str(Path(path_in_repo, name)) for name in kept)
+        return _done()
 
-        def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
-            return SimpleNamespace(repo_id=f"someone/{name}")
+    def upload_file(self: HfApi, *, repo_id: str, path_in_repo: str, **_: Any) -> Future[None]:
+        pushed.setdefault(repo_id, set()).add(path_in_repo)
+        return _done()
 
-        def upload_folder(self, repo_id: str, folder_path: Path, **patterns: Any) -> None:
-            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
-            pushed.update(repo=repo_id, files=sorted(filter_repo_objects(names, **patterns)))
-
-    monkeypatch.setattr(module, "HfApi", Hub)
+    for function in (create_repo, upload_folder, upload_file):
+        monkeypatch.setattr(HfApi, function.__name__, function)
     return pushed
+
+
+def _done() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future

@@ -1,17 +1,15 @@
-"""Scripted judges of candidates whose text is their quality, for the tests of formats around formats."""
+"""Scripted judges of candidates whose text is their quality, for the tests of formats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flexjudge_reward import Example, Judge, Prompt, Sampling
-from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.types import Format, Verdict
+from flexjudge_reward import Example, Format, Judge, Request, Sampling, ScriptedEngine, Untrusted, Verdict
 
 
-def candidates(prompt: Prompt) -> list[str]:
-    """The candidates of a prompt, in its order: quoted texts after the question."""
-    return [part.text for part in prompt.messages[1].parts if hasattr(part, "text")][1:]
+def candidates(request: Request) -> list[str]:
+    """The candidates of a request, in its order: untrusted texts after the question."""
+    return [part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted)][1:]
 
 
 def tags(*answers: object) -> str:
@@ -23,8 +21,8 @@ def grade(text: str) -> int:
     return int(text.split()[0])
 
 
-def scores(prompt: Prompt) -> str:
-    return tags(*(grade(text) for text in candidates(prompt)))
+def scores(request: Request) -> str:
+    return tags(*(grade(text) for text in candidates(request)))
 
 
 def judged(format: Format, replies: object, *groups: Sequence[str], sampling: Sampling = Sampling()) -> list[Verdict]:

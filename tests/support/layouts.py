@@ -1,24 +1,40 @@
 """Groups over gloo processes: every way a trainer may split them, and ranks that raise, hang or are slow.
 
-`run(world, job)` starts `world` processes that train together, calls `job` in each, and returns what each returned.
-Used by tests/test_groups.py and benchmarks/groups.py.
+`run(world, jobs, folder)` starts `world` processes that train together, calls every job in each, and returns what each
+returned. Used by tests/system/test_ranks.py and benchmarks/groups.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import queue
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward import Choice, Generation, Judge, Listwise, Pair, Prompt, Sampling, Score
-from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.trainers.trl import FlexJudgeReward
+from flexjudge_reward import (
+    FlexJudgeReward,
+    Format,
+    Generation,
+    Judge,
+    Listwise,
+    MultipleChoice,
+    Pairwise,
+    Pointwise,
+    Request,
+    ScriptedEngine,
+    Untrusted,
+)
+from support.judging import candidates, tags
 
-FORMATS = {"listwise": Listwise, "pair": Pair, "score": Score, "choice": Choice}
+FORMATS: tuple[Format, ...] = (Listwise(), Pairwise(), MultipleChoice(), Pointwise())
+Job = Callable[[int, int], Any]
+"""What a process does, given its rank and the number of processes."""
 
 
 def layouts(world: int) -> list[tuple[int, int]]:
@@ -33,20 +49,20 @@ def layouts(world: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def grades(prompt: Prompt) -> str:
-    """A judge whose scores depend on the texts and on who stands beside whom; some of its replies are malformed."""
-    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")]
-    lots = [int(hashlib.sha256(f"{texts} {i}".encode()).hexdigest(), 16) for i in range(1, len(texts))]
-    if sum(lots) % 11 == 0:
+def replies(request: Request) -> str:
+    """A judge whose replies depend on the texts and on which of them are together; one of eleven is malformed."""
+    texts = [part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted)]
+    digests = [int(hashlib.sha256(f"{texts} {i}".encode()).hexdigest(), 16) for i in range(1, len(texts))]
+    if sum(digests) % 11 == 0:
         return "I would rather not."
-    return "<think>so</think>" + "".join(f"<answer>{lot % 10 + 1}</answer>" for lot in lots)
+    if "the letter" in str(request.prompt.messages[0]):
+        return tags("ABCDEFGH"[digests[0] % len(digests)])
+    return tags(*(digest % 10 + 1 for digest in digests))
 
 
-def chosen(prompt: Prompt) -> str:
-    """The same for choices."""
-    texts = [part.text for part in prompt.messages[1].parts if hasattr(part, "text")]
-    lot = int(hashlib.sha256(f"{texts}".encode()).hexdigest(), 16)
-    return f"<think>so</think><answer>{'ABCDEFGH'[lot % (len(texts) - 1)]}</answer>" if lot % 11 else "None of these."
+def in_order(request: Request) -> str:
+    """A judge whose every reply can be read."""
+    return tags(*range(1, len(candidates(request)) + 1))
 
 
 def rows(total: int, members: int) -> tuple[list[str], list[str]]:
@@ -54,95 +70,111 @@ def rows(total: int, members: int) -> tuple[list[str], list[str]]:
     return [f"question {i // members}" for i in range(total)], [f"answer {i - (i % 3 == 2)}" for i in range(total)]
 
 
-def reward(form: str, **settings: Any) -> FlexJudgeReward:
-    """A reward with the scripted judge that never stops for failures."""
-    judge = Judge(FORMATS[form](), ScriptedEngine(chosen if form == "choice" else grades))
-    return FlexJudgeReward(judge, name="groups", max_failure_rate=1.0, **settings)
+def reward(format: Format, engine: ScriptedEngine | None = None, **settings: Any) -> FlexJudgeReward:
+    """A reward with the scripted judge that by default never stops for failures."""
+    judge = Judge(format, engine or ScriptedEngine(replies))
+    return FlexJudgeReward(judge, name="groups", **{"max_failure_rate": 1.0, **settings})
 
 
-def rewarded(forms: str, prompts: list[str], completions: list[str]) -> list[tuple[float | None, ...]]:
-    """What each of the rewards gives every row; `forms` are joined by a plus sign."""
-    return list(zip(*(reward(form)(prompts, completions) for form in forms.split("+")), strict=True))
-
-
-def own_rows(rank: int, world: int, forms: str) -> list[list[tuple[float | None, ...]]]:
-    """What this rank's rewards give for its slice of the batch, in every layout."""
+def own_rows(rank: int, world: int) -> list[list[list[float | None]]]:
+    """What this rank's rewards give for its slice of the batch, in every layout, by every format."""
     found = []
     for per_rank, members in layouts(world):
         prompts, completions = rows(per_rank * world, members)
         mine = slice(rank * per_rank, (rank + 1) * per_rank)
-        found.append(rewarded(forms, prompts[mine], completions[mine]))
+        found.append([reward(format)(prompts[mine], completions[mine]) for format in FORMATS])
     return found
 
 
-def mismatches(world: int, forms: str, folder: Path) -> tuple[int, int]:
-    """(rows whose reward differs from that of a single process, all rows), over every layout."""
-    ranks = run(world, own_rows, folder, forms)
+def mismatches(world: int, folder: Path) -> tuple[int, int]:
+    """(rows whose reward differs from that of a single process, all rows), over every layout and format."""
+    (ranks,) = run(world, [own_rows], folder)
     wrong = total = 0
     for index, (per_rank, members) in enumerate(layouts(world)):
-        alone = rewarded(forms, *rows(per_rank * world, members))
-        together = [value for rank in ranks for value in rank[index]]
-        wrong += sum(one != other for one, other in zip(alone, together, strict=True))
-        total += len(alone)
+        for number, format in enumerate(FORMATS):
+            alone = reward(format)(*rows(per_rank * world, members))
+            together = [value for rank in ranks for value in rank[index][number]]
+            wrong += sum(one != other for one, other in zip(alone, together, strict=True))
+            total += len(alone)
     return wrong, total
 
 
 class Misbehaving(ScriptedEngine):
-    """An engine that raises, hangs or is slow, on one rank only."""
+    """An engine that raises, sleeps, computes without end or gives no answer."""
 
     def __init__(self, how: str, seconds: float) -> None:
-        super().__init__(grades)
+        super().__init__(in_order)
         self.how, self.seconds = how, seconds
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
         if self.how == "raises":
             raise RuntimeError("the judge broke")
+        if self.how == "fails":
+            return [Generation("?")] * len(requests)
+        if self.how == "computes":
+            import torch
+
+            numbers = torch.ones(64, 64)
+            while True:  # in torch's own code nearly all of the time, as a model is
+                numbers @ numbers
         time.sleep(self.seconds)
-        return super().generate(prompts, sampling)
+        return super().complete(requests)
 
 
-def waited(rank: int, world: int, how: str, seconds: float, deadline: float) -> tuple[float, str]:
-    """Seconds that this rank's call took while rank 0's judge misbehaves, and how it ended."""
-    given = reward("listwise", deadline=deadline)
-    if rank == 0:
-        judge = Judge(Listwise(), Misbehaving(how, seconds))
-        given = FlexJudgeReward(judge, name="groups", max_failure_rate=1.0, deadline=deadline)
+def waits(how: str, seconds: float, deadline: float) -> Job:
+    """A job: how a call ends, and after how many seconds, while rank 0's judge misbehaves."""
+    return partial(_waited, how, seconds, deadline)
+
+
+def _waited(how: str, seconds: float, deadline: float, rank: int, world: int) -> tuple[float, str]:
+    settings = {"deadline": deadline, "max_failure_rate": 0.0 if how == "fails" else 1.0}
+    one = reward(Listwise(), Misbehaving(how, seconds) if rank == 0 else ScriptedEngine(in_order), **settings)
     prompts, completions = rows(4 * world, 4)
     mine = slice(rank * 4, (rank + 1) * 4)
+    if how == "wrong batch" and rank == 0:
+        completions = completions[: mine.stop - 1]
     start = time.perf_counter()
     try:
-        values = given(prompts[mine], completions[mine])
+        values = one(prompts[mine], completions[mine])
         ended = "none" if all(value is None for value in values) else "rewards"
     except Exception as error:
         ended = type(error).__name__
     return time.perf_counter() - start, ended
 
 
-def run(world: int, job: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """`job(rank, world, *arguments)` in `world` gloo processes; their results in rank order."""
+def run(world: int, jobs: Sequence[Job], folder: Path) -> list[list[Any]]:
+    """Every job in `world` gloo processes; per job, the results in rank order. The processes must end well."""
     context = multiprocessing.get_context("spawn")
     meeting = folder / f"meeting-{time.time_ns()}"
     results: Any = context.Queue()
     processes = [
-        context.Process(target=_process, args=(rank, world, str(meeting), results, job, arguments), daemon=True)
+        context.Process(target=_process, args=(rank, world, str(meeting), results, jobs), daemon=True)
         for rank in range(world)
     ]
     for process in processes:
         process.start()
-    found = dict(results.get(timeout=300) for _ in processes)
-    for process in processes:
+    by_rank: dict[int, list[Any]] = {}
+    while len(by_rank) < world and not any(process.exitcode for process in processes):
+        with suppress(queue.Empty):
+            rank, found = results.get(timeout=1)
+            by_rank[rank] = found
+    for process in processes if len(by_rank) == world else ():
         process.join(30)
-        if process.is_alive():
+    codes = [process.exitcode for process in processes]
+    if codes != [0] * world:
+        for process in processes:
             process.kill()
-    return [found[rank] for rank in range(world)]
+        raise RuntimeError(f"the processes ended with the codes {codes}; None is one that did not end")
+    return [[by_rank[rank][job] for rank in range(world)] for job in range(len(jobs))]
 
 
-def _process(rank: int, world: int, meeting: str, results: Any, job: Callable[..., Any], arguments: Any) -> None:
+def _process(rank: int, world: int, meeting: str, results: Any, jobs: Sequence[Job]) -> None:
     import torch.distributed
 
+    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=240)
     )
-    results.put((rank, job(rank, world, *arguments)))
+    results.put((rank, [job(rank, world) for job in jobs]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -1,6 +1,6 @@
-"""The cache file: one SQLite database of judge replies, shared by the processes of one machine.
+"""The cache file: one SQLite database of judge replies by key, shared by the processes of one machine.
 
-It answers: which bytes were stored under this key? It does not know what they mean.
+It does not know what keys and values mean.
 
 Promised:
 * what `put` returned for is there after a SIGKILL of any process;
@@ -8,10 +8,10 @@ Promised:
 * a damaged file is renamed to `<name>.damaged-<time>` and a new one started; nothing is deleted unseen. A healthy
   database of another application is left alone;
 * a file that cannot be used (not writable, disk full, remote file system, locked) costs one warning, not the run;
-* the file, with its log, stays below its size limit: the replies that were not used for longest go first.
+* the file, with its log, stays below its size limit: the least recently used replies are evicted first.
 
 Not promised: keeping the last commits through a power loss (the file stays consistent), network file systems, Windows,
-or a side file (`-wal`, `-shm`) that someone shortens while it is in use.
+or a side file (`-wal`, `-shm`) that is shortened while in use.
 """
 
 from __future__ import annotations
@@ -24,28 +24,24 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from flexjudge_reward.engines.cache import tables
-from flexjudge_reward.engines.cache.tables import CHUNK, MAX_VALUE, MAX_WAL, Found, Row, Summary
+from flexjudge_reward.engines.cache.tables import MAX_VALUE, MAX_WAL, ROWS_AT_ONCE, FileSummary, Row
 from flexjudge_reward.errors import ConfigError
-
-__all__ = ["Row", "Store", "Summary", "remote_filesystem"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PAUSE = 60.0  # seconds without the file after it could not be used
-FLUSH = 1.0  # seconds between two notes of hits and misses in the file, while something else is written
 
 _REMOTE = frozenset(
     "nfs nfs4 cifs smb3 smbfs ncpfs afs lustre gpfs beegfs ceph glusterfs 9p pvfs2 orangefs wekafs fuse.sshfs "
     "fuse.ceph-fuse fuse.glusterfs fuse.s3fs fuse.gcsfuse fuse.rclone fuse.juicefs fuse.goofys".split()
 )
 
-# SQLite's primary result codes that speak of the moment (rights, locks, space, use), not of the file's content.
+# SQLite's primary result codes about the moment (rights, locks, space, use), not about the file's content.
 _PASSING = frozenset(
     getattr(sqlite3, f"SQLITE_{name}")
     for name in "PERM BUSY LOCKED NOMEM READONLY INTERRUPT IOERR FULL CANTOPEN PROTOCOL MISUSE NOLFS AUTH RANGE".split()
@@ -74,47 +70,38 @@ class Store:
         self._opened: tuple[int, int] | None = None
         self._paused: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._counted = {"hits": 0, "misses": 0}
-        self._flushed = time.monotonic()
-        with _FORKING:
-            _STORES.add(self)
 
     # ---- while judging: never raises, whatever the state of the file
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are stored and sound."""
-        found = self._unless_paused("read", partial(self._lookup, list(dict.fromkeys(keys)))) if keys else None
-        if found is None:
-            return {}
-        if found.bad:
+        values, stale, damaged = self._unless_paused("read", lambda db: tables.lookup(db, keys)) or ({}, [], [])
+        if damaged:
             self._warn("rows", f"{self.path} holds damaged rows; they were not served (see `flexjudge cache verify`)")
-        if found.bad or found.stale or time.monotonic() - self._flushed > PAUSE:
-            self._unless_paused("write", partial(self._touch, found.stale, found.bad))
-        return found.values
+        if damaged or stale:
+            self._write(tables.touch, stale, damaged)
+        return values
 
     def put(self, rows: Sequence[Row]) -> int:
         """Stores the rows whose keys are new; how many were taken. They survive a crash once this returns."""
-        taken = 0
+        taken, limit = 0, self.max_bytes - min(MAX_WAL, self.max_bytes // 8)
         for part in self._parts(rows):
-            if not self._unless_paused("write", partial(self._insert, part)):
+            if not self._write(tables.insert, part, limit):
                 break
             taken += len(part)
         return taken
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
-        if self._connection is not None and any(self._counted.values()):
-            self._unless_paused("write", partial(self._touch, [], []))
         with self.lock:
             self._disconnect()
 
     def __del__(self) -> None:
-        if self._connection is not None:
-            self._disconnect()
+        self._disconnect()
 
-    # ---- for the person who owns the file: raises ConfigError when it cannot be used
+    # ---- maintenance operations: raise ConfigError when the file cannot be used
 
-    def summary(self) -> Summary:
+    def summary(self) -> FileSummary:
         """Counts; reads the whole file."""
         return self._do(tables.summary)
 
@@ -123,26 +110,34 @@ class Store:
         """Size on disk of the file and its log."""
         return sum(_size(self._beside(suffix)) for suffix in ("", "-wal"))
 
-    def newest(self, limit: int) -> list[Row]:
-        """The last stored rows, newest first, without their values."""
-        return self._do(lambda db: tables.newest(db, limit))
-
-    def beginning(self, prefix: bytes) -> list[Row]:
-        """A few rows whose key begins with `prefix`, without their values."""
-        return self._do(lambda db: tables.beginning(db, prefix))
+    def newest(self, limit: int, digits: str = "") -> list[Row]:
+        """The last stored rows whose key begins with these hexadecimal digits, newest first, without their values."""
+        return self._do(lambda db: tables.newest(db, limit, digits))
 
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> int:
-        """Removes rows, the longest unused first, until both limits hold, and shrinks the file. How many went."""
+        """Removes rows, the least recently used first, until both limits hold, and shrinks the file. How many went."""
         return self._do(lambda db: tables.prune(db, max_bytes, unused_seconds))
 
-    def verify(self, sound: Callable[[Row], bool]) -> tuple[int, int]:
-        """Checks every row's checksum and `sound`, removes the bad ones: (rows checked, rows removed).
+    def verify(self, is_intact: Callable[[Row], bool]) -> tuple[int, int]:
+        """Checks every row's checksum and `is_intact`, removes the bad ones: (rows checked, rows removed).
 
         If the structure of the file is damaged, it is set aside (see `set_aside`); the result is that of the new file.
         """
-        return self._do(lambda db: tables.verify(db, sound))
+        return self._do(lambda db: tables.verify(db, is_intact))
 
     # ---- what happens when the file cannot be used
+
+    def _write(self, change: Callable[..., None], *arguments: object) -> bool:
+        """Whether `change(db, *arguments)` was made, as one transaction."""
+
+        def write(db: sqlite3.Connection) -> bool:
+            with tables.transaction(db):
+                change(db, *arguments)
+            if _size(self._beside("-wal")) > min(MAX_WAL, self.max_bytes // 16):
+                tables.empty_log(db)  # readers kept SQLite from starting it over
+            return True
+
+        return bool(self._unless_paused("write", write))
 
     def _unless_paused(self, kind: str, operation: Callable[[sqlite3.Connection], T]) -> T | None:
         if time.monotonic() < self._paused.get(kind, 0.0):
@@ -151,11 +146,13 @@ class Store:
             return self._do(operation)
         except ConfigError as error:
             self._paused[kind] = time.monotonic() + PAUSE
-            self._warn("unusable", f"{error}. Judging goes on without the cache")
+            self._warn("unusable", f"{error}. Judging continues without the cache")
             return None
 
     def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `operation` on the open file; a damaged file is set aside, and a new one tried once."""
+        if self not in _STORES:
+            _close_before_forks(self)  # before the lock: a fork takes both locks in this order
         with self.lock:
             try:
                 try:
@@ -223,7 +220,7 @@ class Store:
                 connection.close()
 
     def _create(self) -> None:
-        """A complete file appears under its name at once, so nobody ever opens half of one."""
+        """A complete file appears under its name at once, so no process opens half of one."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._file_lock():
             if _size(self.path):
@@ -231,7 +228,7 @@ class Store:
             self._rename(("-wal", "-shm"))  # without their file; a crash while it was set aside leaves them
             fresh = self._beside(".new")
             fresh.unlink(missing_ok=True)
-            os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            fresh.touch(0o600, exist_ok=False)
             tables.create(fresh)
             fresh.replace(self.path)
 
@@ -249,43 +246,16 @@ class Store:
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
-    # ---- the operations of judging, each on an open file and under the lock
-
-    def _lookup(self, keys: Sequence[bytes], db: sqlite3.Connection) -> Found:
-        found = tables.lookup(db, keys)
-        self._counted["hits"] += len(found.values)
-        self._counted["misses"] += len(keys) - len(found.values)
-        return found
-
-    def _insert(self, rows: Sequence[Row], db: sqlite3.Connection) -> bool:
-        with tables.transaction(db):
-            tables.insert(db, rows, self.max_bytes - min(MAX_WAL, self.max_bytes // 8))
-            if time.monotonic() - self._flushed > FLUSH:  # it dirties one page more
-                self._count(db)
-        if _size(self._beside("-wal")) > min(MAX_WAL, self.max_bytes // 16):
-            tables.empty_log(db)  # readers kept SQLite from starting it over
-        return True
-
-    def _touch(self, stale: Sequence[bytes], bad: Sequence[bytes], db: sqlite3.Connection) -> None:
-        with tables.transaction(db):
-            tables.touch(db, stale, bad)
-            self._count(db)
-
-    def _count(self, db: sqlite3.Connection) -> None:
-        counted, self._counted = self._counted, {"hits": 0, "misses": 0}
-        self._flushed = time.monotonic()
-        tables.count(db, counted)
-
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """`rows`, without the huge ones, in transactions that leave the log small."""
         part: list[Row] = []
-        size, limit = 0, self.max_bytes // 32
+        size, limit = 0, min(MAX_VALUE // 4, self.max_bytes // 32)
         for row in rows:
-            if row.size > min(MAX_VALUE // 4, limit):
+            if row.size > limit:
                 continue
             part.append(row)
             size += row.size
-            if len(part) == CHUNK or size > limit:
+            if len(part) == ROWS_AT_ONCE or size > limit:
                 yield part
                 part, size = [], 0
         if part:
@@ -317,18 +287,16 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _size(path: Path) -> int:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return 0
 
 
 # SQLite's locks belong to a process, its notes about them to memory that a fork copies: a child that inherited an open
@@ -337,6 +305,17 @@ def _size(path: Path) -> int:
 _STORES: weakref.WeakSet[Store] = weakref.WeakSet()
 _FORKING = threading.Lock()
 _HELD: list[Store] = []
+_hooked = False
+
+
+def _close_before_forks(store: Store) -> None:
+    """Called before a file is first used, so that a program without a cache has no fork hooks."""
+    global _hooked
+    with _FORKING:
+        _STORES.add(store)
+        if not _hooked:
+            os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+            _hooked = True
 
 
 def _before_fork() -> None:
@@ -351,6 +330,3 @@ def _after_fork() -> None:
     while _HELD:
         _HELD.pop().lock.release()
     _FORKING.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

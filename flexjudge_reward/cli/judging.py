@@ -1,0 +1,102 @@
+"""`flexjudge score | rerank | annotate`. Every setting of `JudgeConfig` is a flag, made from its declaration."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flexjudge_reward.data.rows import RowOptions
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.judge.config import JudgeConfig
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.settings import add_flags, settings_of
+from flexjudge_reward.judge.summary import RunSummary
+from flexjudge_reward.offline.annotate import annotate_file
+from flexjudge_reward.offline.score import rerank_file, score_file
+
+Job = Callable[[argparse.Namespace, Judge, RowOptions], RunSummary | str]
+_FORM = """A row: {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"]}, or with
+"candidates" as a list in place of "answer"; a question or candidate is a text, a list of parts ({"text": ..},
+{"image": path}, {"molecule": SMILES}) or a list of chat messages. "reference" and "rubric" are optional."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to the parser."""
+    _add(commands, "score", score, "judge the rows of a file or data set")
+    _add(commands, "rerank", rerank, "rank the candidates of each row, best first")
+    pairs = _add(commands, "annotate", annotate, "make preference pairs for DPO from the candidates of each row")
+    pairs.add_argument("--pairs", choices=("best", "all"), default="best", help="of each row (default: best)")
+    pairs.add_argument("--margin", type=float, default=0.0, help="the least difference of a pair's scores")
+
+
+def score(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> RunSummary:
+    """Judges a file."""
+    return score_file(arguments.source, judge, arguments.output, **options)
+
+
+def rerank(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> RunSummary:
+    """Ranks a file."""
+    return rerank_file(arguments.source, judge, arguments.output, judge.sampling.seed, **options)
+
+
+def annotate(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> str:
+    """Makes pairs of a file; returns a summary."""
+    if arguments.output is None:
+        raise ConfigError("give the file of the pairs: -o pairs.jsonl")
+    counts = annotate_file(arguments.source, judge, arguments.output, arguments.pairs, arguments.margin, **options)
+    skipped = ", ".join(f"{count} {why}" for why, count in sorted(counts.items()) if why not in ("rows", "pairs"))
+    return f"{counts['pairs']} pairs from {counts['rows']} rows; skipped: {skipped or 'none'}"
+
+
+def column(text: str) -> tuple[str, str]:
+    """The entry and the column of a text such as question=prompt; the column may be empty."""
+    name, given, column = text.partition("=")
+    if not (name and given):
+        raise argparse.ArgumentTypeError(f"expected NAME=COLUMN such as question=prompt, found {text!r}")
+    return name, column
+
+
+def _add(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=does,
+        description=f"{does[0].upper()}{does[1:]}. {_FORM}",
+        allow_abbrev=False,  # else --api-key KEY is --api-key-env
+    )
+    command.set_defaults(run=partial(_run, job))
+    command.add_argument("source", metavar="SOURCE", help="a .jsonl or .parquet file, a folder, or org/name on the Hub")
+    command.add_argument("-o", "--output", type=Path, help="the file of the results; by default standard output")
+    command.add_argument("--media-root", type=Path, help="the folder below which media files may be read")
+    command.add_argument("--split", help="of a data set that has several")
+    command.add_argument("--config-name", help="of a data set that has several configurations")
+    command.add_argument(
+        "--column",
+        action="append",
+        type=column,
+        metavar="NAME=COLUMN",
+        help="an entry's name here, such as question=prompt; several candidates= make a list, id= ignores the entry",
+    )
+    group = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
+    defaults = {field.name: field.default for field in dataclasses.fields(JudgeConfig)}
+    add_flags(group, settings_of(JudgeConfig).values(), defaults)
+    return command
+
+
+def _run(job: Job, arguments: argparse.Namespace) -> int:
+    """Runs a job with the judge that the flags, the environment and the machine choose; prints a summary."""
+    config = JudgeConfig.resolve({name: getattr(arguments, name) for name in settings_of(JudgeConfig)})
+    columns: dict[str, list[str]] = {}
+    for name, given in arguments.column or ():
+        columns.setdefault(name, []).extend([given] if given else [])
+    options = RowOptions(
+        media_root=arguments.media_root, split=arguments.split, config_name=arguments.config_name, columns=columns
+    )
+    with config.build() as judge:
+        print(config.describe(), file=sys.stderr)
+        print(job(arguments, judge, options), file=sys.stderr)
+    return 0

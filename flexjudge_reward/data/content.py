@@ -1,0 +1,182 @@
+"""One value of outside data as content: a text, a media item, a list of parts, a conversation, a rubric.
+
+A part is a text, or a mapping with the name of a modality (`media/base.py: KINDS`) as key or as "type":
+
+    "a cat"    {"text": "a cat"}    {"type": "text", "text": "a cat"}
+    {"image": SOURCE}    {"type": "image", "image": SOURCE}    {"molecule": "CCO", "drawn": true}
+    {"type": "image"}                                            the place of an image that a column holds
+
+A lone message is its content. A longer conversation becomes one text in which each turn is enclosed, with its role,
+between lines of backticks that no turn can contain, so that no turn can forge another one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.media.base import KINDS, Media
+from flexjudge_reward.prompts.quoting import fence_line
+from flexjudge_reward.rubric import Rubric, rubric_names
+from flexjudge_reward.types import Content
+
+MakeMedia = Callable[[str, Any, Mapping[str, Any]], Media]
+"""Builds a media item from the name of its modality, its source and the part that holds its options."""
+Columns = Sequence[tuple[str, Sequence[Media]]]  # media from beside a value, by their modality
+Turn = tuple[str, list[Any]]  # a role and its parts: texts, media, and a `Place` for each item that a column holds
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a media item of a column belongs."""
+
+    kind: str
+
+
+def content_of(value: Any, what: str, make: MakeMedia, columns: Columns = (), repeated: bool = False) -> Content:
+    """A text, a part, a list of parts or a conversation, with the media of columns in their places.
+
+    Args:
+        what: names the value in errors.
+        columns: without places they go before the first user turn, the first column first.
+        repeated: a column repeats the media of its kind that are in the value, if there are any.
+
+    Raises ConfigError: a value of another form, or more or fewer places than media.
+    """
+    turns = _turns(value, what, make)
+    for kind, media in reversed(columns):
+        _fill_places(turns, kind, media, repeated)
+    return joined(turns)
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether it is a list of chat messages."""
+    return _is_list(value) and any(isinstance(message, Mapping) and "role" in message for message in value)
+
+
+def joined(turns: Sequence[Turn]) -> Content:
+    """The parts of a lone turn as they are; else all turns, enclosed and with their roles. Raises ConfigError."""
+    if empty := next((one for _, own in turns for one in own if isinstance(one, Place)), None):
+        raise ConfigError(f"a part of type {empty.kind!r} has no source, and no column holds it")
+    if len(turns) == 1:
+        return tuple(turns[0][1]) or ("",)
+    line = fence_line(part for _, own in turns for part in own)
+    content: list[str | Media] = []
+    for role, own in turns:
+        content += [f"{line}{' '.join(role.split())}\n", *own, f"\n{line}\n"]
+    return tuple(content)
+
+
+def _turns(value: Any, what: str, make: MakeMedia) -> list[Turn]:
+    if not is_conversation(value):
+        return [("", [_part(one, make) for one in (value if _is_list(value) else [value])])]
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ConfigError(f"{what}: a message needs 'role' and 'content', found {message!r:.80} in the list")
+    return [(message["role"], _message_parts(message, make)) for message in value]
+
+
+def _fill_places(turns: Sequence[Turn], kind: str, column: Sequence[Media], repeated: bool) -> None:
+    places = [(own, i) for _, own in turns for i, part in enumerate(own) if part == Place(kind)]
+    present = any(isinstance(part, Media) and part.kind == kind for _, own in turns for part in own)
+    if places:
+        if len(places) != len(column):
+            raise ConfigError(
+                f"the prompt has {len(places)} {kind} places but the columns '{kind}' and '{kind}s' have"
+                f" {len(column)} for it; give one {kind} for each place"
+            )
+        for (own, index), media in zip(places, column, strict=True):
+            own[index] = media
+    elif column and not (repeated and present):
+        first = next((own for role, own in turns if role == "user"), turns[-1][1])
+        first[:0] = column
+
+
+def _part(value: Any, make: MakeMedia) -> str | Media | Place:
+    if isinstance(value, str | Media):
+        return value
+    kind, source = kind_and_source(value) if isinstance(value, Mapping) else ("", None)
+    if kind == "text" and isinstance(source, str):
+        return str(source)
+    if kind in KINDS:
+        return Place(kind) if source is None else make(kind, source, value)
+    raise ConfigError(f"a part is a text or one of text, {', '.join(KINDS)} with its source, found {value!r:.80}")
+
+
+def kind_and_source(part: Mapping[str, Any]) -> tuple[str, Any]:
+    """The kind of a part, "text" or a modality, and its text or source, which may be None; "" if it is not one kind."""
+    kinds = [name for name in ("text", *KINDS) if part.get(name) is not None]
+    kind = part.get("type") or (kinds[0] if len(kinds) == 1 else "")
+    if kind == "text":
+        return kind, part.get("text")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return "", None
+    return kind, next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
+
+
+def options_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a modality that a part has beside its source; null means the default. Raises ConfigError."""
+    options = {}
+    for name, default in KINDS[kind].options.items():
+        value = entry.get(name)
+        if value is None:
+            continue
+        number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+        if type(value) is not type(default) and not number:
+            raise ConfigError(f"{name!r} of a {kind} is a {type(default).__name__}, found {value!r:.80}")
+        options[name] = float(value) if number else value
+    return options
+
+
+def plain_text(value: Any, what: str) -> str:
+    """A text or a number as text. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"{what} must hold texts or numbers, found {value!r:.80}")
+    return str(value)
+
+
+def rubric(value: Any) -> Rubric | None:
+    """A cell as a rubric: None, a `Rubric`, a built-in name, an object with criteria and scale, or criteria in words.
+
+    It never names a file. Raises ConfigError.
+    """
+    if value is None or isinstance(value, Rubric):
+        return value
+    if isinstance(value, Mapping):
+        return Rubric.of({name: entry for name, entry in value.items() if entry is not None})
+    if isinstance(value, str) and value in rubric_names():
+        return Rubric.load(value)
+    if isinstance(value, str) and len(value.split()) > 1:
+        return Rubric(value, None)
+    known = f"criteria in words, an object with 'criteria', or one of {', '.join(rubric_names())}"
+    raise ConfigError(f"a rubric is {known}; found {value!r:.80}")
+
+
+def _message_parts(message: Mapping[str, Any], make: MakeMedia) -> list[Any]:
+    content = message.get("content")
+    given = [content] if isinstance(content, str) else [] if content is None else content
+    if not _is_list(given):
+        raise ConfigError(f"a message's content must be a text or a list of parts, found {type(content).__name__}")
+    if is_tool_result(message):
+        given = [json.dumps(content, ensure_ascii=False, default=str)]
+    own = [_part(one, make) for one in given]
+    if message.get("tool_calls"):
+        own.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
+    return own
+
+
+def is_tool_result(message: Mapping[str, Any]) -> bool:
+    """Whether the content is a list of something else than parts: a tool's result, as TRL passes it."""
+    content: Any = message.get("content")
+    return message["role"] == "tool" and _is_list(content) and not all(map(_is_part, content))
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and value.get("type") in ("text", *KINDS))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)

@@ -1,0 +1,94 @@
+"""The second seam: text generation. An engine does not know what a score is.
+
+    class MyEngine(Engine):
+        def complete(self, requests):
+            return [Generation(my_model(request.prompt, request.sampling)) for request in requests]
+
+        def identity(self):
+            return {"engine": "mine", "model": "v3"}
+
+    with CachedEngine(MyEngine()) as engine:
+        judge = Judge(Pointwise(), engine)
+
+Engines are cheap to build and load at the first `generate`. They pickle, may be called from several threads, and close
+within seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Self
+
+from flexjudge_reward.errors import ConfigError, MediaError
+from flexjudge_reward.types import Generation, Request
+
+
+class Closable:
+    """What a `with` block closes at its end."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Engine(Closable):
+    """Base class of all engines."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """One Generation per request, in order. Raises EngineError if the engine can answer nothing.
+
+        A request that fails alone is a Generation with a `failure`; one whose media cannot be used fails here.
+        """
+        failures = [_media_failure(request) for request in requests]
+        usable = [request for request, failure in zip(requests, failures, strict=True) if failure is None]
+        replies = self.complete(usable) if usable else []
+        if len(replies) != len(usable):
+            raise ConfigError(
+                f"{type(self).__name__}.complete returned {len(replies)} replies for {len(usable)} requests;"
+                " an engine returns one per request, in order"
+            )
+        remaining = iter(replies)
+        return [failure or next(remaining) for failure in failures]
+
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        """The replies to requests whose media are loaded: what an engine implements."""
+        raise NotImplementedError(f"{type(self).__name__} has no complete()")
+
+    def identity(self) -> dict[str, object]:
+        """Everything about the engine that could change a reply, as JSON values. Part of every cache key."""
+        raise NotImplementedError(f"{type(self).__name__} has no identity()")
+
+    def supports(self, modality: str) -> bool:
+        """Whether the model can be shown "image" or "video". True where only the server knows."""
+        return True
+
+    def close(self) -> None:
+        """Releases the model or the connections. May be called twice; a later `generate` opens them again."""
+
+
+class StatefulEngine(Engine):
+    """An engine with a lock. What begins with an underscore stays in this process: a pickled copy starts closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+def _media_failure(request: Request) -> Generation | None:
+    try:
+        for media in request.prompt.images_and_videos:
+            media.load()
+    except MediaError as error:
+        return Generation.failed("media", str(error))
+    return None

@@ -1,0 +1,128 @@
+"""Cache keys: SHA-256 over everything that could change a reply, as canonical JSON; and how two of them differ.
+
+The engine's identity, every message, part by part, and every sampling parameter. Text counts by its digest, media by
+kind and content, so the stored document holds no data of the user. Trusted text, untrusted text and media never look
+alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.cache.tables import Row
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.types import Part, Request, Untrusted
+
+SCHEMA = "flexjudge-reply-2"
+"""In every key; changes when the content of a key changes."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of a request, and the document it is the hash of."""
+
+    digest: bytes
+    document: bytes
+    model: str
+
+
+def request_key(engine: Engine, request: Request) -> str:
+    """The key of a request, in hex, as `flexjudge cache explain` takes it. Raises MediaError, ConfigError."""
+    return keys_of(engine.identity(), [request])[0].digest.hex()
+
+
+def keys_of(identity: Mapping[str, object], requests: Sequence[Request]) -> list[Key]:
+    """The keys of some requests to the engine of this identity.
+
+    Raises ConfigError if the identity is not made of JSON values, and MediaError.
+    """
+    engine = canonical(identity, "the engine's identity")
+    model = str(identity.get("model") or identity.get("engine") or "unnamed")
+    keys = []
+    for request in requests:
+        sampling = canonical(vars(request.sampling), "the sampling")
+        messages = [
+            {"role": message.role, "parts": [_part(part) for part in message.parts]}
+            for message in request.prompt.messages
+        ]
+        entries = {"schema": SCHEMA, "engine": engine, "sampling": sampling, "messages": messages}
+        # Not escaped: an escaped lone surrogate pair and the character it would spell look the same.
+        text = json.dumps(entries, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        document = text.encode("utf-8", "surrogatepass")
+        keys.append(Key(hashlib.sha256(document).digest(), document, model))
+    return keys
+
+
+def canonical(value: object, where: str) -> Any:
+    """`value` with one spelling for equal values (1 and 1.0, tuple and list), fit for JSON.
+
+    Raises ConfigError if something in it is not a JSON value, so that two processes might not agree on it.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list | tuple):
+        return [canonical(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: canonical(entry, f"{where}.{name}") for name, entry in value.items()}
+    raise ConfigError(f"{where} must be made of JSON values to be part of a cache key, found {value!r}")
+
+
+def _part(part: Part) -> dict[str, object]:
+    if isinstance(part, Media):
+        return {part.kind: part.digest}
+    kind, text = ("untrusted", part.text) if isinstance(part, Untrusted) else ("text", part)
+    return {kind: hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), "characters": len(text)}
+
+
+# ---- what a file holds of the requests
+
+
+class Difference(NamedTuple):
+    """A field in which two requests differ, such as `sampling.seed`, and its JSON in each; None where there is none."""
+
+    field: str
+    one: str | None
+    other: str | None
+
+
+def differences(one: Row, other: Row) -> tuple[Difference, ...]:
+    """The fields in which the requests of two rows differ. Raises ConfigError if a row is damaged."""
+    left, right = _fields(one), _fields(other)
+    names = sorted(left.keys() | right.keys())
+    return tuple(Difference(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n))
+
+
+def document_of(row: Row) -> Any | None:
+    """The document that the key of a row is the hash of; None if it is damaged."""
+    try:
+        document = zlib.decompress(row.request)
+    except (zlib.error, TypeError):
+        return None
+    return json.loads(document) if hashlib.sha256(document).digest() == row.key else None
+
+
+def _fields(row: Row) -> dict[str, str]:
+    document = document_of(row)
+    if document is None:
+        raise ConfigError(f"the stored request {row.key.hex()} is damaged; `flexjudge cache verify` removes it")
+    return _leaves(document, "")
+
+
+def _leaves(value: object, name: str) -> dict[str, str]:
+    """Each field of a document by its path."""
+    if not isinstance(value, dict | list) or not value:
+        return {name: json.dumps(value, ensure_ascii=False)}
+    leaves: dict[str, str] = {}
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        leaves |= _leaves(entry, f"{name}[{key}]" if isinstance(value, list) else f"{name}.{key}".lstrip("."))
+    return leaves

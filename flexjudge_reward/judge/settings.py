@@ -1,0 +1,165 @@
+"""Settings declared once: a dataclass field gives the type, the FLEXJUDGE_* variable, the TOML key, the flag, the help.
+
+Each setting comes from the first place that has it, and errors name that place:
+
+    1. an explicit argument or flag        FlexJudgeReward(model="..."), flexjudge score --model ...
+    2. an environment variable             FLEXJUDGE_MODEL=...
+    3. a TOML file                         FLEXJUDGE_CONFIG=judge.toml, with a line  model = "..."
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flexjudge_reward.errors import ConfigError
+
+PREFIX = "FLEXJUDGE_"
+_NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY"}
+
+
+class Given(NamedTuple):
+    """A value and the place it comes from, such as "the argument votes" or "votes in the file judge.toml"."""
+
+    value: Any
+    where: str
+
+
+class Setting(NamedTuple):
+    """One declared setting."""
+
+    name: str
+    types: tuple[Any, ...]
+    """What a value may be, without None."""
+    choices: tuple[str, ...]
+    """The allowed texts; none means any."""
+    help: str
+    low: float
+    high: float
+    """The range of a number, both ends included."""
+
+    @classmethod
+    def of(cls, field: dataclasses.Field[Any], hint: Any) -> Setting:
+        """The setting that a dataclass field declares."""
+        options = [option for option in typing.get_args(hint | None) if option is not types.NoneType]
+        choices = [text for option in options for text in typing.get_args(option)]  # of a Literal
+        kinds = [str if typing.get_args(option) else option for option in options]
+        return cls(field.name, tuple(kinds), tuple(choices), **field.metadata)
+
+    @property
+    def kind(self) -> type:
+        """What a text stands for."""
+        return next((kind for kind in (bool, int, float) if kind in self.types), str)
+
+    def checked(self, value: Any, where: str) -> Any:
+        """`value` with its type, range and the closed list checked. Raises ConfigError."""
+        if self.kind is bool:
+            right, expected = isinstance(value, bool), "true or false"
+        elif self.kind is not str:
+            right = isinstance(value, (int, self.kind)) and not isinstance(value, bool)
+            expected = "a whole number" if self.kind is int else "a number"
+            if right:
+                right, expected = self.low <= value <= self.high, self._range()
+        elif isinstance(value, self.types) and not isinstance(value, str):
+            return value
+        elif self.choices:
+            right, expected = str(value) in self.choices, f"one of {', '.join(self.choices)}"
+        else:
+            right, expected = isinstance(value, str | Path) and bool(str(value)), "a text"
+        if not right:
+            raise ConfigError(f"{where}: {self.name!r} must be {expected}, found {value!r}")
+        return self.kind(value)
+
+    def parsed(self, text: str) -> Any:
+        """The value that a text stands for; a text that stands for none stays, and `checked` refuses it."""
+        if self.kind is bool:
+            return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
+        try:
+            return self.kind(text)
+        except ValueError:
+            return text
+
+    def _range(self) -> str:
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"from {self.low:g} to {self.high:g}"
+
+
+def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A dataclass field that is a setting; a number has a range, both ends included."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def settings_of(*classes: type) -> dict[str, Setting]:
+    """The settings that dataclasses declare, by name."""
+    declared = {}
+    for owner in classes:
+        hints = typing.get_type_hints(owner)
+        for field in dataclasses.fields(owner):
+            if "help" in field.metadata:
+                declared[field.name] = Setting.of(field, hints[field.name])
+    return declared
+
+
+def collect(
+    known: Mapping[str, Setting], arguments: Mapping[str, Any], environ: Mapping[str, str]
+) -> list[dict[str, Given]]:
+    """What the TOML file, the environment and the arguments say, weakest first; an argument of None says nothing.
+
+    Raises ConfigError for an unknown name or a wrong value, with the place it comes from.
+    """
+    texts = {
+        variable.removeprefix(PREFIX).lower(): text
+        for variable, text in environ.items()
+        if variable.startswith(PREFIX) and variable not in _NO_SETTINGS and text != ""
+    }
+    variables = {name: known[name].parsed(text) if name in known else text for name, text in texts.items()}
+    file = environ.get(PREFIX + "CONFIG", "")
+    return [
+        _given(known, _read(file) if file else {}, lambda name: f"{name} in the file {file}"),
+        _given(known, variables, lambda name: f"the environment variable {PREFIX}{name.upper()}"),
+        checked(known, arguments),
+    ]
+
+
+def checked(known: Mapping[str, Setting], arguments: Mapping[str, Any]) -> dict[str, Given]:
+    """The arguments that are not None, with names and values checked. Raises ConfigError."""
+    return _given(known, arguments, lambda name: f"the argument {name}")
+
+
+def add_flags(parser: argparse._ArgumentGroup, settings: Iterable[Setting], defaults: Mapping[str, object]) -> None:
+    """One flag per setting: `--position-swap`, `--votes 5`. A flag that is not given is None."""
+    for one in settings:
+        default = defaults.get(one.name)
+        text = one.help if default in (None, False) else f"{one.help} (default: {default})"
+        flag = "--" + one.name.replace("_", "-")
+        if one.kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            values = "|".join(one.choices) or {int: "N", float: "X"}.get(one.kind, "TEXT")
+            parser.add_argument(flag, type=one.kind, choices=one.choices or None, metavar=values, help=text)
+
+
+def _given(known: Mapping[str, Setting], values: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Given]:
+    """The values that are not None, checked, each with its place."""
+    given = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{where(name)}: unknown setting {name!r}; known are {', '.join(known)}")
+        if value is not None:
+            given[name] = Given(known[name].checked(value, where(name)), where(name))
+    return given
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{PREFIX}CONFIG names {file!r}, which cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None

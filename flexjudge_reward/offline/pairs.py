@@ -1,0 +1,172 @@
+"""The pairs of a row's candidates: who wins, which are kept, and how they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal
+
+from flexjudge_reward.data.content import is_conversation, is_tool_result, kind_and_source
+from flexjudge_reward.data.rows import Row
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.formats.base import Format
+from flexjudge_reward.formats.groups import GroupFormat, Tournament
+from flexjudge_reward.formats.swap import PositionSwap
+from flexjudge_reward.judge.groups import GroupResult
+from flexjudge_reward.media.base import KINDS, Media
+from flexjudge_reward.types import Content, Example, Failure, FailureKind, Verdict
+
+Which = Literal["best", "all"]
+SkipReason = Literal["tie", "order_inconsistent", "below_margin", "identical", "not_selected"] | FailureKind
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidates of a row, compared."""
+
+    winner: int
+    loser: int
+    """Indices into the row's candidates; of a pair without a winner, in the order of the row."""
+    scores: tuple[float, float] | None  # of winner and loser, on the format's scale
+    why: SkipReason | None = None  # None for a win; else why the pair is skipped
+    detail: str = ""
+
+    @property
+    def gap(self) -> float:
+        """How far apart the scores are."""
+        return self.scores[0] - self.scores[1] if self.scores else 0.0
+
+    def skipped(self, why: SkipReason) -> Pair:
+        """The same pair, skipped for this reason."""
+        detail = f"{self.scores[0]:g} against {self.scores[1]:g}" if self.scores else ""
+        return replace(self, why=why, detail=detail)
+
+
+def pair_format(format: Format) -> Format:
+    """`format` for all pairs of a row, or those of its schedule, in both orders; pointwise formats stay as they are.
+
+    Raises ConfigError if it cannot judge two candidates.
+    """
+    if format.max_candidates == 1:
+        return format
+    inner = format.inner if isinstance(format, GroupFormat) else format
+    if not inner.min_candidates <= 2 <= inner.max_candidates:
+        low, high = inner.min_candidates, inner.max_candidates
+        raise ConfigError(f"pairs need a format for one or two candidates, this one judges {low:g} to {high:g}")
+    if not any(isinstance(layer, PositionSwap) for layer in inner.layers()):
+        inner = PositionSwap(inner)
+    if isinstance(format, Tournament):
+        return Tournament(inner, format.schedule, format.budget, format.score, format.seed)
+    return Tournament(inner)
+
+
+def pairs_of(example: Example, result: GroupResult) -> list[Pair]:
+    """Every two candidates that were compared, from their own scores or side by side."""
+    # A candidate whose media cannot be used has no content, and equals no other.
+    contents = [
+        index if isinstance(outcome, Failure) and outcome.kind == "media" else example.candidates[index]
+        for index, outcome in enumerate(result.outcomes)
+    ]
+    first = [contents.index(content) for content in contents]  # identical candidates are compared once
+    compared = {}
+    for one in result.verdicts[0].comparisons:
+        scores = one.verdict.scores
+        compared[one.first, one.second] = one.verdict
+        compared[one.second, one.first] = replace(one.verdict, scores=None if scores is None else scores[::-1])
+    pairs = []
+    for i, j in combinations(range(len(first)), 2):
+        if first[i] == first[j]:
+            pairs.append(Pair(i, j, None, "identical"))
+        elif verdict := compared.get((first[i], first[j])) or _apart(result, i, j):
+            pairs.append(_pair(i, j, verdict))
+    return pairs
+
+
+def _apart(result: GroupResult, i: int, j: int) -> Verdict | None:
+    """The verdict on two candidates that were not judged side by side; None if their schedule left them out."""
+    failures = [one for one in (result.outcomes[i], result.outcomes[j]) if isinstance(one, Failure)]
+    group = result.verdicts[0] if len(result.verdicts) == 1 else None
+    own = [failure for failure in failures if group is None or failure is not group.failure]
+    if own:
+        return Verdict.failed(own[0])
+    if group is not None:
+        return Verdict.failed(failures[0]) if failures and not group.comparisons else None
+    return Verdict((*(result.verdicts[i].scores or ()), *(result.verdicts[j].scores or ())))
+
+
+def _pair(i: int, j: int, verdict: Verdict) -> Pair:
+    if verdict.failure is not None:
+        return Pair(i, j, None, verdict.failure.kind, verdict.failure.detail)
+    one, other = verdict.scores or ()
+    if one == other:
+        agreed = verdict.counters.get("swaps_agreed") == verdict.counters.get("swaps")
+        return Pair(i, j, (one, other), "tie" if agreed else "order_inconsistent")
+    return Pair(i, j, (one, other)) if one > other else Pair(j, i, (other, one))
+
+
+def select(pairs: Sequence[Pair], which: Which, margin: float) -> list[Pair]:
+    """The same pairs with a reason for each that is not kept; the first of several equally far apart is kept."""
+    kept = [pair if pair.why or pair.gap >= margin else pair.skipped("below_margin") for pair in pairs]
+    wins = [pair for pair in kept if not pair.why]
+    if which == "all" or not wins:
+        return kept
+    best = max(wins, key=lambda pair: pair.gap)
+    return [pair if pair.why or pair is best else pair.skipped("not_selected") for pair in kept]
+
+
+@dataclass(frozen=True)
+class PairWriter:
+    """Makes the rows of a file of pairs, in which question and answers are as the input gives them."""
+
+    store: Callable[[Media], str]  # keeps an image that the input itself held, and returns its path
+
+    def row(self, row: Row, pair: Pair) -> dict[str, Any]:
+        """The row of a pair that is kept or skipped."""
+        numbers = [pair.winner, pair.loser]
+        if pair.why:
+            return {"id": row.id, "pair": numbers, "why": pair.why, "detail": pair.detail}
+        question, answers = row.entry["question"], [row.entry["candidates"][number] for number in numbers]
+        if all(map(_is_image, row.example.candidates)):
+            prompt = self._messages(question, "user") if is_conversation(question) else self._content(question)
+            chosen, rejected = (self._content(answer)[0]["image"] for answer in answers)
+        else:
+            prompt = self._messages(question, "user")
+            chosen, rejected = (self._messages(answer, "assistant") for answer in answers)
+        said = {"id": row.id, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        media = {n: [self._path(one) for one in row.entry[n]] for n in ("images", "videos") if row.entry.get(n)}
+        return {**said, **media, "scores": pair.scores, "pair": numbers}
+
+    def _messages(self, value: Any, role: str) -> list[dict[str, Any]]:
+        messages = value if is_conversation(value) else [{"role": role, "content": value}]
+        return [
+            message if is_tool_result(message) else {**message, "content": self._content(message.get("content"))}
+            for message in messages
+        ]
+
+    def _content(self, value: Any) -> Any:
+        """Texts as one text; a list of parts with media as content blocks."""
+        parts = [_named(part) for part in (value if isinstance(value, list) else [value])]
+        if all(kind == "text" for kind, _ in parts):
+            return "".join(part for _, part in parts)
+        return [{"type": kind} if part is None else {"type": kind, kind: self._path(part)} for kind, part in parts]
+
+    def _path(self, value: str | Media) -> str:
+        return self.store(value) if isinstance(value, Media) else value
+
+
+def _is_image(candidate: Content) -> bool:
+    return len(candidate) == 1 and isinstance(candidate[0], Media) and candidate[0].kind == "image"
+
+
+def _named(part: Any) -> tuple[str, Any]:
+    """The kind of a part, and its text, path or image; what a policy writes as text, such as a molecule, is a text."""
+    if isinstance(part, str) or part is None:
+        return "text", part or ""
+    if isinstance(part, Media):
+        return part.kind, part
+    kind, source = kind_and_source(part)
+    if kind in KINDS and KINDS[kind].channel:
+        return kind, source
+    return "text", source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)

@@ -1,0 +1,145 @@
+"""The embedded judge on real transformers: the commands from rows to files, molecules, and models that cannot see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("transformers")
+
+from flexjudge_reward import (
+    CachedEngine,
+    ConfigError,
+    Judge,
+    Media,
+    Message,
+    Pairwise,
+    Prompt,
+    Request,
+    Sampling,
+    TransformersEngine,
+    Untrusted,
+    annotate_file,
+)
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.nano import path as nano_path
+
+FLAGS = ("--model", "nano", "--engine", "transformers", "--cache", "off")
+QUESTION = "top-left red circle top-right nothing bottom-left blue square bottom-right red star\nWhat is top-left?"
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- commands
+
+CANDIDATES = {"id": 1, "question": QUESTION, "candidates": ["blue square", "red circle"]}
+
+
+def test_the_commands_find_the_right_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = write(tmp_path / "in.jsonl", CANDIDATES), tmp_path / "out.jsonl"
+    for command, flags in (
+        ("score", ()),
+        ("rerank", ("--format", "listwise")),
+        ("annotate", ("--format", "pairwise", "--margin", "2")),
+    ):
+        assert main([command, str(source), "-o", str(output), *FLAGS, *flags]) == 0
+        (row,) = read(output)
+        if command == "score":
+            assert row["failures"] == [None, None] and row["scores"][1] > row["scores"][0]
+        elif command == "rerank":
+            assert row["best"] == 1
+        else:
+            assert row["chosen"] == [{"role": "assistant", "content": "red circle"}] and row["pair"] == [1, 0]
+    err = capsys.readouterr().err
+    assert "The judge is nano on transformers" in err and "1 pairs from 1 rows; skipped: none" in err
+
+
+def test_a_data_set_is_scored_by_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"prompt": QUESTION, "reply": "red circle"}]).to_parquet(tmp_path / "in.parquet")
+    command = ["score", str(tmp_path / "in.parquet"), "-o", str(tmp_path / "out.jsonl"), *FLAGS]
+    assert main(command) == 2
+    assert "--column question=COLUMN" in capsys.readouterr().err
+    assert main([*command, "--column", "question=prompt", "--column", "answer=reply"]) == 0
+    (row,) = read(tmp_path / "out.jsonl")
+    assert row["row"] == row["id"] == 0 and row["failures"] == [None]
+
+
+# ---------------------------------------------------------------- molecules
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[TransformersEngine]:
+    with TransformersEngine("nano") as engine:
+        yield engine
+
+
+def test_a_molecule_is_text_and_drawing_and_a_bad_one_fails_alone(nano: TransformersEngine) -> None:
+    pytest.importorskip("rdkit")
+
+    def ask(part: Media | Untrusted) -> Request:
+        return Request(Prompt((Message("user", (part,)),)), Sampling(max_tokens=2))
+
+    molecule = Media.molecule("OCC")
+    parts = [molecule, Media.molecule("OCC", drawn=True), Media.molecule("C1"), Media.molecule("C1", drawn=True)]
+    plain, drawn, *bad = nano.generate([ask(part) for part in parts])
+    (text,) = molecule.as_judge_input()
+    (same,) = nano.generate([ask(Untrusted(str(text)))])
+    assert plain.failure is None and (plain.text, plain.prompt_tokens) == (same.text, same.prompt_tokens)
+    assert drawn.failure is None and drawn.prompt_tokens > plain.prompt_tokens
+    assert [reply.failure.kind for reply in bad if reply.failure] == ["media", "media"]
+
+
+# ---------------------------------------------------------------- models that cannot see
+
+
+def without_processor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def text_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
+def copied(folder: Path, change: Callable[[Path], None] = lambda folder: None) -> TransformersEngine:
+    """The embedded judge in a folder of its own, changed."""
+    folder.mkdir()
+    for file in nano_path("judge").iterdir():
+        (folder / file.name).symlink_to(file)
+    for name in ("chat_template.jinja", "preprocessor_config.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    change(folder)
+    return TransformersEngine(str(folder))
+
+
+@pytest.mark.parametrize("change", [without_processor, text_template])
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+def test_a_judge_that_cannot_see_is_found_before_it_loads(
+    tmp_path: Path, change: Callable[[Path], None], cached: bool
+) -> None:
+    engine = copied(tmp_path / "model", change)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"id": 1, "question": "q", "candidates": ["a", "b"], "images": ["a.png"]}
+    with Judge(Pairwise(), CachedEngine(engine, tmp_path / "c.sqlite") if cached else engine) as judge:
+        with pytest.raises(ConfigError, match="line 1: the judge model reads text only and cannot be shown images"):
+            annotate_file(write(tmp_path / "in.jsonl", row), judge, tmp_path / "out.jsonl", media_root=tmp_path)
+        assert engine._decoder is None
+
+
+def test_a_judge_that_can_see_is_not_refused(tmp_path: Path) -> None:
+    engine = copied(tmp_path / "model")
+    assert engine.supports("image") and engine.supports("video")

@@ -1,0 +1,118 @@
+"""The engine contract on a real in-process vLLM; equal verdicts from vLLM, a real vLLM server and transformers."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+
+from flexjudge_recipes.nano import shapes
+
+import pytest
+
+from flexjudge_reward import (
+    BudgetForcing,
+    Engine,
+    Example,
+    ExpectedScore,
+    Judge,
+    Media,
+    Message,
+    Pointwise,
+    Prompt,
+    Request,
+    Sampling,
+    ServerEngine,
+    TransformersEngine,
+    Untrusted,
+    VLLMEngine,
+)
+from flexjudge_reward.nano import path
+from support import real
+from support.engine_contract import TOO_LONG, ModelContract, item, judgement, texts
+
+pytestmark = pytest.mark.xdist_group("vllm")
+
+
+@pytest.fixture(scope="module")
+def nano_vllm() -> Iterator[VLLMEngine]:
+    """The embedded judge on a real in-process vLLM; at the end its process must be gone."""
+    real.prepare()
+    engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
+        engine.generate([Request(Prompt((Message("user", ("What is top-left?",)),)), Sampling(max_tokens=4))])
+    assert len(real.engine_processes()) == 1
+    yield engine
+    engine.close()
+    engine.close()
+    assert real.engine_processes(patience=10) == []  # a killed one takes a moment to go
+
+
+@pytest.fixture(scope="module")
+def nano_server() -> Iterator[str]:
+    """The address of a real vLLM server that has the embedded judge as "nano"."""
+    options = ("--dtype", "float32", "--enforce-eager", "--served-model-name", "nano")
+    with real.serve(str(path("judge")), *options) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def nano_transformers() -> Iterator[TransformersEngine]:
+    with TransformersEngine("nano", dtype="float32", device="cpu", batch_size=8) as engine:
+        yield engine
+
+
+class TestVLLM(ModelContract):
+    @pytest.fixture
+    def engine(self, nano_vllm: VLLMEngine) -> Engine:
+        return nano_vllm
+
+
+def test_engines_agree(nano_vllm: VLLMEngine, nano_server: str, nano_transformers: TransformersEngine) -> None:
+    """In words, images and videos."""
+    requests = [judgement(n, medium, 1 + n % 2) for n in range(4) for medium in ("words", "image", "video")]
+    with ServerEngine(nano_server) as server:
+        served = texts(server.generate(requests))
+        # A limit beyond the model's context is lowered to it; a prompt beyond it fails alone.
+        large = [request.changed(max_tokens=5000) for request in (requests[0], item(1, Untrusted(TOO_LONG)))]
+        whole, too_long = server.generate(large)
+        assert server.identity()["model"] == "nano"
+    assert whole.text == served[0] and too_long.failure is not None and too_long.failure.kind == "engine"
+    assert served == texts(nano_vllm.generate(requests))
+    plain = texts(nano_transformers.generate(requests))
+    assert [text for n, text in enumerate(served) if n % 3 != 2] == [text for n, text in enumerate(plain) if n % 3 != 2]
+    # Videos go through another resizing there, so that a long trace may part at a tie (`benchmarks/agreement.py` counts
+    # how often); their transcription is the same.
+    assert [text.split(".")[0] for text in served[2::3]] == [text.split(".")[0] for text in plain[2::3]]
+
+
+@pytest.mark.parametrize(
+    ("format", "limit"),
+    [
+        pytest.param(lambda: BudgetForcing(Pointwise(prompt_set="nano"), 16), 20, id="cut_reasoning_is_closed"),
+        pytest.param(lambda: ExpectedScore(Pointwise(prompt_set="nano")), 160, id="expected_scores"),
+        pytest.param(lambda: BudgetForcing(ExpectedScore(Pointwise(prompt_set="nano")), 16), 20, id="both"),
+    ],
+)
+def test_engines_agree_on_continued_replies(
+    format: Callable[[], BudgetForcing | ExpectedScore],
+    limit: int,
+    nano_vllm: VLLMEngine,
+    nano_server: str,
+    nano_transformers: TransformersEngine,
+) -> None:
+    rng = random.Random(3)
+    questions = [shapes.question(rng, shapes.scene(rng, held_out=True)) for _ in range(6)]
+    images = [Media.image(shapes.draw(question.scene, rng)) for question in questions]
+    examples = [Example([image, q.text], [q.truth]) for q, image in zip(questions, images, strict=True)]
+    with ServerEngine(nano_server) as server:
+        engines: list[Engine] = [nano_transformers, nano_vllm, server]
+        judged = [Judge(format(), engine, Sampling(max_tokens=limit))(examples) for engine in engines]
+    kinds = [[verdict.failure and verdict.failure.kind for verdict in verdicts] for verdicts in judged]
+    # The judge may answer with a word, and then does so on every engine.
+    assert all(others == kinds[0] for others in kinds) and kinds[0].count(None) > 3
+    for verdicts in judged[1:]:
+        assert [v.scores for v in verdicts] == [v.scores and pytest.approx(v.scores, abs=0.05) for v in judged[0]]
+    forced = [sum(verdict.counters.get("forced", 0) for verdict in verdicts) for verdicts in judged]
+    assert forced == [6 if limit < 160 else 0] * len(engines)

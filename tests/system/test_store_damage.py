@@ -1,0 +1,223 @@
+"""The cache file damaged, deleted, raced for, or not ours: no wrong reply, no harm to other files. Through
+`CachedEngine` where a promise is about replies, through `Store` where it is about the file."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import ConfigError
+from flexjudge_reward.engines.cache.store import Store
+from support.cache_files import FORK, LIMIT, NAMES, ask_all, cached, row, set_aside, use
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+# ---- damage
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def usable(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every reply is right, and after at most two uses all are served again, or a warning says that they are not."""
+    caplog.clear()
+    assert any(use(path, NAMES) == len(NAMES) for _ in range(3)) or "continues without the cache" in caplog.text
+
+
+def test_no_bit_flip_serves_a_wrong_reply(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the header, in the rest of the first page (the schema) and anywhere."""
+    rng = random.Random(1)
+    size = filled.stat().st_size
+    places = [
+        *range(0, 100, 5),
+        *(rng.randrange(100, 4096) for _ in range(10)),
+        *(rng.randrange(size) for _ in range(30)),
+    ]
+    for number, place in enumerate(places):
+        copy = filled.parent / f"{number}" / "replies.sqlite"
+        copy.parent.mkdir()
+        shutil.copy(filled, copy)
+        flip(copy, place, rng.randrange(8))
+        usable(copy, caplog)
+
+
+def test_a_flip_in_every_stored_reply_is_seen(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = filled.read_bytes().replace(b" because because", b" because becausE")
+    filled.write_bytes(data)
+    assert use(filled, NAMES) == 0
+    assert caplog.text.count("damaged rows") == 1
+    assert use(filled, NAMES) == len(NAMES) and set_aside(filled) == []
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.3, 0.5, 0.9, 0.999])
+def test_a_file_cut_short(filled: Path, share: float, caplog: pytest.LogCaptureFixture) -> None:
+    os.truncate(filled, max(1, int(filled.stat().st_size * share)))
+    usable(filled, caplog)
+    assert len(set_aside(filled)) == caplog.text.count("set aside") == (share < 0.99)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", ".lock", ""])
+def test_files_deleted_under_a_running_process(filled: Path, suffix: str) -> None:
+    engine = cached(filled)[0]
+    ask_all(engine, ["before"])
+    filled.with_name(filled.name + suffix).unlink(missing_ok=True)
+    ask_all(engine, ["after"])
+    engine.close()
+    assert use(filled, NAMES) in (0, len(NAMES))
+    assert use(filled, NAMES) == len(NAMES)
+
+
+def test_a_log_without_its_file_is_not_replayed(filled: Path, tmp_path: Path) -> None:
+    store = Store(filled, LIMIT)
+    store.put([row(1)])
+    shutil.copy(f"{filled}-wal", tmp_path / "wal")
+    store.close()
+    filled.unlink()
+    shutil.copy(tmp_path / "wal", f"{filled}-wal")
+    assert Store(filled, LIMIT).summary().rows == 0
+    assert len(list(filled.parent.glob("*.damaged-*-wal"))) == 1
+
+
+def hold_open(path: Path, damaged: Any, results: Any) -> None:
+    engine = cached(path)[0]
+    ask_all(engine, ["mine"])
+    results.put(None)
+    damaged.wait()
+    results.put(ask_all(engine, ["mine", "theirs"]))
+    ask_all(engine, ["late"])
+    engine.close()
+    results.put(engine.store.set_aside)
+
+
+def test_one_process_sets_the_file_aside_for_all(filled: Path) -> None:
+    damaged, results = FORK.Event(), FORK.Queue()
+    worker = FORK.Process(target=hold_open, args=(filled, damaged, results))
+    worker.start()
+    results.get(timeout=60)
+    with filled.open("r+b") as file:
+        file.write(b"\xff" * filled.stat().st_size)
+    engine = cached(filled)[0]
+    ask_all(engine, ["theirs", *NAMES])  # what the log does not hold is read from the file
+    assert len(engine.store.set_aside) == 1
+    damaged.set()
+    assert results.get(timeout=60) == 1, "the other process sees the new file"
+    assert results.get(timeout=60) == []
+    worker.join()
+    assert ask_all(engine, ["mine", "theirs", "late"]) == 3, "closing the old file harmed the new one"
+    engine.close()
+    assert use(filled, ["mine", "theirs", "late"]) == 3 and len(set_aside(filled)) == 1
+
+
+def test_losing_the_race_to_set_a_file_aside_is_harmless(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process replaces the file between our error and our lock."""
+    flip(filled, 0, 0)
+    other, lock = Store(filled, LIMIT), Store._file_lock
+
+    def slow(self: Store) -> Any:
+        if self is ours and not set_aside(filled):
+            other.put([row(1)])
+        return lock(self)
+
+    ours = Store(filled, LIMIT)
+    monkeypatch.setattr(Store, "_file_lock", slow)
+    assert len(ours.get([row(1).key])) == 1
+    assert ours.set_aside == [] and len(set_aside(filled)) == 1
+
+
+def test_losing_the_race_to_create_a_file_is_harmless(cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, lock = Store(cache_file, LIMIT), Store._file_lock
+
+    def slow(self: Store) -> Any:
+        if self is ours and not cache_file.exists():
+            other.put([row(1)])
+        return lock(self)
+
+    ours = Store(cache_file, LIMIT)
+    monkeypatch.setattr(Store, "_file_lock", slow)
+    assert len(ours.get([row(1).key])) == 1
+
+
+# ---- files that are not ours
+
+
+def other_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (a)")
+        db.commit()
+
+
+def pragma(path: Path, text: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA {text}")
+        db.commit()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b'{"question": "a data set in the wrong place"}\n' * 50, id="a data set"),
+        pytest.param(b"\0" * 8192, id="zeros"),
+        pytest.param(random.Random(0).randbytes(5000), id="noise"),
+        pytest.param(b"SQLite format 3\0", id="only the first bytes"),
+        pytest.param(b"x", id="one byte"),
+    ],
+)
+def test_a_file_of_another_kind_is_set_aside_whole(
+    cache_file: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_file.parent.mkdir()
+    cache_file.write_bytes(content)
+    assert use(cache_file, ["a"]) == 0 and use(cache_file, ["a"]) == 1
+    assert [(cache_file.parent / name).read_bytes() for name in set_aside(cache_file)] == [content]
+    assert [record.message.count(set_aside(cache_file)[0]) for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(other_database, "a database of another application", id="another application"),
+        pytest.param(
+            lambda path: (use(path, NAMES), pragma(path, "user_version = 9")), "another version", id="newer version"
+        ),
+    ],
+)
+def test_a_healthy_database_that_is_not_ours_is_left_alone(
+    cache_file: Path, make: Callable[[Path], object], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_file.parent.mkdir()
+    make(cache_file)
+    before = cache_file.read_bytes()
+    engine = cached(cache_file)[0]
+    assert [ask_all(engine, ["a"]) for _ in range(3)] == [0, 0, 0]
+    assert len(caplog.records) == 1 and reason in caplog.text and "continues without the cache" in caplog.text
+    assert cache_file.read_bytes() == before and set_aside(cache_file) == []
+    with pytest.raises(ConfigError, match=reason):
+        engine.store.summary()
+
+
+def test_our_tables_under_a_damaged_header(filled: Path) -> None:
+    pragma(filled, "application_id = 1")
+    assert use(filled, NAMES) == 0 and use(filled, NAMES) == len(NAMES) and len(set_aside(filled)) == 1
+
+
+def test_a_mistake_of_the_caller_is_not_taken_for_damage(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Store(filled, LIMIT).get([object()]) == {}  # type: ignore[list-item]
+    assert set_aside(filled) == [] and len(caplog.records) == 1
+
+
+def test_an_empty_file_is_filled(cache_file: Path) -> None:
+    cache_file.parent.mkdir()
+    cache_file.touch()
+    assert use(cache_file, ["a"]) == 0 and use(cache_file, ["a"]) == 1 and set_aside(cache_file) == []

@@ -1,0 +1,289 @@
+"""The record of judgements: what a line holds, and what kills, full disks, several writers and odd texts leave."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from flexjudge_reward import (
+    BudgetForcing,
+    CachedEngine,
+    Example,
+    FlexJudgeReward,
+    Format,
+    Generation,
+    Judge,
+    Listwise,
+    Media,
+    Pairwise,
+    Pointwise,
+    Record,
+    Request,
+    Rubric,
+    Sampling,
+    ScriptedEngine,
+    for_group_size,
+    judge_groups,
+    read_record,
+)
+from flexjudge_reward.cli.main import main
+from support.fault_server import FaultServer
+from support.judging import scores, tags
+
+
+def judge(record: Record | None, replies: Any = scores, format: Format | None = None) -> Judge:
+    return Judge(format or Pointwise(), ScriptedEngine(replies), Sampling(seed=5), record)
+
+
+def note(path: Path, *answers: str) -> None:
+    """Judges and records some answers."""
+    judge(Record(path), lambda request: tags(7))([Example("q", [answer]) for answer in answers])
+
+
+def answers(path: Path) -> list[str]:
+    return [line["candidates"][0][0] for line in read_record(path)]
+
+
+# ---- a line
+
+
+def test_a_line_has_everything_about_its_judgement(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "x" / "judgements.jsonl"  # its folders are made
+    replies = [Generation(tags(7), prompt_tokens=30, completion_tokens=9), Generation("<think>hm", "length")]
+    examples = [
+        Example(["look ", "here"], ["7 a"], reference="six", rubric=Rubric("Is it short?")),
+        Example("q", ["8 b"]),
+    ]
+    judge(Record(path), replies)(examples, [{"step": 3}, {"id": "row 9"}])
+    good, cut = read_record(path)
+    assert datetime.fromisoformat(good["time"]).utcoffset() is not None and good["time"] == cut["time"]
+    assert good["judge"]["format"] == "Pointwise" and good["judge"]["engine"] == "scripted"
+    assert (good["judge"]["seed"], good["judge"]["temperature"], good["judge"]["max_tokens"]) == (5, 0.0, 2048)
+    assert good["judge"]["rubric"] == Rubric.load("helpfulness").criteria
+    assert (good["question"], good["candidates"], good["reference"]) == (["look ", "here"], [["7 a"]], ["six"])
+    assert (good["rubric"], cut["rubric"], cut["reference"]) == ("Is it short?", None, None)
+    assert (good["scores"], good["scale"], good["failure"]) == ([7.0], [1.0, 10.0], None)
+    assert cut["scores"] is None and cut["failure"]["kind"] == "truncated" and cut["failure"]["detail"]
+    tokens = {"prompt_tokens": 30, "completion_tokens": 9, "cached": False}
+    assert good["replies"] == [{"text": tags(7), "finish_reason": "stop", **tokens}]
+    assert (cut["replies"][0]["text"], cut["replies"][0]["finish_reason"]) == ("<think>hm", "length")
+    assert good["counters"] == {} and good["batch"] == 2 and good["seconds"] >= 0
+    assert (good["step"], cut["id"]) == (3, "row 9") and "step" not in cut
+
+
+def test_a_line_has_every_reply_counter_and_comparison(tmp_path: Path) -> None:
+    def cut_once(request: Request) -> Generation | str:
+        if request.prompt.messages[-1].role == "assistant":
+            return "<answer>3</answer><answer>7</answer>"
+        return Generation("<think>hm", "length", completion_tokens=5)
+
+    path = tmp_path / "record.jsonl"
+    format = for_group_size(BudgetForcing(Pairwise()))
+    judge_groups(judge(Record(path), cut_once, format), [Example("q", ["1 a", "2 b", "3 c"])])
+    (line,) = read_record(path)
+    assert line["counters"] == {"forced": 3, "reasonings": 3, "comparisons": 3}
+    assert len(line["replies"]) == 3 and line["replies"][0]["text"].startswith("<think>hm</think>")
+    pairs = line["comparisons"]
+    assert {frozenset((pair["first"], pair["second"])) for pair in pairs} == set(
+        map(frozenset, [(0, 1), (0, 2), (1, 2)])
+    )
+    assert all(pair["scores"] == [3.0, 7.0] and pair["failure"] is None for pair in pairs)
+
+
+def test_cached_and_failed_replies_say_so(tmp_path: Path) -> None:
+    engine = CachedEngine(
+        ScriptedEngine([tags(7), Generation.failed("timeout", "no reply in 3 s")]), tmp_path / "replies.sqlite"
+    )
+    with Judge(Pointwise(), engine, record=Record(tmp_path / "record.jsonl")) as judge:
+        for answer in ("a", "a", "b"):
+            judge([Example("q", [answer])])
+    new, cached, failed = read_record(tmp_path / "record.jsonl")
+    assert [line["replies"][0]["cached"] for line in (new, cached, failed)] == [False, True, False]
+    assert failed["replies"][0]["failure"] == failed["failure"] == {"kind": "timeout", "detail": "no reply in 3 s"}
+
+
+def test_media_are_noted_by_digest(tmp_path: Path) -> None:
+    image, broken = Media.image(Image.new("RGB", (8, 8), "red")), Media.image(b"no image")
+    path = tmp_path / "record.jsonl"
+    judge(Record(path), [tags(7)])([Example([image, "q"], ["a"]), Example([broken, "q"], [["b ", image]])])
+    good, bad = read_record(path)
+    assert good["question"] == [{"image": image.digest}, "q"]
+    assert bad["question"][0]["image"].startswith("unusable: image") and bad["failure"]["kind"] == "media"
+    assert bad["candidates"] == [["b ", {"image": image.digest}]] and bad["replies"] == []
+    assert b"IHDR" not in path.read_bytes() and path.stat().st_size < 4000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["half \ud83d of a pair", "line\nbreak\r\u2028 and \x00", "蓝色 🌟 é", '"quotes" \\ud83d', ""],
+    ids=["half-a-pair", "line-breaks", "unicode", "escapes", "empty"],
+)
+def test_odd_texts_come_back_as_they_were(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    judge(Record(path), [Generation(text), tags(7)])([Example(text, [text]), Example("q", ["b"])], [{"id": text}, {}])
+    first, second = read_record(path)
+    assert (first["question"], first["candidates"], first["id"]) == ([text], [[text]], text)
+    assert first["replies"][0]["text"] == text and second["scores"] == [7.0]
+    assert len(path.read_bytes().splitlines()) == 2 and path.read_bytes().decode()  # UTF-8 for any reader
+
+
+def test_labels_may_be_anything(tmp_path: Path) -> None:
+    judge(Record(tmp_path / "r.jsonl"))([Example("q", ["1"])], [{"step": None, "path": Path("a"), "set": {1}}])
+    (line,) = read_record(tmp_path / "r.jsonl")
+    assert (line["step"], line["path"], line["set"]) == (None, "a", "{1}")
+
+
+# ---- kills, several writers, several ranks
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cut=st.integers(0, 10**6))
+def test_a_file_that_was_cut_anywhere_is_completed_by_the_next_writer(cut: int, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("cut") / "record.jsonl"
+    note(path, "one", "蓝 two")
+    whole = path.read_bytes()
+    cut %= len(whole) + 1
+    path.write_bytes(whole[:cut])
+    left = [json.loads(line) for line in whole.splitlines() if cut >= whole.index(line) + len(line)]
+    assert answers(path) == [line["candidates"][0][0] for line in left]
+    note(path, "three")
+    assert answers(path) == [line["candidates"][0][0] for line in left] + ["three"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from flexjudge_reward import Example, Judge, Pointwise, Record, ScriptedEngine
+path, name, batches, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+judge = Judge(Pointwise(), ScriptedEngine(lambda r: "<think></think><answer>7</answer>"), record=Record(path))
+for batch in range(batches):
+    judge([Example("q", [f"{name} {batch} {n} " + "x" * size]) for n in range(3)])
+    print(batch, flush=True)
+"""
+
+
+def writer(path: Path, name: str, batches: int, size: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(path), name, str(batches), str(size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_writers_lose_nothing_that_was_written(tmp_path: Path) -> None:
+    """Each is killed while it writes long lines; what it had reported is there, and the next one continues."""
+    path, reported = tmp_path / "record.jsonl", []
+    for number in range(2):
+        with writer(path, f"w{number}", 10_000, 300_000) as process:
+            assert process.stdout is not None
+            reported += [f"w{number} {int(process.stdout.readline())}" for _ in range(3)]
+            time.sleep(0.01 * number)
+            process.send_signal(signal.SIGKILL)
+            reported += [f"w{number} {int(line)}" for line in process.stdout]
+    note(path, "last")
+    found = answers(path)
+    assert found[-1] == "last"
+    names = {tuple(answer.split()[:3]) for answer in found[:-1]}
+    assert names >= {(*batch.split(), str(n)) for batch in reported for n in range(3)}
+    assert all(len(answer) > 300_000 for answer in found[:-1]) and len(names) == len(found) - 1
+
+
+def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    writers = [writer(path, f"w{number}", 40, 3000) for number in range(3)]
+    assert [process.wait(60) for process in writers] == [0] * 3
+    for process in writers:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert len(path.read_bytes().splitlines()) == 360  # none empty, none joined
+    expected = {f"w{w} {batch} {n}" for w in range(3) for batch in range(40) for n in range(3)}
+    assert {" ".join(answer.split()[:3]) for answer in answers(path)} == expected
+
+
+def test_ranks_write_files_of_their_own_and_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run[1].jsonl"
+    for rank in ("3", "1", "0", "", "none"):
+        monkeypatch.setenv("RANK", rank)
+        note(path, f"of rank {rank}")
+    names = ["run[1].jsonl", "run[1].rank1.jsonl", "run[1].rank3.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert answers(path) == ["of rank 0", "of rank ", "of rank none", "of rank 1", "of rank 3"]
+    path.unlink()
+    assert answers(path) == ["of rank 1", "of rank 3"]
+
+
+def test_a_record_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no record of judgements at .*none\.jsonl"):
+        list(read_record(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize("blocked", ["folder", "file-in-the-way", "full-disk"])
+def test_a_file_that_cannot_be_written_costs_one_warning(
+    blocked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    paths = {"folder": tmp_path, "file-in-the-way": tmp_path / "file" / "r.jsonl", "full-disk": Path("/dev/full")}
+    path = paths[blocked]
+    if blocked == "full-disk" and not path.exists():
+        pytest.skip("no such device")
+    one = judge(Record(path))
+    with caplog.at_level(logging.WARNING, "flexjudge_reward"):
+        assert [one([Example("q", ["7"])])[0].scores for _ in range(3)] == [(7.0,)] * 3
+    (warning,) = caplog.records
+    assert str(path) in warning.message and warning.message.startswith("judgements are not recorded")
+
+
+def test_a_record_pickles_without_its_lock(tmp_path: Path) -> None:
+    record = Record(tmp_path / "r.jsonl")
+    assert pickle.loads(pickle.dumps(record)).path == record.path
+
+
+# ---- where a record is set
+
+
+def test_a_reward_records_step_rank_group_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXJUDGE_RECORD", str(tmp_path / "from_environment.jsonl"))
+
+    class State:
+        global_step = 12
+
+    for name, record in (("from_argument", tmp_path / "from_argument.jsonl"), ("from_environment", None)):
+        options = {"model": "nano", "engine": "transformers", "format": "listwise", "cache": "off"}
+        reward = FlexJudgeReward(record=record, **options)
+        reward.session.judge.engine = ScriptedEngine(scores)
+        reward(["p", "q", "p", "q"], ["1", "2", "3", "4"], trainer_state=State())
+        lines = list(read_record(tmp_path / f"{name}.jsonl"))
+        assert [(line["step"], line["rank"], line["rows"]) for line in lines] == [
+            (12, 0, [[0, 0], [0, 2]]),
+            (12, 0, [[0, 1], [0, 3]]),
+        ]
+        assert len({line["group"] for line in lines}) == 2 and lines[0]["judge"]["format"].startswith("AnchoredChunks")
+
+
+def test_the_command_line_records_row_ids(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": 7, "question": "item one", "candidates": ["a", "b"]}))
+    record, output = tmp_path / "record.jsonl", tmp_path / "out.jsonl"
+    with FaultServer() as server:
+        words = ["--base-url", server.url, "--record", str(record), "--cache", "off"]
+        assert main(["score", str(rows), "-o", str(output), *words]) == 0
+    lines = list(read_record(record))
+    assert [(line["id"], line["candidate"], line["candidates"]) for line in lines] == [(7, 0, [["a"]]), (7, 1, [["b"]])]
+    assert lines[0]["judge"]["model"] == "/weights" and server.url not in record.read_text()
+    assert json.loads(output.read_text())["scores"] == [7.0, 7.0]
+
+
+def test_without_a_record_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge(None, format=Listwise())([Example("q", ["1", "2"])])
+    assert not list(tmp_path.iterdir())

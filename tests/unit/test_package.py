@@ -1,0 +1,146 @@
+"""The package as a whole: its public names, what importing it costs, which module may import which, and sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import flexjudge_reward
+
+PACKAGE = Path(flexjudge_reward.__file__).parent
+ROOT = PACKAGE.parent
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "vllm",
+    "trl",
+    "datasets",
+    "aiohttp",
+    "PIL",
+    "numpy",
+    "accelerate",
+    "peft",
+    "av",
+    "rdkit",
+}
+
+LADDER = (  # DESIGN: imports run one way; a module may import only from a lower step, or from its own folder
+    {"errors"},
+    {"nano"},
+    {"media"},
+    {"rubric"},
+    {"types"},
+    {"prompts"},
+    {"data"},
+    {"formats", "engines"},
+    {"judge"},
+    {"trainers", "offline"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+STEP = {part: number for number, parts in enumerate(LADDER) for part in parts}
+LATE = {"engines/decode.py"}  # imported inside functions only, so it may import what is heavy
+
+MOST_MODULES, MOST_FOLDERS = 4, 11  # at the top, beside __init__.py
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 45  # of a function without its docstring
+
+
+def parsed() -> Iterator[tuple[str, str, ast.Module]]:
+    """Every module of the package: its path, its text and its tree."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text("utf-8")
+        yield path.relative_to(PACKAGE).as_posix(), text, ast.parse(text)
+
+
+def imports(tree: ast.Module) -> list[tuple[str, bool]]:
+    """Imported module names, each with whether the import is at the top level of the file and not below an `if`."""
+    guarded = {id(node) for block in tree.body if isinstance(block, ast.If) for node in ast.walk(block)}
+    found = []
+    for node in ast.walk(tree):
+        top = node in tree.body and id(node) not in guarded
+        if isinstance(node, ast.Import):
+            found += [(alias.name, top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, top))
+    return found
+
+
+def length(node: ast.stmt) -> int:
+    """Of a statement, in lines."""
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def printed(code: str) -> list[str]:
+    """The words that a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    names = flexjudge_reward.__all__
+    assert sorted(names) == names and len(set(names)) == len(names)
+    assert [name for name in names if not (getattr(flexjudge_reward, name).__doc__ or "").strip()] == []
+
+
+def test_importing_leaks_no_name_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, flexjudge_reward as f;"
+        "print(*[n for n in vars(f) if n[0] != '_' and n not in f.__all__]); print('|', *sys.modules)"
+    )
+    words = printed(code)
+    leaked, loaded = words[: words.index("|")], words[words.index("|") :]
+    assert set(leaked) <= {path.stem for path in PACKAGE.iterdir()}
+    assert HEAVY & set(loaded) == set()
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for where, _, tree in parsed():
+        own = where.split("/")[0].removesuffix(".py")
+        for name, top in imports(tree):
+            root, _, inner = name.partition(".")
+            other = inner.split(".")[0]
+            if root == "flexjudge_reward" and other and other != own and STEP[other] >= STEP[own]:
+                wrong.append(f"{where} imports {name}")
+            if top and root in HEAVY and where not in LATE:
+                wrong.append(f"{where} imports {root} at its top level")
+    assert wrong == []
+
+
+def test_the_top_stays_small() -> None:
+    entries = [path for path in PACKAGE.iterdir() if not path.name.startswith((".", "__pycache__"))]
+    modules = sorted(path.name for path in entries if path.suffix == ".py" and path.name != "__init__.py")
+    folders = sorted(path.name for path in entries if path.is_dir())
+    assert len(modules) <= MOST_MODULES, modules
+    assert len(folders) <= MOST_FOLDERS, folders
+
+
+def test_files_and_functions_stay_short_and_open_with_their_contract() -> None:
+    wrong = []
+    for where, text, tree in parsed():
+        if (lines := len(text.splitlines())) > MOST_LINES:
+            wrong.append(f"{where} has {lines} lines")
+        if text.strip() and not ast.get_docstring(tree):
+            wrong.append(f"{where} opens without its contract")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = length(node) - (length(node.body[0]) if ast.get_docstring(node) else 0)
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    wrong.append(f"{where}:{node.lineno} {node.name} has {lines} lines")
+    assert wrong == []
+
+
+def test_recipes_and_benchmarks_import_public_names() -> None:
+    wrong = []
+    for path in [*ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = [getattr(node, "module", None) or ""]
+            names = [part for name in [*module, *(alias.name for alias in node.names)] for part in name.split(".")]
+            private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+            wrong += [f"{path.relative_to(ROOT)}:{node.lineno} imports {name}" for name in private]
+    assert wrong == []
