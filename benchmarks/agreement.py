@@ -3,8 +3,8 @@
     python benchmarks/agreement.py               # about ten minutes on two cores
     python benchmarks/agreement.py --count 50 --dry
 
-500 held-out examples of the embedded judge's world, greedy, float32: all four formats, scenes in words, as pictures and
-as clips. They go through VLLMEngine, through ServerEngine on a real `vllm serve`, and through TransformersEngine. Two
+500 held-out examples of the embedded judge's world, greedy, float32: all four formats, scenes in words, as images and
+as videos. They go through VLLMEngine, through ServerEngine on a real `vllm serve`, and through TransformersEngine. Two
 verdicts are the same if their scores are, or their kind of failure. The figure is the smallest share of same verdicts
 over the three pairs of engines. On a CPU this needs vLLM's CPU build.
 """
@@ -22,22 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import record
 from nano import FORMATS, SAMPLING, Case, cases
-from support import real
 
-from flexjudge_reward import Engine, Judge, Verdict
-from flexjudge_reward.engines import ServerEngine, TransformersEngine, VLLMEngine
+from flexjudge_reward import Engine, Judge, ServerEngine, TransformersEngine, Verdict, VLLMEngine
 from flexjudge_reward.nano import path
+from support import real
 
 MODEL = str(path("judge"))
 SHARES = (  # form, medium, candidates, share of the examples
-    ("score", "words", 1, 0.10),
-    ("score", "picture", 1, 0.20),
-    ("score", "clip", 1, 0.05),
-    ("pair", "words", 2, 0.10),
-    ("pair", "picture", 2, 0.20),
-    ("pair", "clip", 2, 0.05),
-    ("listwise", "picture", 4, 0.15),
-    ("choice", "picture", 4, 0.15),
+    ("pointwise", "words", 1, 0.10),
+    ("pointwise", "image", 1, 0.20),
+    ("pointwise", "video", 1, 0.05),
+    ("pairwise", "words", 2, 0.10),
+    ("pairwise", "image", 2, 0.20),
+    ("pairwise", "video", 2, 0.05),
+    ("listwise", "image", 4, 0.15),
+    ("multiple_choice", "image", 4, 0.15),
 )
 
 
@@ -46,7 +45,7 @@ def judged(engine: Engine, groups: dict[str, list[Case]]) -> list[Verdict]:
     start = perf_counter()
     verdicts: list[Verdict] = []
     for form, group in groups.items():
-        judge = Judge(FORMATS[form.split()[0]](prompts="nano"), engine, SAMPLING)
+        judge = Judge(FORMATS[form.split()[0]](prompt_set="nano"), engine, SAMPLING)
         verdicts += judge([case.example for case in group])
     print(f"{type(engine).__name__}: {perf_counter() - start:.0f} s, start included", flush=True)
     engine.close()

@@ -2,8 +2,8 @@
 
     python benchmarks/annotate.py        about a minute
 
-The run is a process of its own that gets SIGKILL at random moments. Its judge is scripted, so that what is measured is
-the files; it notes every prompt it sees, so that what is judged twice can be counted. Nothing is cached.
+The run is a process of its own that gets SIGKILL at random moments. Its judge is scripted, so that only the files are
+measured; it notes every request, so that requests made twice can be counted. Nothing is cached.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from pathlib import Path
 
 from figures import record
 
-from flexjudge_reward import Judge, Pair, Prompt, Quoted, ScriptedEngine
-from flexjudge_reward.offline.annotate import BATCH, annotate_file
+from flexjudge_reward import Judge, Pairwise, Request, ScriptedEngine, Untrusted, annotate_file
+from flexjudge_reward.offline.annotate import BATCH
 
 ROWS, KILLS = 2000, 25
 
 
 class Noting:
-    """Scores by the number each candidate begins with, and writes down which row was asked about."""
+    """Scores by the number each candidate begins with, and notes the row of every request."""
 
     def __init__(self, log: Path) -> None:
         self.log = log.open("a", buffering=1)
 
-    def __call__(self, prompt: Prompt) -> str:
-        question, *candidates = [part.text for part in prompt.messages[1].parts if isinstance(part, Quoted)]
+    def __call__(self, request: Request) -> str:
+        parts = request.prompt.messages[1].parts
+        question, *candidates = [part.text for part in parts if isinstance(part, Untrusted)]
         self.log.write(question + "\n")
         time.sleep(0.0003)
         return "<think></think>" + "".join(f"<answer>{one.split()[0]}</answer>" for one in candidates)
 
 
 def annotate(folder: Path) -> None:
-    """The run: what is killed."""
-    engine = ScriptedEngine(Noting(folder / "asked.log"))
-    annotate_file(folder / "in.jsonl", Judge(Pair(), engine), folder / "pairs.jsonl", margin=2.0)
+    """The run that is killed."""
+    engine = ScriptedEngine(Noting(folder / "requests.log"))
+    annotate_file(folder / "in.jsonl", Judge(Pairwise(), engine), folder / "pairs.jsonl", margin=2.0)
 
 
 def prepared(folder: Path) -> Path:
@@ -61,7 +62,7 @@ def started(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "asked.log"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "requests.log"}
 
 
 def main() -> None:
@@ -84,8 +85,8 @@ def main() -> None:
         different += len(result(broken).keys() - result(whole).keys())
         pairs = [json.loads(line)["id"] for line in (broken / "pairs.jsonl").read_text().splitlines()]
         twice = sum(count - 1 for count in Counter(pairs).values())
-        asked = [Counter((folder / "asked.log").read_text().splitlines()) for folder in (whole, broken)]
-        again = (asked[1].total() - asked[0].total()) / asked[0].total() * ROWS / BATCH / max(1, kills)
+        requests = [Counter((folder / "requests.log").read_text().splitlines()) for folder in (whole, broken)]
+        again = (requests[1].total() - requests[0].total()) / requests[0].total() * ROWS / BATCH / max(1, kills)
     note = f"{kills} kills of {ROWS} rows; {twice} pairs twice; a kill costs {again:.2f} batches of {BATCH} rows"
     record("annotate.kill_resume_differences", different + twice, unit="files or rows", target="<= 0", note=note)
 

@@ -1,4 +1,4 @@
-"""The cache under fire: processes killed while writing, bits flipped in the file, eight processes at once.
+"""The cache under stress: processes killed while writing, bits flipped in the file, eight processes at once.
 
     python benchmarks/cache.py            everything, about three minutes; appends the figures
     python benchmarks/cache.py kills cap  some parts of: kills, damage, contention, openings, cap
@@ -7,8 +7,8 @@
   returned. cache.lost_acknowledged counts noted keys that are not served afterwards.
 * damage: single bits flipped, files cut, side files deleted, files of other kinds put in the place of the cache.
   cache.wrong_served counts replies that differ from what was stored, here and in every other part.
-* contention: 8 processes with 5,000 operations each, half of them reading, half of them asking for something new (a
-  look-up that misses, then a write). cache.ops_per_s_8_processes counts `generate` calls with one prompt.
+* contention: 8 processes with 5,000 operations each, half of them reading, half of them with a new request (a lookup
+  that misses, then a write). cache.ops_per_s_8_processes counts `generate` calls with one request.
 * openings: 200 processes open and use one new file at the same moment.
 * cap: a file limited to 100 MB is fed ten times that; the largest size ever seen is printed.
 """
@@ -30,43 +30,38 @@ from typing import Any
 
 from figures import record
 
-from flexjudge_reward import Generation, Message, Prompt, Quoted, Sampling
-from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward import CachedEngine, Engine, Generation, Message, Prompt, Request, Untrusted
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")  # where fresh interpreters would never meet, or take all the time
-SAMPLING = Sampling()
 
 
-class Echo:
-    """A judge whose only right reply to a question can be told from the question."""
+class Echo(Engine):
+    """A judge without a lock, whose only right reply follows from the request."""
 
     def identity(self) -> dict[str, object]:
         return {"engine": "echo", "model": "echo"}
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
-        return [Generation(reply_to(prompt)) for prompt in prompts]
-
-    def close(self) -> None:
-        pass
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        return [Generation(reply_to(request)) for request in requests]
 
 
-def ask(name: str) -> Prompt:
-    return Prompt((Message("user", ("Judge this.", Quoted(name))),))
+def ask(name: str) -> Request:
+    return Request(Prompt((Message("user", ("Judge this.", Untrusted(name))),)))
 
 
-def reply_to(prompt: Prompt) -> str:
+def reply_to(request: Request) -> str:
     """About the length of a judge's reply."""
-    name = prompt.messages[0].parts[1]
-    assert isinstance(name, Quoted)
+    name = request.prompt.messages[0].parts[1]
+    assert isinstance(name, Untrusted)
     return f"<think>{name.text} {'because ' * 120}</think><answer>7</answer>"
 
 
 def check(engine: CachedEngine, names: Sequence[str]) -> tuple[int, int]:
     """(not served, wrongly served) of `names`."""
-    prompts = [ask(name) for name in names]
-    replies = engine.generate(prompts, SAMPLING)
-    wrong = sum(reply.text != reply_to(prompt) for prompt, reply in zip(prompts, replies, strict=True))
+    requests = [ask(name) for name in names]
+    replies = engine.generate(requests)
+    wrong = sum(reply.text != reply_to(request) for request, reply in zip(requests, replies, strict=True))
     return sum(not reply.cached for reply in replies), wrong
 
 
@@ -78,7 +73,7 @@ def write_until_killed(path: Path, notes: Path, tag: str) -> None:
     with notes.open("a", buffering=1) as file:
         for i in range(10**9):
             names = [f"{tag}-{i}-{j}" for j in range(1 + i % 8)]
-            engine.generate([ask(name) for name in names], SAMPLING)
+            engine.generate([ask(name) for name in names])
             if engine.stats.stored:
                 file.write(" ".join(names) + "\n")
 
@@ -139,7 +134,7 @@ def damage(folder: Path, flips: int = 600, cuts: int = 100, deleted: int = 50, f
     names = [f"name {i}" for i in range(60)]
     engine = CachedEngine(Echo(), good)
     for start in range(0, 60, 20):
-        engine.generate([ask(name) for name in names[start : start + 20]], SAMPLING)
+        engine.generate([ask(name) for name in names[start : start + 20]])
     engine.close()
     rng = random.Random(0)
     cases: list[tuple[str, Callable[[Path], object]]] = [
@@ -164,7 +159,7 @@ def damage(folder: Path, flips: int = 600, cuts: int = 100, deleted: int = 50, f
 
 
 def harmed(path: Path, names: Sequence[str]) -> tuple[int, int]:
-    """(wrong, missed at first) on a harmed file, which must soon serve again whatever was asked."""
+    """(wrong, missed at first) on a harmed file, which must soon serve every request again."""
     engine = CachedEngine(Echo(), path)
     tries = [check(engine, names) for _ in range(3)]  # a wrong page size in the header shows only after writing
     assert tries[-1][0] == 0 or engine.store._paused, "a repaired cache does not serve"
@@ -179,7 +174,7 @@ def flip(path: Path, rng: random.Random) -> None:
 
 
 def use_and_delete(path: Path, rng: random.Random) -> None:
-    """Deletes a side file under a process that has the cache open, which then goes on."""
+    """Deletes a side file under a process that has the cache open and continues to use it."""
     engine = CachedEngine(Echo(), path)
     check(engine, [f"before {i}" for i in range(5)])
     path.with_name(path.name + rng.choice(["-wal", "-shm"])).unlink()
@@ -230,7 +225,7 @@ def contention(folder: Path, processes: int = 8, count: int = 5000) -> tuple[flo
     assert not any(warned for _, _, _, warned in found), f"a process gave up its cache: {found}"
     seconds = max(end for _, end, _, _ in found) - min(start for start, _, _, _ in found)
     rate, wrong = processes * count / seconds, sum(wrong for _, _, wrong, _ in found)
-    print(f"contention: {processes} processes x {count}: {rate:.0f} per second, {wrong} wrong, nobody was turned away")
+    print(f"contention: {processes} processes x {count}: {rate:.0f} per second, {wrong} wrong, no process gave up")
     return rate, wrong
 
 

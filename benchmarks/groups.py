@@ -1,10 +1,11 @@
-"""Judging groups: layouts over processes; what lists, expectations, votes, forcing and best-of-8 give.
+"""Judging groups: layouts over ranks, position swap, schedules, lists, votes, budget forcing, best-of-8.
 
     python benchmarks/groups.py layouts     gloo processes, every layout; ranks that raise, hang or are slow
-    python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs
-    python benchmarks/groups.py nano        the embedded judge on held-out pictures, groups of eight; about ten minutes
-    python benchmarks/groups.py grpo        the demo's training with lists and with single scores, six seeds, and three
-                                            without the cache of replies; 30 minutes
+    python benchmarks/groups.py swap        scripted judges with 0 to 40 % position bias, 10,000 pairs; two minutes
+    python benchmarks/groups.py schedules   a scripted judge with noise and ties, tournaments of eight; a minute
+    python benchmarks/groups.py nano        the embedded judge on held-out images, groups of eight; about ten minutes
+    python benchmarks/groups.py grpo        the demo's training with listwise and with pointwise scores, six seeds, and
+                                            three seeds without the cache (groups_grpo.py); 30 minutes
 
 Everything is seeded. Tokens are those the judge wrote; nothing is cached between measurements.
 """
@@ -12,54 +13,66 @@ Everything is seeded. Tokens are those the judge wrote; nothing is cached betwee
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from demo import run
+from flexjudge_recipes.nano import shapes
+
 from figures import record
+from groups_grpo import grpo
 
 from flexjudge_reward import (
+    AnchoredChunks,
+    Ask,
+    BudgetForcing,
     Example,
+    ExpectedScore,
+    Failure,
+    Format,
+    GroupResult,
     Judge,
     Listwise,
+    MajorityVote,
     Media,
     Message,
-    Pair,
+    Pairwise,
+    Pointwise,
+    PositionSwap,
     Prompt,
-    Quoted,
+    Request,
     Sampling,
-    Score,
+    ScriptedEngine,
+    Tournament,
     TransformersEngine,
+    Untrusted,
     Verdict,
+    gather,
+    judge_groups,
+    rerank,
 )
-from flexjudge_reward.engines.scripted import ScriptedEngine
-from flexjudge_reward.formats.adaptive import Forced, Swapped, Votes
-from flexjudge_reward.formats.expected import Expected
-from flexjudge_reward.formats.groups import Chunked
-from flexjudge_reward.judge.groups import judge_groups
-from flexjudge_reward.judge.rewards import Outcome
-from flexjudge_reward.nano import path, world
-from flexjudge_reward.offline.rerank import rerank
-from flexjudge_reward.types import AnyFormat, Failure
+from flexjudge_reward.nano import path
 
 GREEDY = Sampling(max_tokens=256)
-G = 8
+G = 8  # candidates per group
+VOTES = 7
+KINDS: tuple[shapes.Kind, ...] = ("what", "count", "exists")
 
 
 def main() -> None:
-    """Runs the part named on the command line."""
+    """Runs the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("layouts", "swap", "nano", "grpo"))
+    parser.add_argument("part", choices=("layouts", "swap", "schedules", "nano", "grpo"))
     parser.add_argument("--groups", type=int, default=60, help="groups of eight (nano)")
     options = parser.parse_args()
-    parts = {"layouts": layouts, "swap": swap, "grpo": grpo}
+    parts = {"layouts": layouts, "swap": swap, "schedules": schedules, "grpo": grpo}
     parts.get(options.part, lambda: nano(options.groups))()
 
 
@@ -67,22 +80,23 @@ def main() -> None:
 
 
 def layouts() -> None:
-    """Rows whose reward depends on how the batch was split, and how long others wait for a rank that misbehaves."""
+    """Rows whose reward depends on how the batch was split, and how long the others wait for a rank that misbehaves."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from support.layouts import mismatches, waited
+    from support.layouts import mismatches, waits
     from support.layouts import run as spawned
 
     with tempfile.TemporaryDirectory() as folder:
-        counts = [mismatches(world_size, form, Path(folder)) for world_size in (2, 4) for form in ("listwise", "pair")]
+        counts = [mismatches(world_size, Path(folder)) for world_size in (2, 4)]
         wrong, rows = (sum(column) for column in zip(*counts, strict=True))
-        note = f"{rows} rows; 2 and 4 processes against 1, per-device 1 to 4, G 2, 4, 8, listwise and pair"
+        note = f"{rows} rows; 2 and 4 processes against 1, per-device 1 to 4, G 2, 4, 8"
+        note += "; listwise, pairwise, multiple_choice, pointwise"
         record("groups.layout_mismatches", wrong, unit="rows", target="<= 0", note=note)
-        deadline, longest = 5.0, 0.0
-        for how, seconds in (("raises", 0.0), ("hangs", 120.0), ("is slow", 3.0)):
-            for _, (waiting, _) in enumerate(spawned(2, waited, Path(folder), how, seconds, deadline)):
-                longest = max(longest, waiting - deadline)
-        note = f"deadline {deadline:g} s; rank 0 raises, hangs for 120 s or takes 3 s"
-        record("groups.wait_over_deadline_s", max(0.0, longest), unit="s", target="<= 10", note=note)
+        deadline = 5.0
+        cases = {"raises": 0.0, "hangs": 120.0, "is slow": 3.0, "computes": 0.0}
+        jobs = [waits(how, seconds, deadline) for how, seconds in cases.items()]
+        longest = max(waiting for ranks in spawned(2, jobs, Path(folder)) for waiting, _ in ranks)
+        note = f"deadline {deadline:g} s; rank 0 raises, hangs for 120 s, takes 3 s, or computes without end"
+        record("groups.wait_over_deadline_s", max(0.0, longest - deadline), unit="s", target="<= 10", note=note)
 
 
 # ------------------------------------------------------------------------------------------------------------ swap
@@ -91,313 +105,295 @@ def layouts() -> None:
 def swap(pairs: int = 10_000, rounds: int = 5) -> None:
     """How far the first place's share among the labels that both orders agree on is from its share in the truth.
 
-    Beside its bias the judge errs in one case of ten, so that wrong labels are agreed on too. One round of 10,000 pairs
-    is known to a third of a percent only, so five are drawn.
+    Besides its bias the judge errs in one case of ten, so that both orders also agree on wrong labels. One round of
+    10,000 pairs has a standard error of a third of a percent, so there are five.
     """
     worst, one_order = 0.0, 0.0
     for bias in (0.0, 0.1, 0.2, 0.3, 0.4):
         rng = random.Random(f"swap {bias}")
-        drawn = [rng.sample(range(1, 11), 2) for _ in range(pairs * rounds)]
-        examples = [Example("q", [f"{a} a{i}", f"{b} b{i}"]) for i, (a, b) in enumerate(drawn)]
-        engine = ScriptedEngine(partial(biased, rng, bias))
+        values = [rng.sample(range(1, 11), 2) for _ in range(pairs * rounds)]
+        examples = [Example("q", [f"{a} a{i}", f"{b} b{i}"]) for i, (a, b) in enumerate(values)]
+        engine = ScriptedEngine(partial(biased_judge, rng, bias))
         skews = []
-        for form in (Swapped(Pair()), Pair()):
-            verdicts = Judge(form, engine)(examples)
+        for format in (PositionSwap(Pairwise()), Pairwise()):
+            verdicts = Judge(format, engine)(examples)
             labels = [
-                ((v.scores[0] > v.scores[1]) - (a > b))
-                for (a, b), v in zip(drawn, verdicts, strict=True)
-                if v.scores and v.scores[0] != v.scores[1]
+                ((verdict.scores[0] > verdict.scores[1]) - (a > b))
+                for (a, b), verdict in zip(values, verdicts, strict=True)
+                if verdict.scores and verdict.scores[0] != verdict.scores[1]
             ]
             skews.append(100 * statistics.mean(labels))
-        print(
-            f"bias {bias:.0%}: skew {skews[0]:+.3f} % where both orders agree, {skews[1]:+.1f} % in one order",
-            flush=True,
-        )
+        shown = f"{skews[0]:+.3f} % where both orders agree, {skews[1]:+.1f} % in one order"
+        print(f"bias {bias:.0%}: skew {shown}", flush=True)
         worst, one_order = max(worst, abs(skews[0])), max(one_order, abs(skews[1]))
-    note = (
-        f"worst of 0, 10, 20, 30, 40 % bias, {rounds} x {pairs:,} pairs each, 10 % errors; one order: {one_order:.1f} %"
-    )
+    note = f"worst of 0 to 40 % bias, {rounds} x {pairs:,} pairs each, 10 % errors; one order: {one_order:.1f} %"
     record("swap.residual_skew_percent", worst, unit="%", target="< 0.5", note=note)
 
 
-def biased(rng: random.Random, bias: float, prompt: Prompt) -> str:
-    """A judge that names the first answer with chance `bias`; otherwise the better one, but for one case of ten."""
-    scores = [part.text.split()[0] for part in prompt.messages[1].parts if isinstance(part, Quoted)][1:]
+def biased_judge(rng: random.Random, bias: float, request: Request) -> str:
+    """Prefers the first answer with probability `bias`; otherwise the better one, except in one case of ten."""
+    scores = first_words(request)
     if rng.random() < bias:
         scores = ["9", "2"]
     elif rng.random() < 0.1:
         scores.reverse()
+    return reply(*scores)
+
+
+def first_words(request: Request) -> list[str]:
+    """The first word of each candidate in a request."""
+    texts = [part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted)]
+    return [text.split()[0] for text in texts[1:]]
+
+
+def reply(*scores: object) -> str:
+    """A judge's reply with these scores."""
     return "<think></think>" + "".join(f"<answer>{score}</answer>" for score in scores)
+
+
+# ------------------------------------------------------------------------------------------------------- schedules
+
+
+def schedules(groups: int = 1500) -> None:
+    """What a Swiss tournament of 16 comparisons finds, against 16 of all 28 pairs, and against all of them."""
+    found: dict[tuple[str, int, float], list[float]] = {}
+    for noise in (0.1, 0.3, 1.0):
+        for schedule, budget in (("swiss", 16), ("all", 16), ("all", 28)):
+            format = Tournament(Pairwise(), schedule, budget)
+            taus, bests = tournaments(format, noise, groups)
+            found[schedule, budget, noise] = bests
+            shown = f"tau {statistics.mean(taus):.3f}, best member found {statistics.mean(bests):.3f}"
+            print(f"noise {noise}, {schedule}, {budget} comparisons: {shown}", flush=True)
+    swiss, all_pairs = found["swiss", 16, 0.3], found["all", 16, 0.3]
+    gains = [a - b for a, b in zip(swiss, all_pairs, strict=True)]
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    note = f"{groups} groups of {G}, 16 comparisons, noise 0.3; swiss {statistics.mean(swiss):.3f}"
+    note += f", all with a budget {statistics.mean(all_pairs):.3f}; standard error {error:.3f}"
+    record("groups.swiss_best_gain", statistics.mean(gains), unit="share", target="> 0", note=note)
+
+
+def tournaments(format: Format, noise: float, groups: int) -> tuple[list[float], list[float]]:
+    """Per group: Kendall's tau of its scores with the true strengths, and the chance that its top member is the best.
+
+    The groups and their strengths are the same for every format.
+    """
+    rng = random.Random("strengths")
+    strengths = [[rng.gauss(0, 1) for _ in range(G)] for _ in range(groups)]
+    engine = ScriptedEngine(partial(noisy_judge, random.Random(f"noise {noise}"), noise))
+    verdicts = Judge(format, engine)([Example("q", [repr(value) for value in values]) for values in strengths])
+    taus, bests = [], []
+    for values, verdict in zip(strengths, verdicts, strict=True):
+        scores = verdict.scores or ()
+        agreeing, _, _ = concordance(scores, values)
+        taus.append(agreeing / math.comb(G, 2))
+        top = [index for index, score in enumerate(scores) if score == max(scores)]
+        bests.append((values.index(max(values)) in top) / len(top))
+    return taus, bests
+
+
+def noisy_judge(rng: random.Random, noise: float, request: Request) -> str:
+    """Prefers the stronger of two candidates as a Bradley-Terry model does; ties half of the close pairs."""
+    first, second = map(float, first_words(request))
+    if abs(first - second) < 0.2 and rng.random() < 0.5:
+        return reply(5, 5)
+    return reply(7, 3) if rng.random() < 1 / (1 + math.exp((second - first) / noise)) else reply(3, 7)
+
+
+def concordance(scores: Sequence[float], truth: Sequence[float]) -> tuple[int, int, int]:
+    """Concordant less discordant pairs, pairs with different scores, and pairs with different truths."""
+    pairs = list(combinations(zip(scores, truth, strict=True), 2))
+    signs = [((a > b) - (a < b), (c > d) - (c < d)) for (a, c), (b, d) in pairs]
+    return sum(s * t for s, t in signs), sum(abs(s) for s, _ in signs), sum(abs(t) for _, t in signs)
 
 
 # ------------------------------------------------------------------------------------------------------------ nano
 
 
+class Group(NamedTuple):
+    """A question about an image, and answers to it."""
+
+    question: shapes.Question
+    example: Example
+
+    @property
+    def answers(self) -> list[str]:
+        """The texts of the candidates."""
+        return [str(candidate[0]) for candidate in self.example.candidates]
+
+    @property
+    def truth(self) -> list[int]:
+        """The score that each answer deserves."""
+        return [shapes.score(self.question, answer) for answer in self.answers]
+
+
 def nano(count: int) -> None:
-    """Lists, expectations, votes, forcing and best-of-8 on the embedded judge."""
-    engine = TransformersEngine("nano")
-    groups = drawn_groups(count)
-    lists(engine, drawn_groups(count * 5))
-    votes(engine, groups)
-    forcing(engine, groups)
-    sampled = sampled_groups(count * 3)
-    best(engine, sampled)
-    expectations(engine, sampled)
+    """Lists, votes, budget forcing, best-of-8 and expected scores with the embedded judge."""
+    with TransformersEngine("nano") as engine:
+        groups = made_groups(count)
+        lists(engine, made_groups(count * 5))
+        votes(engine, groups)
+        forcing(engine, groups)
+        sampled = sampled_groups(count * 3)
+        best(engine, sampled)
+        expectations(engine, sampled)
 
 
-Group = tuple[world.Question, Example]
-
-
-def drawn_groups(count: int) -> list[Group]:
-    """Held-out pictures with eight answers of known quality."""
+def made_groups(count: int) -> list[Group]:
+    """Held-out images with eight answers of known quality."""
     rng = random.Random("groups")
-    found = []
+    groups = []
     for _ in range(count):
-        asked = world.question(rng, world.scene(rng, held_out=True), ("what", "count", "exists"))
-        found.append(
-            (asked, Example([Media.image(world.draw(asked.scene, rng)), asked.text], world.candidates(rng, asked, G)))
-        )
-    return found
+        question = shapes.question(rng, shapes.scene(rng, held_out=True), KINDS)
+        image = Media.image(shapes.draw(question.scene, rng))
+        groups.append(Group(question, Example([image, question.text], shapes.candidates(rng, question, G))))
+    return groups
 
 
 def sampled_groups(count: int) -> list[Group]:
-    """Held-out pictures with eight answers of the embedded policy, at temperature 1."""
+    """Held-out images with eight answers of the embedded policy, at temperature 1."""
     rng = random.Random("sampled")
-    asked = [world.question(rng, world.scene(rng, held_out=True), ("what", "count", "exists")) for _ in range(count)]
-    pictures = [Media.image(world.draw(one.scene, rng)) for one in asked]
-    prompts = [
-        Prompt((Message("user", (picture, Quoted(one.text))),), sample=number)
-        for one, picture in zip(asked, pictures, strict=True)
-        for number in range(G)
+    questions = [shapes.question(rng, shapes.scene(rng, held_out=True), KINDS) for _ in range(count)]
+    asked = [(Media.image(shapes.draw(question.scene, rng)), question.text) for question in questions]
+    requests = [
+        Request(Prompt((Message("user", (image, Untrusted(text))),)), Sampling(1.0, max_tokens=16, seed=seed))
+        for image, text in asked
+        for seed in range(G)
     ]
-    policy = TransformersEngine(str(path("base")))
-    replies = iter(policy.generate(prompts, Sampling(temperature=1.0, max_tokens=16)))
-    policy.close()
+    with TransformersEngine(str(path("base"))) as policy:
+        replies = iter(policy.generate(requests))
     return [
-        (one, Example([picture, one.text], [next(replies).text.strip() for _ in range(G)]))
-        for one, picture in zip(asked, pictures, strict=True)
+        Group(question, Example(content, [next(replies).text.strip() for _ in range(G)]))
+        for question, content in zip(questions, asked, strict=True)
     ]
 
 
 def judged(
-    engine: TransformersEngine, form: AnyFormat, groups: Sequence[Group], sampling: Sampling = GREEDY
-) -> tuple[list[tuple[Outcome, ...]], list[Verdict]]:
-    found = judge_groups([example for _, example in groups], Judge(form, engine, sampling))
-    return [outcomes for outcomes, _ in found], [verdict for _, verdicts in found for verdict in verdicts]
+    engine: TransformersEngine, format: Format, groups: Sequence[Group], sampling: Sampling = GREEDY
+) -> list[GroupResult]:
+    """What the embedded judge gives for each group."""
+    return judge_groups(Judge(format, engine, sampling), [group.example for group in groups])
 
 
-def tokens(verdicts: Sequence[Verdict]) -> int:
-    return sum(generation.completion_tokens for verdict in verdicts for generation in verdict.generations)
+def tokens(results: Sequence[GroupResult]) -> int:
+    """Tokens that the judge wrote."""
+    return sum(verdict.tokens for result in results for verdict in result.verdicts)
 
 
 def lists(engine: TransformersEngine, groups: Sequence[Group]) -> None:
     """Lists for groups of eight answers against eight calls.
 
-    The figures are those of one list per group (`chunk=8`); the note has shorter ones, as the default makes them.
-    Pointwise judges equal answers again and again, a list once; the note also says how many tokens it takes where both
-    judge them once.
+    The recorded values are those of one list per group; the note has those of shorter lists. Pointwise judges equal
+    answers repeatedly, a list once; the note also has the token ratio where both judge them once.
     """
-    alone, single = judged(engine, Score(prompts="nano"), groups)
-    unique = [
-        verdict
-        for verdicts, (_, example) in zip(verdicts_by_group(single), groups, strict=True)
-        for verdict in dict(zip(example.candidates, verdicts, strict=True)).values()
-    ]
-    base = taus(alone, groups)
-    found = {}
-    for length in (3, 4, 8):
-        together, listed = judged(engine, Chunked(Listwise(prompts="nano"), length), groups)
-        gains = [one - other for one, other in zip(taus(together, groups), base, strict=True)]
-        error = statistics.stdev(gains) / len(gains) ** 0.5
-        found[length] = (tokens(listed) / tokens(single), statistics.mean(gains), error)
-        print(
-            f"lists of {length}: tokens {found[length][0]:.3f}, tau {found[length][1]:+.4f} +- {error:.4f}", flush=True
-        )
-    ratio, gain, error = found[G]
-    others = "; ".join(
-        f"of {length} {one:.2f} and {tau:+.3f}" for length, (one, tau, _) in found.items() if length != G
+    pointwise = judged(engine, Pointwise(prompt_set="nano"), groups)
+    unique = sum(
+        verdict.tokens
+        for result, group in zip(pointwise, groups, strict=True)
+        for verdict in dict(zip(group.example.candidates, result.verdicts, strict=True)).values()
     )
-    once = ratio * tokens(single) / tokens(unique)
-    note = f"{len(groups)} groups of 8, a list each; {once:.2f} where pointwise too judges equal answers once"
+    base = taus(pointwise, groups)
+    measured = {}
+    for size in (3, 4, G):
+        listwise = judged(engine, AnchoredChunks(Listwise(prompt_set="nano"), size), groups)
+        gains = [after - before for after, before in zip(taus(listwise, groups), base, strict=True)]
+        ratio, gain = tokens(listwise) / tokens(pointwise), statistics.mean(gains)
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        measured[size] = ratio, gain, error
+        print(f"lists of {size}: tokens {ratio:.3f}, tau {gain:+.4f} +- {error:.4f}", flush=True)
+    ratio, gain, error = measured.pop(G)
+    note = f"{len(groups)} groups of 8, a list each; {ratio * tokens(pointwise) / unique:.2f}"
+    note += " where pointwise too judges equal answers once"
     record("groups.listwise_token_ratio", ratio, unit="ratio", target="<= 0.25", note=note)
+    others = "; ".join(f"of {size} {ratio:.2f} and {gain:+.3f}" for size, (ratio, gain, _) in measured.items())
     note = f"Kendall tau-b against the truth; pointwise {statistics.mean(base):.3f}; standard error {error:.3f}"
     note += f"; lists {others} (token ratio, tau gain)"
     record("groups.listwise_tau_gain", gain, unit="tau", target=">= 0", note=note)
 
 
-def taus(found: Sequence[tuple[Outcome, ...]], groups: Sequence[Group]) -> list[float]:
-    return [tau(outcomes, asked, example) for outcomes, (asked, example) in zip(found, groups, strict=True)]
-
-
-def tau(outcomes: Sequence[Outcome], asked: world.Question, example: Example) -> float:
-    """Kendall's tau-b of the scores against the true ones; a failure ranks below every score."""
-    given = [-1.0 if isinstance(one, Failure) else one for one in outcomes]
-    true = [world.score(asked, str(candidate[0])) for candidate in example.candidates]
-    signs = [
-        ((a > b) - (a < b), (c > d) - (c < d)) for (a, c), (b, d) in combinations(zip(given, true, strict=True), 2)
-    ]
-    spread = sum(abs(one) for one, _ in signs) * sum(abs(other) for _, other in signs)
-    return sum(one * other for one, other in signs) / spread**0.5 if spread else 0.0
+def taus(results: Sequence[GroupResult], groups: Sequence[Group]) -> list[float]:
+    """Per group, Kendall's tau-b of the scores with the true ones; a failure ranks below every score."""
+    values = []
+    for result, group in zip(results, groups, strict=True):
+        scores = [-1.0 if isinstance(outcome, Failure) else outcome for outcome in result.outcomes]
+        agreeing, untied_scores, untied_truths = concordance(scores, group.truth)
+        untied = untied_scores * untied_truths
+        values.append(agreeing / untied**0.5 if untied else 0.0)
+    return values
 
 
 def votes(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """Seven votes at temperature 1, with and without stopping early."""
+    """Seven votes at temperature 1, with and without early stopping."""
     sampling = Sampling(temperature=1.0, max_tokens=256)
     some = groups[: max(1, len(groups) // 4)]
-    early, spent = judged(engine, Votes(Score(prompts="nano"), 7), some, sampling)
-    full, all_of = judged(engine, AllVotes(), some, sampling)
-    changed = sum(one != other for a, b in zip(early, full, strict=True) for one, other in zip(a, b, strict=True))
-    saved = 1 - tokens(spent) / tokens(all_of)
-    record(
-        "votes.tokens_saved_k7", saved, unit="fraction", target=">= 0.4", note=f"{len(some) * G} judgements, majority"
-    )
-    record("votes.outcome_changes", changed, unit="count", target="<= 0", note="against all seven votes drawn")
+    stopped = judged(engine, MajorityVote(Pointwise(prompt_set="nano"), VOTES), some, sampling)
+    full = judged(engine, AllVotes(Pointwise(prompt_set="nano")), some, sampling)
+    pairs = zip(stopped, full, strict=True)
+    changed = sum(a != b for one, other in pairs for a, b in zip(one.outcomes, other.outcomes, strict=True))
+    saved, note = 1 - tokens(stopped) / tokens(full), f"{len(some) * G} judgements, majority"
+    record(f"votes.tokens_saved_k{VOTES}", saved, unit="fraction", target=">= 0.4", note=note)
+    record("votes.outcome_changes", changed, unit="count", target="<= 0", note="against all seven votes, counted here")
 
 
-class AllVotes(Votes):
-    """All seven votes, counted as `Votes` counts them."""
+class AllVotes(Format):
+    """All seven votes of a pointwise format: the most common score, or the mean of the most common ones."""
 
-    def __init__(self) -> None:
-        super().__init__(Score(prompts="nano"), 7)
+    name, max_candidates = "all_votes", 1
 
-    def steps(self, example: Example) -> object:  # type: ignore[override]
-        from flexjudge_reward.formats.adaptive import as_sample
-        from flexjudge_reward.formats.builtin import steps, together
+    def __init__(self, inner: Format) -> None:
+        self.inner = inner
 
-        drawn = yield from together([as_sample(steps(self.format, example), number) for number in range(7)])
-        return self._counted(drawn)
+    async def judge(self, example: Example, ask: Ask) -> Verdict:
+        """One round, with the seeds that MajorityVote uses."""
+        seeds = [ask.sampling.seed + number for number in range(VOTES)]
+        ballots = await gather(*(self.inner.judge(example, ask.changed(seed=seed)) for seed in seeds))
+        replies = tuple(generation for ballot in ballots for generation in ballot.generations)
+        scores = [ballot.scores[0] for ballot in ballots if ballot.scores is not None]
+        if not scores:
+            return Verdict(None, ballots[0].failure, generations=replies)
+        return Verdict((statistics.fmean(statistics.multimode(scores)),), None, ballots[0].scale, generations=replies)
 
 
 def forcing(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """Thoughts of at most 24 tokens, which is too few for most."""
-    tiny = Sampling(max_tokens=24)
-    before, _ = judged(engine, Score(prompts="nano"), groups, tiny)
-    after, verdicts = judged(engine, Forced(Score(prompts="nano"), 16), groups, tiny)
-    rates = [statistics.mean(not isinstance(one, Failure) for row in found for one in row) for found in (before, after)]
-    pairs = zip(after, verdicts_by_group(verdicts), groups, strict=True)
+    """Reasoning of at most 24 tokens, which is too few for most questions."""
+    short = Sampling(max_tokens=24)
+    before = judged(engine, Pointwise(prompt_set="nano"), groups, short)
+    after = judged(engine, BudgetForcing(Pointwise(prompt_set="nano"), 16), groups, short)
     right = [
-        verdict.scores == (float(world.score(asked, str(candidate[0]))),)
-        for _, row, (asked, example) in pairs
-        for verdict, candidate in zip(row, example.candidates, strict=True)
-        if verdict.scores is not None and verdict.notes.get("forced")
+        verdict.scores == (float(score),)
+        for result, group in zip(after, groups, strict=True)
+        for verdict, score in zip(result.verdicts, group.truth, strict=True)
+        if verdict.scores is not None and verdict.counters.get("forced")
     ]
-    note = f"thinking limit 24 tokens; {statistics.mean(right):.1%} of {len(right)} forced scores are right"
-    record("forcing.answered_rate_before", rates[0], unit="fraction", target="", note=note)
-    record("forcing.answered_rate_after", rates[1], unit="fraction", target="", note=note)
-
-
-def verdicts_by_group(verdicts: Sequence[Verdict]) -> list[Sequence[Verdict]]:
-    return [verdicts[start : start + G] for start in range(0, len(verdicts), G)]
+    note = f"reasoning limit 24 tokens; {statistics.mean(right):.1%} of {len(right)} forced scores are right"
+    for when, results in (("before", before), ("after", after)):
+        rate = statistics.mean(not isinstance(outcome, Failure) for result in results for outcome in result.outcomes)
+        record(f"forcing.answered_rate_{when}", rate, unit="fraction", target="", note=note)
 
 
 def best(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """How much of the way from the policy's first answer to its best of eight the judge goes."""
-    rankings = rerank([example for _, example in groups], Judge(Score(prompts="nano"), engine, GREEDY))
-    right = [
-        [world.is_correct(asked, str(candidate[0])) for candidate in example.candidates] for asked, example in groups
-    ]
+    """How much of the gap between the policy's first answer and its best of eight the judge closes."""
+    rankings = rerank([group.example for group in groups], Judge(Pointwise(prompt_set="nano"), engine, GREEDY))
+    right = [[shapes.is_correct(group.question, answer) for answer in group.answers] for group in groups]
     first = statistics.mean(row[0] for row in right)
     picked = statistics.mean(row[ranking.order[0]] for row, ranking in zip(right, rankings, strict=True))
     oracle = statistics.mean(any(row) for row in right)
-    note = f"{len(groups)} pictures: first {first:.1%}, judge's choice {picked:.1%}, oracle {oracle:.1%}"
+    note = f"{len(groups)} images: first {first:.1%}, judge's choice {picked:.1%}, oracle {oracle:.1%}"
     record("best_of_n.gap_closed", (picked - first) / (oracle - first), unit="fraction", target=">= 0.5", note=note)
 
 
 def expectations(engine: TransformersEngine, groups: Sequence[Group]) -> None:
-    """Groups that give no gradient because all scores are equal, with whole and with expected scores."""
-    mixed = [(asked, example) for asked, example in groups if len(set(example.candidates)) > 1]
+    """Groups that give no gradient because all scores are equal, with integer and with expected scores."""
+    mixed = [group for group in groups if len(set(group.answers)) > 1]
     shares = []
-    for form in (Score(prompts="nano"), Expected(Score(prompts="nano"))):
-        outcomes, _ = judged(engine, form, mixed)
-        shares.append(
-            statistics.mean(len({one for one in row if not isinstance(one, Failure)}) <= 1 for row in outcomes)
-        )
+    for format in (Pointwise(prompt_set="nano"), ExpectedScore(Pointwise(prompt_set="nano"))):
+        scores = [
+            {outcome for outcome in result.outcomes if not isinstance(outcome, Failure)}
+            for result in judged(engine, format, mixed)
+        ]
+        shares.append(statistics.mean(len(different) <= 1 for different in scores))
     note = f"{len(mixed)} groups with different answers: {shares[0]:.1%} with whole scores, {shares[1]:.1%} expected"
     ratio = shares[1] / shares[0] if shares[0] else 0.0
     record("groups.expected_zero_variance_ratio", ratio, unit="ratio", target="<= 0.5", note=note)
-
-
-# ------------------------------------------------------------------------------------------------------------ grpo
-
-
-def grpo() -> None:
-    """Accuracy at the end of the demo's training, one judge call per group against one per answer, and the plot."""
-    found = in_turns((1, 2, 3, 4, 5, 6))
-    points = {form: [100 * one["accuracy_after"] for one in runs] for form, runs in found.items()}
-    differences = [one - other for one, other in zip(points["listwise"], points["score"], strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    means = [statistics.mean(points[form]) for form in ("listwise", "score")]
-    note = f"standard error {error:.1f}; {len(differences)} seeds: {means[0]:.1f} % against {means[1]:.1f} % right"
-    difference = statistics.mean(differences)
-    record("groups.grpo_listwise_minus_pointwise_points", difference, unit="points", target=">= 0", note=note)
-    record_time("groups.grpo_judge_time_ratio", found)
-    # Where no answer was judged before, as with policies that do not repeat themselves.
-    new = in_turns((1, 2, 3), "--judge_cache", "off")
-    record_time("groups.grpo_new_judge_time_ratio", new)
-    plot(found, new)
-
-
-def in_turns(seeds: Sequence[int], *flags: str) -> dict[str, list[dict[str, Any]]]:
-    """What the demo's training reports with single scores and with lists, for each seed.
-
-    The judge is on a real vLLM server, as the README advises for training. Both ways take turns in being first, so that
-    neither a busy minute of the machine nor a cold server falls on one of them alone.
-    """
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from support import real
-
-    found: dict[str, list[dict[str, Any]]] = {"score": [], "listwise": []}
-    model = str(path("judge"))
-    with (
-        real.serve(model, "--dtype", "float32", "--enforce-eager", "--served-model-name", "nano") as url,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        for number, seed in enumerate(seeds):
-            for form in sorted(found, reverse=number % 2 == 0):
-                found[form].append(run(seed, Path(folder) / f"{form}{seed}", form, "--judge_base_url", url, *flags))
-    return found
-
-
-def record_time(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """The judge's seconds with lists as a ratio of those with single scores."""
-    judged = {form: {key: [one["judge"][key] for one in runs] for key in _COUNTS} for form, runs in found.items()}
-    lists, scores = judged["listwise"], judged["score"]
-    by_seed = [one / other for one, other in zip(lists["seconds"], scores["seconds"], strict=True)]
-    cached = 1 - sum(scores["new"]) / sum(scores["judgements"])
-    note = f"a vLLM server, {sum(lists['seconds']):.0f} s against {sum(scores['seconds']):.0f} s; by seed"
-    note += f" {min(by_seed):.2f} to {max(by_seed):.2f}; {cached:.0%} of the single scores came from the cache"
-    note += f"; tokens, cached ones counted, {sum(lists['tokens'])} against {sum(scores['tokens'])}"
-    record(name, sum(lists["seconds"]) / sum(scores["seconds"]), unit="ratio", target="< 1", note=note)
-
-
-_COUNTS = ("seconds", "tokens", "new", "judgements")
-
-
-def plot(found: Mapping[str, Sequence[Mapping[str, Any]]], new: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Accuracy over the steps, a line per seed, and the seconds that judging took, with and without the cache."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (curves, times) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=120, width_ratios=(1.9, 1))
-    for shift, (form, runs) in enumerate(found.items()):
-        colour = ("tab:gray", "tab:blue")[shift]
-        label = {"score": "pointwise: a call per answer", "listwise": "listwise: a call per group"}[form]
-        for number, one in enumerate(runs):
-            shares = [100 * share for share in one["accuracy"].values()]
-            curves.plot(list(map(int, one["accuracy"])), shares, "o-", color=colour, label=None if number else label)
-        seconds = [[one["judge"]["seconds"] for one in part] for part in (runs, new[form])]
-        bars = times.bar([shift, shift + 3], list(map(statistics.mean, seconds)), width=0.9, color=colour)
-        times.bar_label(bars, fmt="%.0f")
-    curves.set(xlabel="step", ylabel="held-out pictures right, %", ylim=(0, 100))
-    curves.legend(loc="lower right")
-    curves.grid(alpha=0.3)
-    times.set_xticks([0.5, 3.5], ["replies cached", "no cache"])
-    times.set(ylabel="seconds of judging per training")
-    times.margins(y=0.1)
-    figure.savefig(Path(__file__).parent / "results" / "grpo_listwise.png", bbox_inches="tight")
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -25,22 +25,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figures import record
-from support import attacks, families, measures, pictures
 
 from flexjudge_reward import Generation, Media, MediaError, Verdict
-from flexjudge_reward.media.base import as_media
+from flexjudge_reward.formats.builtin import FORMATS
+from flexjudge_reward.prompts import quoting
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, neutralise
+from support import attacks, families, images, measures
 
 FUZZ = 50_000
+_TURNS = frozenset({"<|im_start|>", "<|im_end|>"})
 SEED = 20_261_122
 
 Recorder = Callable[..., None]
 
 
 def bad_media(put: Recorder, seed: int) -> None:
-    """Damaged files, bombs and cut clips (R2, S11): each decoded or a MediaError, soon, in little memory."""
-    files = [*pictures.damaged(), *pictures.bombs(), *_clips()]
-    # A fresh process: here, the encoders that made the clips have already taken more memory than any decoder will.
+    """Damaged files, bombs and cut videos (R2, S11): each decoded or a MediaError, soon, in little memory."""
+    files = [("image", *file) for file in (*images.damaged(), *images.bombs())]
+    files += [("video", *file) for file in _videos()]
+    # A fresh process: here, the encoders that made the videos have already taken more memory than any decoder will.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         wrong, kinds, slowest, grown = pool.apply(_harm, (files,))
     print(*wrong, sep="\n", end="\n" if wrong else "")
@@ -49,16 +52,16 @@ def bad_media(put: Recorder, seed: int) -> None:
     put("hardening.bad_media_memory_mb", grown, unit="MB", target="<= 96", note="growth of the peak over all of them")
 
 
-def _harm(files: list[tuple[str, bytes]]) -> tuple[list[str], dict[str, int], float, float]:
+def _harm(files: list[tuple[str, str, bytes]]) -> tuple[list[str], dict[str, int], float, float]:
     """What went wrong, how many files were decoded and refused, the slowest's seconds, the growth of memory in MB."""
     warnings.simplefilter("ignore")  # Pillow's, on damaged files
-    good, mate = Media.image(pictures.saved(pictures.noise())), Media.image(pictures.noise())
+    good, mate = Media.image(images.saved(images.noise())), Media.image(images.noise())
     good.load()
     before, slowest, wrong, kinds = _peak_mb(), 0.0, [], Counter[str]()
-    for name, data in files:
+    for kind, name, data in files:
         start = _seconds()
         try:
-            as_media(data).load()
+            Media.of(kind, data).load()
             kinds["decoded"] += 1
         except MediaError:
             kinds["refused"] += 1
@@ -69,27 +72,27 @@ def _harm(files: list[tuple[str, bytes]]) -> tuple[list[str], dict[str, int], fl
         if taken > 2:
             wrong.append(f"{name}: {taken:.1f} s")
     if mate != good:
-        wrong.append("a good picture changed")
+        wrong.append("a good image changed")
     return wrong, dict(kinds), slowest, _peak_mb() - before
 
 
 def malformed(put: Recorder, seed: int) -> None:
     """Replies that are no verdict (R1): each a typed failure."""
     typed, count, classes = 0, 0, set()
-    for name in measures.FORMATS:
+    for name in FORMATS:
         for kind, reply, verdict in measures.malformed_verdicts(name, seed):
             failed = isinstance(verdict, Verdict) and verdict.scores is None and verdict.failure is not None
             typed, count = typed + failed, count + 1
             classes.add(kind)
             if not failed:
                 print(attacks.worst([(f"{name}: {kind}", reply, verdict)]))
-    note = f"{count} replies in {len(classes)} classes over {len(measures.FORMATS)} formats"
+    note = f"{count} replies in {len(classes)} classes over {len(FORMATS)} formats"
     put("hardening.malformed_typed", typed / count, unit="fraction", target=">= 1", note=note)
 
 
 def parser_cost(put: Recorder, seed: int) -> None:
     """A megabyte that is hard on parsers that backtrack (R18)."""
-    format, judged = measures.FORMATS["score"](), measures.example("score")
+    format, judged = FORMATS["pointwise"](), measures.example("pointwise")
 
     def taken(text: str) -> float:
         times = []
@@ -113,7 +116,7 @@ def forged(put: Recorder, seed: int) -> None:
     """Forged answers in candidates, questions and references (S2)."""
     family, wins, count, naive = families.chatml(), 0, 0, Counter[str]()
     tried: Counter[str] = Counter()
-    for name in measures.FORMATS:
+    for name in FORMATS:
         for judge, case, won in measures.forged(name, family):
             wins, count = wins + won, count + 1
             if won:
@@ -139,6 +142,14 @@ def control_tokens(put: Recorder, seed: int, fuzz: int) -> None:
     put("hardening.control_token_changes", changed, unit="count", target="<= 0", note=note)
 
 
+def spellings(put: Recorder, seed: int, fuzz: int) -> None:
+    """The same texts without a tokenizer: no token in any form that a normaliser makes of the result (S1)."""
+    left = [text for tokens in (_TURNS, KNOWN_CONTROL_TOKENS) for text in measures.survivors(tokens, fuzz, seed)]
+    print(*map(ascii, left[:5]), sep="\n", end="\n" if left else "")
+    note = f"{fuzz:,} texts on each of 2 sets of tokens, {len(measures.NORMALISERS)} forms of each"
+    put("hardening.tokens_left", len(left), unit="count", target="<= 0", note=note)
+
+
 def benign(put: Recorder, seed: int, lines: int) -> None:
     """Text that tries nothing stays byte for byte, and what that costs."""
     tokens = KNOWN_CONTROL_TOKENS | families.chatml().chat.tokens | families.metaspace().chat.tokens
@@ -154,9 +165,9 @@ def benign(put: Recorder, seed: int, lines: int) -> None:
     put("hardening.neutralise_ms_per_mb", cost, unit="ms", target="", note=f"{len(tokens)} tokens, the lines above")
 
 
-def _clips() -> Iterator[tuple[str, bytes]]:
+def _videos() -> Iterator[tuple[str, bytes]]:
     for container, codec in (("mp4", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4")):
-        whole = pictures.clip(container, codec)
+        whole = images.clip(container, codec)
         for index in range(1, 20):
             yield f"{container} cut at {index} of 20", whole[: len(whole) * index // 20]
     at = whole.index(b"strh") + 40
@@ -164,14 +175,12 @@ def _clips() -> Iterator[tuple[str, bytes]]:
 
 
 def _unprotected(family: families.Family, count: int, seed: int) -> list[str]:
-    from flexjudge_reward.prompts import quoting as fence
-
-    real = fence.neutralise
-    fence.neutralise = lambda text, tokens=(): text  # type: ignore[assignment]
+    real = quoting.neutralise
+    quoting.neutralise = lambda text, tokens=(): text  # type: ignore[assignment]
     try:
         return measures.control_changes(family, count, seed)
     finally:
-        fence.neutralise = real
+        quoting.neutralise = real
 
 
 def _seconds() -> float:
@@ -205,6 +214,7 @@ def main() -> None:
     forged(put, options.seed)
     benign(put, options.seed, 2 * options.fuzz)
     control_tokens(put, options.seed, options.fuzz)
+    spellings(put, options.seed, options.fuzz)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
-    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation: see recipes/train_nano.py
+    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation of recipes/judge_training
 
 Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
-verdict; a failed verdict counts as wrong. True scores come from `flexjudge_reward/nano/world.py`. The judge was trained
-on judgements of scenes in words only.
+verdict; a failed verdict counts as wrong. True scores come from `recipes/nano/shapes.py`. The judge was trained on
+judgements of scenes in words only.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flexjudge_recipes.nano import shapes, traces
+
 from figures import record
 
 from flexjudge_reward import (
-    Choice,
     Example,
     Judge,
     Listwise,
     Media,
     Message,
-    Pair,
+    MultipleChoice,
+    Pairwise,
+    Pointwise,
     Prompt,
+    Request,
     Rubric,
     Sampling,
     Scale,
-    Score,
+    TransformersEngine,
     Verdict,
 )
-from flexjudge_reward.engines.transformers import TransformersEngine
-from flexjudge_reward.nano import path, traces, world
+from flexjudge_reward.nano import path
 
-FORMATS = {"score": Score, "pair": Pair, "listwise": Listwise, "choice": Choice}
+FORMATS = {"pointwise": Pointwise, "pairwise": Pairwise, "listwise": Listwise, "multiple_choice": MultipleChoice}
 SAMPLING = Sampling(temperature=0.0, max_tokens=160)
 
 
@@ -47,7 +50,7 @@ SAMPLING = Sampling(temperature=0.0, max_tokens=160)
 class Case:
     """One example with everything that is known about it."""
 
-    asked: world.Question
+    asked: shapes.Question
     replies: list[str]
     example: Example
     high: int
@@ -55,7 +58,7 @@ class Case:
     @property
     def truth(self) -> tuple[int, ...]:
         """The score each reply deserves."""
-        return tuple(world.score(self.asked, reply, self.high) for reply in self.replies)
+        return tuple(shapes.score(self.asked, reply, self.high) for reply in self.replies)
 
 
 def cases(form: traces.Form, medium: str, count: int, candidates: int, seed: int) -> list[Case]:
@@ -63,21 +66,21 @@ def cases(form: traces.Form, medium: str, count: int, candidates: int, seed: int
     rng = random.Random(f"benchmark {form} {medium} {seed}")
     made = []
     for index in range(count):
-        asked = world.question(rng, world.scene(rng, held_out=True), world.judged(candidates))
-        replies = world.candidates(rng, asked, candidates, single_best=form in ("listwise", "choice"))
-        high = 5 if form != "choice" and index % 3 == 0 else 10
+        asked = shapes.question(rng, shapes.scene(rng, held_out=True), shapes.judged(candidates))
+        replies = shapes.candidates(rng, asked, candidates, single_best=form in ("listwise", "multiple_choice"))
+        high = 5 if form != "multiple_choice" and index % 3 == 0 else 10
         rubric = Rubric("Is the answer right?", Scale(1, high))
         made.append(Case(asked, replies, Example(shown(asked, medium, rng), replies, rubric=rubric), high))
     return made
 
 
-def shown(asked: world.Question, medium: str, rng: random.Random) -> tuple[str | Media, ...]:
+def shown(asked: shapes.Question, medium: str, rng: random.Random) -> tuple[str | Media, ...]:
     """The scene and the question."""
     if medium == "words":
-        return (asked.scene.told(rng) + "\n", asked.text)
-    if medium == "clip":
-        return (Media.video(world.clip(asked.scene, rng)), asked.text)
-    return (Media.image(world.draw(asked.scene, rng)), asked.text)
+        return (asked.scene.in_words(rng) + "\n", asked.text)
+    if medium == "video":
+        return (Media.video(shapes.clip(asked.scene, rng)), asked.text)
+    return (Media.image(shapes.draw(asked.scene, rng)), asked.text)
 
 
 def exact(case: Case, verdict: Verdict) -> bool:
@@ -108,26 +111,27 @@ class Bench:
     def __call__(self, form: traces.Form, medium: str, count: int, candidates: int) -> tuple[list[Case], list[Verdict]]:
         """Cases and their verdicts."""
         group = cases(form, medium, count, candidates, seed=1)
-        verdicts = Judge(FORMATS[form](prompts="nano"), self.engine, SAMPLING)([case.example for case in group])
+        verdicts = Judge(FORMATS[form](prompt_set="nano"), self.engine, SAMPLING)([case.example for case in group])
         self.read += len(verdicts)
         self.failed += sum(verdict.failure is not None for verdict in verdicts)
         print(
-            f"{form:9s} {medium:8s} exact {share(exact, group, verdicts):.3f}" if form != "choice" else form, flush=True
+            f"{form:9s} {medium:8s} exact {share(exact, group, verdicts):.3f}" if form != "multiple_choice" else form,
+            flush=True,
         )
         return group, verdicts
 
 
 def uneven(group: Sequence[Case], verdicts: Sequence[Verdict]) -> tuple[list[Case], list[Verdict]]:
-    """The pairs of which one answer is better."""
+    """The pairs with one better answer."""
     kept = [(c, v) for c, v in zip(group, verdicts, strict=True) if c.truth[0] != c.truth[1]]
     return [c for c, _ in kept], [v for _, v in kept]
 
 
 def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
     """(name, value, target, note) of every figure of the judge."""
-    words, pictures = bench("pair", "words", count, 2), bench("pair", "picture", count, 2)
-    single = [bench("score", medium, count // 2, 1) for medium in ("words", "picture")]
-    listed, chosen = bench("listwise", "picture", count // 2, 4), bench("choice", "picture", count // 2, 4)
+    words, pictures = bench("pairwise", "words", count, 2), bench("pairwise", "image", count, 2)
+    single = [bench("pointwise", medium, count // 2, 1) for medium in ("words", "image")]
+    listed, chosen = bench("listwise", "image", count // 2, 4), bench("multiple_choice", "image", count // 2, 4)
     held = f"held-out scenes, greedy, {count} examples"
     singles = (share(exact, *single[0]) + share(exact, *single[1])) / 2
     return [
@@ -143,13 +147,16 @@ def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
 
 def policy(count: int, batch: int) -> list[tuple[str, float, str, str]]:
     """How often the shipped base answers a held-out picture question rightly, asked directly: the demo's start."""
-    rows = list(world.rows(seed=2, count=count, held_out=True))
+    rows = list(shapes.rows(seed=2, count=count, held_out=True))
     prompts = [Prompt((Message("user", (Media.image(row["image"]), str(row["question"]))),)) for row in rows]
     engine, lines = TransformersEngine(str(path("base")), dtype="float32", batch_size=batch), []
-    for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
-        replies = engine.generate(prompts, Sampling(temperature=heat, max_tokens=16))
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        # A seed per row: each draw has its own.
+        replies = engine.generate(
+            [Request(prompt, Sampling(temperature, max_tokens=16, seed=n)) for n, prompt in enumerate(prompts)]
+        )
         right = sum(
-            world.is_correct(row["asked"], reply.text)  # type: ignore[arg-type]
+            shapes.is_correct(row["asked"], reply.text)  # type: ignore[arg-type]
             for row, reply in zip(rows, replies, strict=True)
         )
         lines.append((f"nano.base_accuracy_{name}", right / count, "", "what, count and exists; habits included"))
@@ -171,11 +178,11 @@ def answer_first(model: Path, count: int, batch: int) -> float:
 
     The answer tag is opened for it: left alone it reads pictures aloud, as both judges do in training, and stops there.
     """
-    group = cases("pair", "picture", count, 2, seed=1)
-    engine, form = TransformersEngine(str(model), dtype="float32", batch_size=batch), Pair(prompts="nano")
+    group = cases("pairwise", "image", count, 2, seed=1)
+    engine, form = TransformersEngine(str(model), dtype="float32", batch_size=batch), Pairwise(prompt_set="nano")
     opened = Message("assistant", ("<answer>",))
     prompts = [form.render(case.example)[0] for case in group]
-    replies = engine.generate([replace(one, messages=(*one.messages, opened)) for one in prompts], SAMPLING)
+    replies = engine.generate([Request(replace(one, messages=(*one.messages, opened)), SAMPLING) for one in prompts])
     engine.close()
     right = total = 0
     for case, reply in zip(group, replies, strict=True):
@@ -195,7 +202,7 @@ def figures(options: argparse.Namespace) -> list[tuple[str, float, str, str, str
     bench = Bench(options.model, options.batch)
     measured = measure(bench, options.count)
     if options.clips:
-        clips = share(exact, *bench("pair", "clip", options.count // 4, 2))
+        clips = share(exact, *bench("pairwise", "video", options.count // 4, 2))
         measured.append(("nano.clip_pair_exact", clips, "", "clips of four frames, never judged on in training"))
     bench.engine.close()
     parameters, megabytes = size(options.model)

@@ -1,16 +1,18 @@
-"""What the package costs on top of what it stands on.
+"""What the package costs on top of aiohttp and vLLM.
 
     python benchmarks/overhead.py server    ServerEngine against bare aiohttp, 64 requests in flight
     python benchmarks/overhead.py vllm      Judge on VLLMEngine against raw vllm.LLM, 512 prompts
 
 Both sides see the same prompts in the same process, in turn, and the order changes from round to round, because the
-machine's speed drifts; the figure is the median over the rounds of the ratio within a round.
+machine's speed drifts; the figure is the median over the rounds of the ratio within a round. The load of the machine
+when it began is noted beside it.
 
-server: a loopback server in a process of its own answers each request 20 ms after it came, so that the client is what
-is measured. The bare side is what one writes with aiohttp and no more: one session, 64 tasks, `json=` and `.json()`,
-no retries, deadlines or checks. Ratio of requests per second; 1 is as fast.
+server: a loopback server in a process of its own replies to each request after 20 ms, so that the client is what is
+measured. The bare side is the shortest program with aiohttp: one session, 64 tasks, `json=` and `.json()`, no retries,
+time limits or checks. Ratio of requests per second; 1 is as fast. On a busy machine compare the CPU time per request of
+both sides, which is noted beside it.
 
-vllm: the embedded judge, 512 prompts, half of them with a picture. The raw side gets the finished chat texts and calls
+vllm: the embedded judge, 512 prompts, half of them with an image. The raw side gets the finished chat texts and calls
 `LLM.generate` once; ours gets examples and returns verdicts. Both use one engine, whose caches are emptied before each
 turn. Ratio of seconds; 1 is as fast. With a larger judge the share of our own work is smaller.
 """
@@ -20,21 +22,27 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from figures import record
-from nano import SAMPLING, cases
-from support import real
 
-from flexjudge_reward import Example, Judge, Message, Prompt, Quoted, Sampling, Score
-from flexjudge_reward.engines import ServerEngine, VLLMEngine
+from flexjudge_reward import (
+    Example,
+    Judge,
+    Message,
+    Pointwise,
+    Prompt,
+    Request,
+    Sampling,
+    ServerEngine,
+    Untrusted,
+    VLLMEngine,
+)
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -44,7 +52,6 @@ IN_FLIGHT = 64
 REQUESTS, SERVER_ROUNDS = 2048, 15
 PROMPTS, VLLM_ROUNDS = 512, 7
 QUESTION = "What is shown, and is every part of the answer true? Name each part, say what speaks for it, and compare. "
-
 
 MESSAGE = {"role": "assistant", "content": "<think>" + "All of it is right. " * 20 + "</think><answer>7</answer>"}
 REPLY = {
@@ -102,7 +109,8 @@ def server() -> None:
     process.start()
     url = f"http://127.0.0.1:{receive.recv()}/v1"
     texts = [f"Question {number}. " + QUESTION * 5 for number in range(REQUESTS)]
-    prompts = [Prompt((Message("system", (QUESTION,)), Message("user", (Quoted(text),)))) for text in texts]
+    system = Message("system", (QUESTION,))
+    requests = [Request(Prompt((system, Message("user", (Untrusted(text),))))) for text in texts]
     engine = ServerEngine(url, concurrency=IN_FLIGHT)
 
     async def bare() -> None:
@@ -120,36 +128,46 @@ def server() -> None:
             await asyncio.gather(*(work(session) for _ in range(IN_FLIGHT)))
         assert len(answers) == REQUESTS
 
+    cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
+
     def ours() -> float:
-        start = perf_counter()
-        generations = engine.generate(prompts, Sampling())
+        start, start_cpu = perf_counter(), process_time()
+        generations = engine.generate(requests)
         spent = perf_counter() - start
+        cpu["ours"].append(process_time() - start_cpu)
         assert all(generation.failure is None for generation in generations)
         return spent
 
     def theirs() -> float:
-        start = perf_counter()
+        start, start_cpu = perf_counter(), process_time()
         asyncio.run(bare())
+        cpu["theirs"].append(process_time() - start_cpu)
         return perf_counter() - start
 
+    load = os.getloadavg()[0]
     seconds = alternating(SERVER_ROUNDS, ours, theirs)
     engine.close()
     process.terminate()
     ratio = median(theirs / ours for ours, theirs in seconds)
     rates = [REQUESTS / median(side) for side in zip(*seconds, strict=True)]
-    note = f"ServerEngine {rates[0]:.0f}/s, bare aiohttp {rates[1]:.0f}/s, {IN_FLIGHT} in flight, 20 ms service"
+    costs = [1e6 * median(cpu[side]) / REQUESTS for side in ("ours", "theirs")]
+    note = (
+        f"ServerEngine {rates[0]:.0f}/s, bare aiohttp {rates[1]:.0f}/s, {IN_FLIGHT} in flight;"
+        f" CPU {costs[0]:.0f} and {costs[1]:.0f} us per request; {_load(load)}"
+    )
     record("overhead.server_ratio", ratio, unit="ratio of requests per second", target=">= 0.95", note=note)
 
 
 def vllm() -> None:
-    real.prepare()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import SamplingParams
 
+    load, sampling = os.getloadavg()[0], Sampling(max_tokens=160)
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
-    judge = Judge(Score(prompts="nano"), engine, SAMPLING)
+    judge = Judge(Pointwise(prompt_set="nano"), engine, sampling)
     judge(examples()[:2])  # starts the engine
     assert engine._llm is not None  # one engine for both sides: two would share the processor and disturb each other
-    llm, params = engine._llm, SamplingParams(temperature=0.0, max_tokens=SAMPLING.max_tokens)
+    llm, params = engine._llm, SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
 
     def ours() -> float:
         batch = examples()
@@ -171,28 +189,34 @@ def vllm() -> None:
     engine.close()
     ratio = median(ours / theirs for ours, theirs in seconds)
     rates = [PROMPTS / median(side) for side in zip(*seconds, strict=True)]
-    note = f"Judge {rates[0]:.0f} prompts/s, raw vLLM {rates[1]:.0f}/s, half of them with a picture"
+    note = f"Judge {rates[0]:.0f} prompts/s, raw vLLM {rates[1]:.0f}/s, half with an image; {_load(load)}"
     record("overhead.vllm_ratio", ratio, unit="ratio of seconds", target="<= 1.05", note=note)
 
 
 def examples() -> list[Example]:
-    """The same examples each time, as new objects: half with a picture."""
+    """The same examples each time, as new objects: half with an image."""
+    from nano import cases
+
     half = PROMPTS // 2
-    return [case.example for medium in ("words", "picture") for case in cases("score", medium, half, 1, seed=5)]
+    return [case.example for medium in ("words", "image") for case in cases("pointwise", medium, half, 1, seed=5)]
 
 
 def plain(engine: VLLMEngine, judge: Judge, example: Example) -> dict[str, object]:
-    """What one hands to `LLM.generate` oneself: the finished chat text, and the picture."""
+    """The input of `LLM.generate`: the finished chat text, and the image."""
     (prompt,) = judge.format.render(example)
     assert engine._chat is not None
-    pictures = [media.images()[0] for media in prompt.media]
-    return {"prompt": engine._chat.render(prompt), **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+    images = [media.images()[0] for media in prompt.media]
+    return {"prompt": engine._chat.render(prompt), **({"multi_modal_data": {"image": images}} if images else {})}
 
 
 def forget(llm: LLM) -> None:
     """Both sides begin with empty caches."""
     llm.reset_prefix_cache()
     llm.reset_mm_cache()
+
+
+def _load(before: float) -> str:
+    return f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after on {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

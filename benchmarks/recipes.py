@@ -1,12 +1,13 @@
-"""What the recipes teach, by the ground truth that no judge sees: three seeds each, as a user runs them.
+"""What the recipes teach, by the truth that no judge sees: three seeds each, as a user runs them.
 
     python benchmarks/recipes.py dpo_vlm            about five minutes
     python benchmarks/recipes.py diffusion          about twenty minutes, the tiny text-to-image models included
-    python benchmarks/recipes.py vlm_long           about ten minutes: where the judge of pictures and the truth part
-    python benchmarks/recipes.py molecules          about twenty minutes, policies and judge included, made if not there
+    python benchmarks/recipes.py vlm_long           about ten minutes: where the judge of images and the truth part
+    python benchmarks/recipes.py molecules          about twenty minutes, the tiny policies and the tiny judge included
     python benchmarks/recipes.py molecules_long     about twenty minutes: where the judge and the truth part
 
-Each training is a process of its own with an empty folder and an empty cache.
+Each training is a process of its own with an empty folder and an empty cache. The tiny models that the recipes start
+from are pretrained in runs/, unless they are there.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
 from figures import record
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3)
-DRAWERS = ROOT / "runs" / "diffusion_nano"  # the tiny text-to-image models, made if not there
-PREPARED = ROOT / "runs" / "molecules"  # the policies and the judge of the molecule recipes, made if not there
+GENERATORS = ROOT / "runs" / "diffusion_nano"  # the tiny text-to-image models
+PREPARED = ROOT / "runs" / "molecules"  # the policies and the judge of the molecule recipe
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # for what runs two at a time
 
 
 def run(
@@ -37,35 +41,52 @@ def run(
     config: str,
     seed: int,
     folder: Path,
-    flags: Sequence[str] = (),
-    settings: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    judge: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One training; what it reported, and how many minutes it took. `settings` are those of the environment."""
+    """One training: its report, and its minutes.
+
+    Args:
+        recipe: the program below recipes/, and a method if it has several: "molecules/train.py grpo".
+        config: the YAML file beside it.
+        folder: the output folder; the cache of the judge is beside it.
+        flags: further flags of the program.
+        judge: settings of the judge that replace those of the file.
+    """
+    program, *method = recipe.split()
+    file = ROOT / "recipes" / program.split("/")[0] / config
+    settings = {**yaml.safe_load(file.read_text("utf-8"))["judge"], "cache": f"{folder}.sqlite", **(judge or {})}
+    given = {"config": file, "seed": seed, "output_dir": folder, "judge": json.dumps(settings), **(flags or {})}
+    minutes = python(f"recipes/{program}", *method, environment=environment, **given)
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+    return report | {"minutes": minutes}
+
+
+def python(*words: str, environment: Mapping[str, str] | None = None, **flags: object) -> float:
+    """Runs a program of the repository; the minutes that it took."""
     began = time.monotonic()
-    command = [sys.executable, f"recipes/{recipe}.py", "--config", f"recipes/configs/{config}.yaml"]
-    command += ["--seed", str(seed), "--output_dir", str(folder), "--judge_cache", str(folder / "judge.sqlite"), *flags]
-    environment = os.environ | dict(settings or {})
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return found | {"minutes": (time.monotonic() - began) / 60}
+    command = [sys.executable, *words]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
+    return (time.monotonic() - began) / 60
+
+
+# --------------------------------------------------------------------------------------------------------------- DPO
 
 
 def dpo_vlm() -> None:
-    """Accuracy on held-out pictures before and after."""
+    """Accuracy on held-out images before and after."""
     with tempfile.TemporaryDirectory() as scratch:
-        found = [run("dpo_vlm", "dpo_nano", seed, Path(scratch, str(seed))) for seed in SEEDS]
-    gains = [100 * (one["accuracy_after"] - one["accuracy_before"]) for one in found]
-    each = ", ".join(f"{one['accuracy_before']:.1%} to {one['accuracy_after']:.1%}" for one in found)
-    formed = min(one["well_formed_after"] for one in found)
-    note = f"mean of seeds {SEEDS}: {each} of 400 held-out pictures; well-formed afterwards {formed:.1%} at least"
+        reports = [run("dpo_vlm/train.py", "nano.yaml", seed, Path(scratch, str(seed))) for seed in SEEDS]
+    gains = [100 * (report["accuracy_after"] - report["accuracy_before"]) for report in reports]
+    each = ", ".join(f"{report['accuracy_before']:.1%} to {report['accuracy_after']:.1%}" for report in reports)
+    formed = min(report["well_formed_after"] for report in reports)
+    note = f"mean of seeds {SEEDS}: {each} of 400 held-out images; well-formed afterwards {formed:.1%} at least"
     record("recipes.dpo_vlm_gain_points", statistics.mean(gains), unit="points", target=">= 25", note=note)
-    record(
-        "recipes.dpo_vlm_minutes",
-        max(one["minutes"] for one in found),
-        unit="minutes",
-        target="<= 5",
-        note="longest of three, without installation",
-    )
+    longest, note = max(report["minutes"] for report in reports), "longest of three, without installation"
+    record("recipes.dpo_vlm_minutes", longest, unit="minutes", target="<= 5", note=note)
 
 
 # --------------------------------------------------------------------------------------------------------- diffusion
@@ -75,223 +96,214 @@ def diffusion() -> None:
     """Same-seed win rates and implicit accuracy of both kinds of denoiser, which run side by side, a thread each."""
     kinds = ("unet", "flow")
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        found = dict(zip(kinds, pool.map(lambda kind: _drawn_better(kind, Path(scratch)), kinds), strict=True))
-    for kind, runs in found.items():
-        _record_wins(kind, runs)
-    every = [one for runs in found.values() for one in runs]
-    each = "; ".join(f"{kind} " + _percents(runs, "implicit_accuracy") for kind, runs in found.items())
+        reports = dict(zip(kinds, pool.map(lambda kind: train_diffusion(kind, Path(scratch)), kinds), strict=True))
+    for kind, of_kind in reports.items():
+        record_wins(kind, of_kind)
+    each = "; ".join(f"{kind} {percents(of_kind, 'implicit_accuracy')}" for kind, of_kind in reports.items())
     note = f"lowest mean of the two kinds; by seed {SEEDS}: {each}"
-    lowest = min(statistics.mean(one["implicit_accuracy"] for one in runs) for runs in found.values())
+    lowest = min(mean(of_kind, "implicit_accuracy") for of_kind in reports.values())
     record("recipes.diffusion_implicit_accuracy", lowest, unit="share", target=">= 0.85", note=note)
-    longest = max(one["minutes"] for one in every)
-    note = "longest of six, two at a time, without installation and the pre-training of the tiny text-to-image model"
+    longest = max(report["minutes"] for of_kind in reports.values() for report in of_kind)
+    note = "longest of six, two at a time, without installation and the pretraining of the tiny text-to-image model"
     record("recipes.diffusion_minutes", longest, unit="minutes", target="<= 5", note=note)
 
 
-def _drawn_better(kind: str, scratch: Path) -> list[dict[str, Any]]:
-    """A training for each seed; the picture grid of the first is kept."""
-    base, one = DRAWERS / f"nano-{kind}", {"OMP_NUM_THREADS": "1"}
+def train_diffusion(kind: str, scratch: Path) -> list[dict[str, Any]]:
+    """A training for each seed; the image grid of the first is kept."""
+    base = GENERATORS / f"nano-{kind}"
     if not base.exists():
-        command = [sys.executable, "recipes/diffusion_nano.py", "--kind", kind, "--out", str(base)]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | one)
-    (scratch / base.name).symlink_to(base)
+        python("recipes/nano/image_generator.py", environment=ONE_THREAD, kind=kind, output=base)
+    (scratch / base.name).symlink_to(base)  # the recipe looks for it beside its output folder
     folders = [scratch / f"{kind}-{seed}" for seed in SEEDS]
-    name = f"diffusion_dpo_nano_{kind}"
-    found = [run("diffusion_dpo", name, seed, at, (), one) for seed, at in zip(SEEDS, folders, strict=True)]
-    shutil.copy(folders[0] / "grid.png", Path(__file__).parent / "results" / f"diffusion_{kind}.png")
-    return found
+    reports = [
+        run("diffusion_dpo/train.py", f"nano_{kind}.yaml", seed, folder, environment=ONE_THREAD)
+        for seed, folder in zip(SEEDS, folders, strict=True)
+    ]
+    shutil.copy(folders[0] / "grid.png", RESULTS / f"diffusion_{kind}.png")
+    return reports
 
 
-def _record_wins(kind: str, runs: list[dict[str, Any]]) -> None:
-    note = f"by the truth, ties half, by seed {SEEDS}: {_percents(runs, 'win_rate')}; by the judge"
-    note += f" {_percents(runs, 'judge_win_rate')}; just as asked for"
-    note += f" {_percents(runs, 'right_before')} before, {_percents(runs, 'right_after')} after"
-    for what, digits in (("outline", 3), ("stain", 2)):
-        before, after = (statistics.mean(one[f"{what}_{when}"] for one in runs) for when in ("before", "after"))
-        note += f"; {what} {before:.{digits}f} to {after:.{digits}f}"
-    note += f"; both no worse than the bound in {sum(one['quality_kept'] for one in runs)} of {len(runs)}"
-    wins = statistics.mean(one["win_rate"] for one in runs)
+def record_wins(kind: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    """The win rate by the truth; what else was measured is in the note."""
+    note = f"by the truth, ties half, by seed {SEEDS}: {percents(reports, 'win_rate')}; by the judge"
+    note += f" {percents(reports, 'judge_win_rate')}; correct images"
+    note += f" {percents(reports, 'accuracy_before')} before, {percents(reports, 'accuracy_after')} after"
+    for name, digits in (("shape_iou", 3), ("background_error", 2)):
+        before, after = (
+            statistics.mean(report[f"{name}_{when}"] for report in reports) for when in ("before", "after")
+        )
+        note += f"; {name.replace('_', ' ')} {before:.{digits}f} to {after:.{digits}f}"
+    note += f"; both within the bound in {sum(report['quality_kept'] for report in reports)} of {len(reports)}"
+    wins = mean(reports, "win_rate")
     record(f"recipes.diffusion_{kind}_win_rate", wins, unit="share", target=">= 0.75", note=note)
 
 
-def _percents(runs: list[dict[str, Any]], name: str) -> str:
-    return ", ".join(f"{one[name]:.1%}" for one in runs)
+def mean(reports: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of one value over the reports."""
+    return statistics.mean(report[name] for report in reports)
+
+
+def percents(reports: Sequence[Mapping[str, Any]], name: str) -> str:
+    """One value of each report."""
+    return ", ".join(f"{report[name]:.1%}" for report in reports)
 
 
 # ---------------------------------------------------------------------------------------------- a long run of the VLM
 
-VLM_LONG: dict[str, tuple[list[str], dict[str, str]]] = {  # flags, settings of the judge
-    "a call per answer": ([], {}),
-    "KL (beta 0.04)": (["--beta", "0.04"], {}),
-    "a list per group": ([], {"FLEXJUDGE_FORMAT": "listwise"}),
+EIGHT: dict[str, object] = {  # groups of eight at a constant rate, which is what parts judge and truth in the end
+    "num_generations": 8,
+    "per_device_train_batch_size": 64,
+    "steps_per_generation": 2,
+    "learning_rate": 4e-4,
+    "lr_scheduler_type": "constant",
+}
+VLM_LONG: dict[str, tuple[dict[str, object], dict[str, str]]] = {  # flags, settings of the judge
+    "a call per answer": ({}, {}),
+    "KL (beta 0.04)": ({"beta": 0.04}, {}),
+    "a list per group": ({}, {"format": "listwise"}),
 }
 
 
-def vlm_long(steps: int = 120) -> None:
-    """GRPO on pictures for five times as long as the demo: the judge's reward beside the truth."""
-    import matplotlib
+def vlm_long(steps: int = 120, every: int = 10) -> None:
+    """GRPO on images for five times as many answers as the demo: the judge's reward beside the truth."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(VLM_LONG), figsize=(5 * len(VLM_LONG), 4), sharey=True, layout="constrained")
-    for axes, (name, (flags, settings)) in zip(panels, VLM_LONG.items(), strict=True):
+    figure = Figure(figsize=(5 * len(VLM_LONG), 4), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(VLM_LONG), sharey=True)
+    for axes, (name, (flags, judge)) in zip(panels, VLM_LONG.items(), strict=True):
         with tempfile.TemporaryDirectory() as scratch:
-            flags = [*flags, "--max_steps", str(steps), "--measure_every", "10"]
-            found = run("grpo_vlm", "grpo_nano", 1, Path(scratch), flags, settings)
-        rewards, accuracy = ({int(step): value for step, value in found[what].items()} for what in CURVES)
+            flags = {**EIGHT, **flags, "max_steps": steps, "measure_every": every}
+            report = run("grpo_vlm/train.py", "nano.yaml", 1, Path(scratch, "run"), flags, judge)
+        rewards, accuracy = (by_step(report[what]) for what in ("judge_reward", "accuracy"))
         axes.plot(list(rewards), list(rewards.values()), label="judge reward (0 to 1)")
-        axes.plot(list(accuracy), list(accuracy.values()), "o-", label="accuracy on held-out pictures (truth)")
+        axes.plot(list(accuracy), list(accuracy.values()), "o-", label="accuracy on held-out images (truth)")
         best = max(accuracy, key=lambda step: accuracy[step])
         axes.axvline(best, color="grey", linestyle=":")
         axes.set(title=name, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        first, last = min(accuracy), max(accuracy)
-        ends = " to ".join(f"{statistics.mean(part):.2f}" for part in _ends(list(rewards.values())))
-        truth = f"{accuracy[first]:.1%} at first, {accuracy[best]:.1%} at step {best}, {accuracy[last]:.1%} at the end"
-        print(f"{name}: judge reward {ends}; truth {truth}; {found['minutes']:.1f} minutes", flush=True)
+        values, ends = list(rewards.values()), (accuracy[min(accuracy)], accuracy[max(accuracy)])
+        shown = f"judge reward {statistics.mean(values[:5]):.2f} to {statistics.mean(values[-5:]):.2f}"
+        shown += f"; truth {ends[0]:.1%} at first, {accuracy[best]:.1%} at step {best}, {ends[1]:.1%} at the end"
+        print(f"{name}: {shown}; {report['minutes']:.1f} minutes", flush=True)
     panels[0].legend(loc="lower right")
-    figure.savefig(Path(__file__).parent / "results" / "overoptimisation_vlm.png", dpi=110)
-    plt.close(figure)
+    figure.savefig(RESULTS / "overoptimisation_vlm.png")
 
 
-CURVES = ("judge_reward", "accuracy")
-
-
-def _ends(values: list[float]) -> tuple[list[float], list[float]]:
-    return values[:5], values[-5:]
+def by_step(values: Mapping[str, float]) -> dict[int, float]:
+    """A curve of a report: JSON has its steps as texts."""
+    return {int(step): value for step, value in values.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- molecules
 
 
-def run_molecules(stage: str, seed: int, scratch: Path, name: str, **flags: object) -> dict[str, Any]:
-    """One stage in a folder and with a cache of its own, on one thread; what it reported, and its minutes."""
-    folder, began = scratch / name, time.monotonic()
-    command = [sys.executable, "recipes/molecules.py", stage]
-    if (ROOT / f"recipes/configs/molecules_{stage}.yaml").exists():
-        command += ["--config", f"recipes/configs/molecules_{stage}.yaml"]
-    else:
-        command += ["--model_name_or_path", "nano", "--use_cpu", "true", "--bf16", "false"]
-    flags = {"prepared": PREPARED, "output_dir": folder, "judge_cache": folder / "judge.sqlite", "seed": seed} | flags
-    command += [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    report = folder / "report.json"
-    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    return found | {"minutes": (time.monotonic() - began) / 60}
+def run_molecules(program: str, seed: int, folder: Path, **flags: object) -> dict[str, Any]:
+    """One run of the molecule recipe on one thread. `program` is "best_of_n", "dpo" or "grpo"."""
+    recipe = "molecules/best_of_n.py" if program == "best_of_n" else f"molecules/train.py {program}"
+    return run(recipe, f"{program}.yaml", seed, folder, {"prepared": PREPARED, **flags}, environment=ONE_THREAD)
+
+
+def prepare_molecules(seed: int | None) -> float:
+    """Trains the policy of a seed, or for None the judge, unless it is there; the minutes that it took."""
+    part, flags = ("judge", {}) if seed is None else ("policy", {"seed": seed})
+    folder = PREPARED / ("judge" if seed is None else f"policy-{seed}")
+    if folder.exists():
+        return 0.0
+    return python(f"recipes/nano/molecule_{part}.py", str(folder), environment=ONE_THREAD, **flags)
 
 
 def molecules() -> None:
     """Validity, uniqueness and so on after GRPO and DPO, and the QED of the judge's choice."""
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
 
-        def each(*stages: tuple[str, int]) -> list[dict[str, Any]]:
-            return list(pool.map(lambda one: run_molecules(*one, Path(scratch), f"{one[0]}-{one[1]}"), stages))
+        def each(program: str) -> list[dict[str, Any]]:
+            return list(pool.map(lambda seed: run_molecules(program, seed, Path(scratch, f"{program}-{seed}")), SEEDS))
 
-        made = each(("judge", 1), *(("pretrain", seed) for seed in SEEDS))
-        best, dpo, grpo = (each(*((stage, seed) for seed in SEEDS)) for stage in ("best_of_n", "dpo", "grpo"))
-        exact = json.loads((PREPARED / "judge" / "measured.json").read_text())
+        judge, *policies = pool.map(prepare_molecules, (None, *SEEDS))
+        best, dpo, grpo = (each(program) for program in ("best_of_n", "dpo", "grpo"))
+    exact = json.loads((PREPARED / "judge" / "measured.json").read_text("utf-8"))
     note = f"of {exact['held_out']} held-out molecules; whole reasoning {exact['trace_exact']:.1%}"
     record("recipes.molecules_judge_exact", exact["exact"], unit="share", target=">= 0.95", note=note)
-    _record_training("", grpo)
-    _record_training("_dpo", dpo)
-    gains = [one["judge"]["16"] - one["judge"]["1"] for one in best]
-    curves = "; ".join(", ".join(f"{value:.2f}" for value in one["judge"].values()) for one in best)
+    record_molecules("", grpo)
+    record_molecules("_dpo", dpo)
+    gains = [report["judge"]["16"] - report["judge"]["1"] for report in best]
+    curves = "; ".join(", ".join(f"{value:.2f}" for value in report["judge"].values()) for report in best)
     note = f"mean QED, 0 for what is no molecule, of the choice among 1, 2, 4, 8, 16, by seed {SEEDS}: {curves}"
     record("recipes.molecules_best_of_16_gain", statistics.mean(gains), unit="QED", target="> 0", note=note)
-    longest = max(one["minutes"] for one in [*best, *dpo, *grpo])
-    judge, *policies = (one["minutes"] for one in made)
-    note = f"longest of nine stages, two at a time, a thread each; before them the judge took {judge:.1f} and a policy"
+    longest = max(report["minutes"] for report in [*best, *dpo, *grpo])
+    note = f"longest of nine runs, two at a time, a thread each; before them the judge took {judge:.1f} and a policy"
     note += f" {max(policies):.1f} at most"
     record("recipes.molecules_minutes", longest, unit="minutes", target="<= 5", note=note)
 
 
-def _record_training(name: str, found: list[dict[str, Any]]) -> None:
-    """The figures of a training, means of the seeds; what each seed did is in the notes."""
+def record_molecules(name: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    """The means over the seeds; the values by seed are in the notes."""
 
-    def each(figure: str) -> str:
-        return ", ".join(f"{one['before'][figure]:.3f} to {one['after'][figure]:.3f}" for one in found)
+    def each(what: str) -> str:
+        return ", ".join(f"{report['before'][what]:.3f} to {report['after'][what]:.3f}" for report in reports)
 
-    def mean(figure: str) -> float:
-        return statistics.mean(one["after"][figure] for one in found)
-
-    others = "; ".join(f"{figure} {each(figure)}" for figure in ("qed", "sa", "judge"))
-    record(
-        f"recipes.molecules{name}_validity_after",
-        mean("validity"),
-        unit="share",
-        target=">= 0.85",
-        note=f"of 500 samples, by seed {SEEDS}: {each('validity')}; {others}",
-    )
-    for figure in ("uniqueness", "novelty"):
-        wanted = f"recipes.molecules{name}_{figure}_after"
-        record(wanted, mean(figure), unit="share", target=">= 0.9", note=f"by seed {SEEDS}: {each(figure)}")
-    lost = statistics.mean(one["before"]["diversity"] - one["after"]["diversity"] for one in found)
-    wanted = f"recipes.molecules{name}_diversity_lost"
-    record(wanted, lost, unit="diversity", target="", note=f"by seed {SEEDS}: {each('diversity')}")
+    after = [report["after"] for report in reports]
+    prefix, others = f"recipes.molecules{name}", "; ".join(f"{what} {each(what)}" for what in ("qed", "sa", "judge"))
+    note = f"of 500 samples, by seed {SEEDS}: {each('validity')}; {others}"
+    record(f"{prefix}_validity_after", mean(after, "validity"), unit="share", target=">= 0.85", note=note)
+    for what in ("uniqueness", "novelty"):
+        note = f"by seed {SEEDS}: {each(what)}"
+        record(f"{prefix}_{what}_after", mean(after, what), unit="share", target=">= 0.9", note=note)
+    lost = statistics.mean(report["before"]["diversity"] - report["after"]["diversity"] for report in reports)
+    note = f"by seed {SEEDS}: {each('diversity')}"
+    record(f"{prefix}_diversity_lost", lost, unit="diversity", target="", note=note)
 
 
-LONG = {  # what is done about over-optimisation: nothing, a price of distance from the start, a price of similarity
-    "no KL, no diversity price": {"beta": 0.0, "diversity": 0.0},
+MOLECULES_LONG = {  # against over-optimisation: nothing, a penalty for distance from the start, or for similarity
+    "no KL, no diversity penalty": {"beta": 0.0, "diversity": 0.0},
     "KL (beta 0.1)": {"beta": 0.1, "diversity": 0.0},
-    "diversity price 2": {"beta": 0.0, "diversity": 2.0},
+    "diversity penalty 2": {"beta": 0.0, "diversity": 2.0},
 }
+LONG_STEPS: dict[str, object] = {"max_steps": 140, "measure_every": 20, "samples": 200, "judged": 60}
 
 
 def molecules_long() -> None:
-    """GRPO for longer and faster than is good: the judge's score beside QED, SA and diversity, with each remedy."""
-    steps: dict[str, object] = {"max_steps": 140, "measure_every": 20, "samples": 200, "judged": 60}
-    steps |= {"learning_rate": 5e-4, "lr_scheduler_type": "constant"}
+    """GRPO for longer and at a higher rate than is good: the judge's score beside QED, SA and diversity."""
+    flags = {**LONG_STEPS, "learning_rate": 5e-4, "lr_scheduler_type": "constant"}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
 
-        def curve(name: str) -> dict[str, dict[str, float]]:
-            found: dict[str, dict[str, float]] = run_molecules(
-                "grpo", 1, Path(scratch), name.replace(" ", "-"), **steps, **LONG[name]
-            )["curve"]
-            return found
+        def curve(number: int, name: str) -> dict[str, dict[str, float]]:
+            report = run_molecules("grpo", 1, Path(scratch, str(number)), **flags, **MOLECULES_LONG[name])
+            return dict(report["curve"])
 
-        made = Path(scratch, "made")
-        list(pool.map(lambda stage: run_molecules(stage, 1, made, stage), ("judge", "pretrain")))
-        curves = dict(zip(LONG, pool.map(curve, LONG), strict=True))
-    results = Path(__file__).parent / "results"
-    (results / "overoptimisation_molecules.json").write_text(json.dumps(curves, indent=1) + "\n")
-    draw_long(curves, results / "overoptimisation_molecules.png")
-    for name, curve in curves.items():
-        print(f"{name}: the truth is best at step {parting(curve)}, the judge at step {_peak(curve, 'judge')}")
+        list(pool.map(prepare_molecules, (None, 1)))
+        found = pool.map(curve, range(len(MOLECULES_LONG)), MOLECULES_LONG)
+        curves = dict(zip(MOLECULES_LONG, found, strict=True))
+    (RESULTS / "overoptimisation_molecules.json").write_text(json.dumps(curves, indent=1) + "\n")
+    plot_molecules(curves, RESULTS / "overoptimisation_molecules.png")
+    for name, by_name in curves.items():
+        truth, judge = (best_step(by_name, what) for what in ("qed_all", "judge"))
+        print(f"{name}: QED over all samples is best at step {truth}, the judge's score at step {judge}")
 
 
-def parting(curve: dict[str, dict[str, float]]) -> int:
-    """The step after which QED over all samples does not rise any more."""
-    return _peak(curve, "qed_all")
+def best_step(curve: Mapping[str, Mapping[str, float]], what: str) -> int:
+    """The step with the highest value."""
+    return max(map(int, curve), key=lambda step: curve[str(step)].get(what, 0.0))
 
 
-def _peak(curve: dict[str, dict[str, float]], name: str) -> int:
-    return max(map(int, curve), key=lambda step: curve[str(step)].get(name, 0.0))
+def plot_molecules(curves: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
+    """A panel per remedy, with the step where QED over all samples is best."""
+    from matplotlib.figure import Figure
 
-
-def draw_long(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
-    """A panel for each way, with the step where the truth is best."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(
-        1, len(curves), figsize=(5 * len(curves), 4), dpi=110, sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(5 * len(curves), 4), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True)
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
-        for what, share in (("judge", 1.0), ("qed", 1.0), ("qed_all", 1.0), ("sa", 0.1), ("diversity", 1.0)):
-            rows = {int(step): share * found[what] for step, found in curve.items() if what in found}
-            axes.plot(list(rows), list(rows.values()), "o-", ms=3, label="sa / 10" if what == "sa" else what)
-        axes.axvline(parting(curve), color="grey", linestyle=":")
+        for what, factor in (("judge", 1.0), ("qed", 1.0), ("qed_all", 1.0), ("sa", 0.1), ("diversity", 1.0)):
+            values = {int(step): factor * measured[what] for step, measured in curve.items() if what in measured}
+            axes.plot(list(values), list(values.values()), "o-", ms=3, label="sa / 10" if what == "sa" else what)
+        axes.axvline(best_step(curve, "qed_all"), color="grey", linestyle=":")
         axes.set(title=name, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     figure.savefig(file, bbox_inches="tight")
-    plt.close(figure)
 
 
-RECIPES = {
+PARTS = {
     "dpo_vlm": dpo_vlm,
     "diffusion": diffusion,
     "vlm_long": vlm_long,
@@ -300,6 +312,6 @@ RECIPES = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in RECIPES:
-        sys.exit(f"usage: python benchmarks/recipes.py {' | '.join(RECIPES)}")
-    RECIPES[sys.argv[1]]()
+    if len(sys.argv) != 2 or sys.argv[1] not in PARTS:
+        sys.exit(f"usage: python benchmarks/recipes.py {' | '.join(PARTS)}")
+    PARTS[sys.argv[1]]()

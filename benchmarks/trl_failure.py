@@ -19,9 +19,7 @@ from figures import record
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from flexjudge_reward import FlexJudgeReward, Judge, Score, nano
-from flexjudge_reward.engines import ScriptedEngine
-from flexjudge_reward.types import Prompt
+from flexjudge_reward import FlexJudgeReward, Judge, Pointwise, Request, ScriptedEngine, nano
 
 STEPS, GROUPS, SIZE = 20, 4, 8
 FAILED = ["<think>never done", "<think>x</think>seven"]
@@ -30,13 +28,13 @@ MODES = ("sum_then_normalize", "normalize_then_sum")
 
 
 class Replies:
-    """A script that fails one time in five, and remembers when."""
+    """A script that fails one time in five, and records when."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.failed: list[bool] = []
 
-    def __call__(self, prompt: Prompt) -> str:
+    def __call__(self, request: Request) -> str:
         self.failed.append(self.rng.random() < 0.2)
         return (
             self.rng.choice(FAILED)
@@ -73,7 +71,7 @@ class Advantages(GRPOTrainer):  # type: ignore[misc]
 def measure(mode: str, seed: int) -> tuple[list[float], int]:
     """The advantages of the failed rows, and how many rows there were."""
     replies = Replies(seed)
-    reward = FlexJudgeReward(Judge(Score(), ScriptedEngine(replies)), max_failure_rate=1)
+    reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(replies)), max_failure_rate=1)
     model, tokenizer = policy()
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
