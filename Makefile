@@ -9,7 +9,10 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadgroup --durations=25
 # What decides a score; see `coverage`.
 DECIDES := */formats/*,*/judge/rewards.py,*/judge/groups.py,*/engines/cache/engine.py,*/engines/cache/keys.py
 
-.PHONY: help demo test test-fast lint figures nano clean
+# How long `make fuzz` looks for inputs that break a promise.
+FUZZ_SECONDS ?= 300
+
+.PHONY: help demo test test-fast fuzz lint figures nano clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' Makefile
@@ -24,6 +27,9 @@ test: .venv/test.ok ## the whole suite: a real vLLM engine and server, real trai
 
 test-fast: .venv/test.ok ## what a contributor runs: the units and the contracts, in under a minute
 	$(PYTEST) tests/unit tests/contract
+
+fuzz: .venv/test.ok ## draws replies, candidates, rows, server answers and images for FUZZ_SECONDS (300) against the promises
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz
 
 lint: .venv/test.ok ## style and types
 	.venv/bin/ruff check .
@@ -51,7 +57,7 @@ clean: ## removes the virtual environment
 # vLLM's CPU build asks for builds of torchaudio, torchcodec and torchvision that do not load beside CPU torch. The first two are not
 # needed and are removed; what the third needs is said in torchvision_mend.py.
 .venv/test.ok: .venv/venv.ok pyproject.toml
-	$(PIP) -e '.[trl,cpu,video,molecules,diffusers,dev]'
+	$(PIP) -e '.[trl,cpu,vendors,video,molecules,diffusers,dev]'
 	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(PY) -m flexjudge_reward.engines.torchvision_mend
 	touch $@

@@ -44,3 +44,8 @@ class EngineError(FlexJudgeError, RuntimeError):
 
 class JudgementFailed(FlexJudgeError, RuntimeError):
     """Judgements failed and the caller wants to stop on that."""
+
+
+def printable(text: object) -> str:
+    """Text for a terminal or a log: whatever is not printable, such as an escape sequence or a new line, is a blank."""
+    return "".join(char if char.isprintable() else " " for char in str(text))

@@ -62,7 +62,11 @@ class Rubric:
         path = _FOLDER / f"{name}.toml" if name in known else Path(source)
         if not path.is_file():
             raise ConfigError(f"no rubric {name!r}: give a TOML file or one of {', '.join(known)}")
-        return cls.parse(path.read_text("utf-8"), name)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the rubric {name!r} cannot be read as text: {error}") from None
+        return cls.parse(text, name)
 
     @classmethod
     def parse(cls, text: str, where: str = "rubric") -> Rubric:

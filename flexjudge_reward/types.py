@@ -22,23 +22,34 @@ FailureKind = Literal[
     "malformed",  # finished, but the part after the reasoning is not the requested answer
     "out_of_range",  # a readable number outside the scale, or a letter that is not an option
     "wrong_count",  # readable, but not one score per candidate
-    "refused",  # the judge or its server declined
+    "refused",  # the judge declined, or its server declines this one request
+    "unsupported",  # it needs something that the server or the model does not know; the detail names it
+    "prompt_cut",  # the server dropped a part of the prompt, so that the judge did not see what it judged
     "empty",  # the reply has no text
     "media",  # an image, a video, an audio clip or a molecule could not be used
+    "unfinished",  # the completion ended inside its own reasoning: there is no answer, and no judge was asked
     "transport",  # the server could not be reached or broke the reply, after retries
     "timeout",  # no reply within the time limit
     "engine",  # the engine failed on this request
 ]
 """The closed list of ways a judgement can fail."""
 
+Cause = Literal["ours", "unclear", "candidate"]
+
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no score. It never becomes a number; `judge/rewards.py` decides what a trainer gets."""
+    """Why there is no score. It never becomes a score; `judge/rewards.py` decides what a trainer gets."""
 
     kind: FailureKind
     detail: str = ""
     """Human-readable: expected against found."""
+    cause: Cause | None = None
+    """Whether the candidate caused it, where that was found out (`judge/groups.py`); else the kind says it."""
+
+
+NOT_SHOWN: tuple[FailureKind, ...] = ("media", "unfinished")
+"""Failures of a candidate that no judge can be shown: its group is judged without it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,16 @@ class Untrusted:
     """Text from outside: a question, an answer, a reference. Engines neutralise control tokens in it."""
 
     text: str
+
+
+class Unfinished(str):
+    """A completion that ended inside its own reasoning (`data/completion.py`): the only part of its candidate."""
+
+    @property
+    def failure(self) -> Failure:
+        """What its judgement is."""
+        detail = f"the completion ended inside its reasoning, after {len(self)} characters"
+        return Failure("unfinished", detail, "candidate")
 
 
 Part = str | Untrusted | Media
@@ -138,6 +159,13 @@ class Prompt:
     def media(self) -> tuple[Media, ...]:
         """Every media item, in order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
+
+    def without_system_turn(self) -> Prompt:
+        """The same prompt for a judge without a system turn: its instructions are in front of the first user turn."""
+        first, *rest = self.messages
+        if first.role != "system" or not rest or rest[0].role != "user":
+            return self
+        return Prompt((Message("user", (*first.parts, "\n\n", *rest[0].parts)), *rest[1:]))
 
     @property
     def images_and_videos(self) -> tuple[Media, ...]:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from flexjudge_reward.engines.cache.store import Store
@@ -56,7 +56,7 @@ def stats(arguments: argparse.Namespace) -> int:
     print(f"size      {store.disk_bytes / (1 << 20):.1f} MiB")
     print(f"replies   {summary.rows}")
     for model, rows in summary.models.items():
-        print(f"          {rows} by {model}")
+        print(f"          {rows} by {printable(model)}")
     if summary.oldest is not None and summary.newest is not None:
         print(f"stored    {_when(summary.oldest)} to {_when(summary.newest)}")
     return 0
@@ -96,9 +96,10 @@ def explain(arguments: argparse.Namespace) -> int:
     if len(rows) < 2:
         raise ConfigError(f"the cache {store.path} holds fewer than two requests to compare")
     for name, row in zip(("one", "other"), rows, strict=False):
-        print(f"{name:5}  {row.key.hex()}  {_when(row.stored)}  {row.model}")
+        print(f"{name:5}  {row.key.hex()}  {_when(row.stored)}  {printable(row.model)}")
     for difference in differences(rows[0], rows[1]):
-        print(f"{difference.field}\n  one    {difference.one or '-'}\n  other  {difference.other or '-'}")
+        one, other = (printable(value or "-") for value in (difference.one, difference.other))
+        print(f"{printable(difference.field)}\n  one    {one}\n  other  {other}")
     return 0
 
 
@@ -126,7 +127,8 @@ def _existing(path: Path | None) -> Store:
     from flexjudge_reward.engines.cache.store import Store
 
     store = Store(path or default_path(), MAX_BYTES)
-    if not os.path.isfile(store.path):  # false too where the folder may not be read
+    # False too where the folder may not be read. What was no cache before must not become one by being looked at.
+    if not os.path.isfile(store.path) or not os.path.getsize(store.path):
         raise ConfigError(f"no cache at {store.path}; the first judgement makes it, or give --path")
     return store
 
@@ -141,4 +143,7 @@ def _find(store: Store, key: str) -> Row:
 
 
 def _when(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "minutes")
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "minutes")
+    except (ValueError, OverflowError, OSError):  # of a clock that was wrong
+        return f"{seconds} s after 1970"

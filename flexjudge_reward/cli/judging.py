@@ -12,7 +12,7 @@ from typing import Any
 
 from flexjudge_reward.data.rows import RowOptions
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.judge.config import JudgeConfig
+from flexjudge_reward.judge.config import JudgeConfig, RewardConfig
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.settings import add_flags, settings_of
 from flexjudge_reward.judge.summary import RunSummary
@@ -22,7 +22,11 @@ from flexjudge_reward.offline.score import rerank_file, score_file
 Job = Callable[[argparse.Namespace, Judge, RowOptions], RunSummary | str]
 _FORM = """A row: {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"]}, or with
 "candidates" as a list in place of "answer"; a question or candidate is a text, a list of parts ({"text": ..},
-{"image": path}, {"molecule": SMILES}) or a list of chat messages. "reference" and "rubric" are optional."""
+{"image": path or data URI}, {"molecule": SMILES}) or a list of chat messages; candidates may be whole conversations
+with the question in them. "reference" (one or a list) and "rubric" are optional. A row that cannot be used is noted in
+the output (of annotate: OUTPUT.skipped.jsonl) and skipped."""
+
+_SOURCE = "a .jsonl, .csv (also .gz, .zst) or .parquet file, a folder, or org/name on the Hub"
 
 
 def add_commands(commands: Any) -> None:
@@ -49,8 +53,10 @@ def annotate(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -
     if arguments.output is None:
         raise ConfigError("give the file of the pairs: -o pairs.jsonl")
     counts = annotate_file(arguments.source, judge, arguments.output, arguments.pairs, arguments.margin, **options)
-    skipped = ", ".join(f"{count} {why}" for why, count in sorted(counts.items()) if why not in ("rows", "pairs"))
-    return f"{counts['pairs']} pairs from {counts['rows']} rows; skipped: {skipped or 'none'}"
+    reasons = sorted(set(counts) - {"rows", "pairs", "row"})
+    skipped = [f"{counts[why]} {why}" for why in reasons]
+    skipped += [f"{counts['row']} rows that cannot be used"] if counts["row"] else []
+    return f"{counts['pairs']} pairs from {counts['rows']} rows; skipped: {', '.join(skipped) or 'none'}"
 
 
 def column(text: str) -> tuple[str, str]:
@@ -69,10 +75,10 @@ def _add(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentPars
         allow_abbrev=False,  # else --api-key KEY is --api-key-env
     )
     command.set_defaults(run=partial(_run, job))
-    command.add_argument("source", metavar="SOURCE", help="a .jsonl or .parquet file, a folder, or org/name on the Hub")
+    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
     command.add_argument("-o", "--output", type=Path, help="the file of the results; by default standard output")
     command.add_argument("--media-root", type=Path, help="the folder below which media files may be read")
-    command.add_argument("--split", help="of a data set that has several")
+    command.add_argument("--split", help="of a data set that has several, or a part of one: 'train[:1000]'")
     command.add_argument("--config-name", help="of a data set that has several configurations")
     command.add_argument(
         "--column",
@@ -81,6 +87,11 @@ def _add(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentPars
         metavar="NAME=COLUMN",
         help="an entry's name here, such as question=prompt; several candidates= make a list, id= ignores the entry",
     )
+    command.add_argument("--limit", type=int, metavar="N", help="the most rows, after shuffling")
+    seeded = "for a random order; without one the rows come as they are (a Hub stream is shuffled through a buffer)"
+    command.add_argument("--shuffle-seed", type=int, metavar="N", help=seeded)
+    command.add_argument("--strict", action="store_true", help="end at the first row that cannot be used")
+    add_flags(command, [settings_of(RewardConfig)["completion"]], {"completion": RewardConfig.completion})
     group = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
     defaults = {field.name: field.default for field in dataclasses.fields(JudgeConfig)}
     add_flags(group, settings_of(JudgeConfig).values(), defaults)
@@ -94,7 +105,14 @@ def _run(job: Job, arguments: argparse.Namespace) -> int:
     for name, given in arguments.column or ():
         columns.setdefault(name, []).extend([given] if given else [])
     options = RowOptions(
-        media_root=arguments.media_root, split=arguments.split, config_name=arguments.config_name, columns=columns
+        media_root=arguments.media_root,
+        split=arguments.split,
+        config_name=arguments.config_name,
+        columns=columns,
+        limit=arguments.limit,
+        shuffle_seed=arguments.shuffle_seed,
+        completion=RewardConfig.resolve({"completion": arguments.completion}).completion,
+        strict=arguments.strict,
     )
     with config.build() as judge:
         print(config.describe(), file=sys.stderr)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module, util
 
 from flexjudge_reward.cli import cache, judging
-from flexjudge_reward.errors import ConfigError, FlexJudgeError
+from flexjudge_reward.errors import ConfigError, FlexJudgeError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_recipes(recipes)
         arguments = parser.parse_args(words)
         code: int = arguments.run(arguments)
-    except FlexJudgeError as error:
-        print(f"flexjudge: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (FlexJudgeError, OSError) as error:  # a disk that is full, a folder that is gone, a pipe that was closed
+        print(f"flexjudge: error: {' '.join(printable(error).split())}", file=sys.stderr)
         return 2
     return code
 

@@ -1,4 +1,4 @@
-"""One value of outside data as content: a text, a media item, a list of parts, a conversation, a rubric.
+"""One value of outside data as content: a text, a number, a media item, a list of parts, a conversation, a rubric.
 
 A part is a text, or a mapping with the name of a modality (`media/base.py: KINDS`) as key or as "type":
 
@@ -6,22 +6,27 @@ A part is a text, or a mapping with the name of a modality (`media/base.py: KIND
     {"image": SOURCE}    {"type": "image", "image": SOURCE}    {"molecule": "CCO", "drawn": true}
     {"type": "image"}                                            the place of an image that a column holds
 
-A lone message is its content. A longer conversation becomes one text in which each turn is enclosed, with its role,
-between lines of backticks that no turn can contain, so that no turn can forge another one.
+Texts that follow each other in a list are separate texts: a line break keeps them apart where no space does. A list of
+references is several right answers. A lone message is its content. A longer conversation becomes one text in which each
+turn is enclosed, with its role, between lines of backticks that no turn can contain, so that no turn can forge another
+one.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flexjudge_reward.data.cells import Clip, is_empty, is_number
+from flexjudge_reward.data.completion import Completion, is_thought, judged_part, thought_of
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import KINDS, Media
 from flexjudge_reward.prompts.quoting import fence_line
 from flexjudge_reward.rubric import Rubric, rubric_names
-from flexjudge_reward.types import Content
+from flexjudge_reward.types import Content, Unfinished
 
 MakeMedia = Callable[[str, Any, Mapping[str, Any]], Media]
 """Builds a media item from the name of its modality, its source and the part that holds its options."""
@@ -52,6 +57,31 @@ def content_of(value: Any, what: str, make: MakeMedia, columns: Columns = (), re
     return joined(turns)
 
 
+def completion_of(value: Any, what: str, make: MakeMedia, completion: Completion, opened: bool = False) -> Content:
+    """What a policy wrote, or the part of it that is judged (`completion.py`). Raises ConfigError as `content_of`.
+
+    Args:
+        opened: whether the prompt ends with an open thought.
+    """
+    turns = []
+    for role, parts in _turns(value, what, make, completion, opened):
+        unfinished = [part for part in parts if isinstance(part, Unfinished)]
+        turns.append((role, [part for part in parts if not isinstance(part, Unfinished)]))
+    return tuple(unfinished) if turns and unfinished else joined(turns)
+
+
+def reference_of(value: Any, make: MakeMedia) -> Content | None:
+    """A reference answer, or several; None for an empty cell. Raises ConfigError."""
+    if is_empty(value):
+        return None
+    if not (_is_list(value) and all(isinstance(one, str) or is_number(one) for one in value)):
+        return content_of(value, "reference", make)
+    texts = [str(one) for one in value if not is_empty(one)]
+    if len(texts) < 2:
+        return tuple(texts) or None
+    return joined([(f"right answer {number}", [text]) for number, text in enumerate(texts, 1)])
+
+
 def is_conversation(value: Any) -> bool:
     """Whether it is a list of chat messages."""
     return _is_list(value) and any(isinstance(message, Mapping) and "role" in message for message in value)
@@ -61,22 +91,47 @@ def joined(turns: Sequence[Turn]) -> Content:
     """The parts of a lone turn as they are; else all turns, enclosed and with their roles. Raises ConfigError."""
     if empty := next((one for _, own in turns for one in own if isinstance(one, Place)), None):
         raise ConfigError(f"a part of type {empty.kind!r} has no source, and no column holds it")
-    if len(turns) == 1:
-        return tuple(turns[0][1]) or ("",)
+    if len(turns) <= 1:
+        return tuple(apart(turns[0][1] if turns else [])) or ("",)
     line = fence_line(part for _, own in turns for part in own)
     content: list[str | Media] = []
     for role, own in turns:
-        content += [f"{line}{' '.join(role.split())}\n", *own, f"\n{line}\n"]
+        content += [f"{line}{' '.join(role.split())}\n", *apart(own), f"\n{line}\n"]
     return tuple(content)
 
 
-def _turns(value: Any, what: str, make: MakeMedia) -> list[Turn]:
+def apart(parts: Sequence[Any]) -> list[Any]:
+    """The same parts, with a line break between two texts that would run into one word."""
+    kept: list[Any] = []
+    for part in parts:
+        before = kept[-1] if kept else ""
+        if isinstance(part, str) and isinstance(before, str) and part and before:
+            kept += [] if before[-1].isspace() or part[0].isspace() else ["\n"]
+        kept.append(part)
+    return kept
+
+
+def _turns(
+    value: Any, what: str, make: MakeMedia, completion: Completion | None = None, opened: bool = False
+) -> list[Turn]:
+    """The turns of a value; `completion` says what is shown of what the policy wrote, None that it is no completion."""
     if not is_conversation(value):
-        return [("", [_part(one, make) for one in (value if _is_list(value) else [value])])]
+        given = value if _is_list(value) else [str(value)] if is_number(value) else [value]
+        parts = [_part(one, make) for one in given]
+        return [("", parts if completion is None else judged_part(parts, "", completion, opened))]
     for message in value:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ConfigError(f"{what}: a message needs 'role' and 'content', found {message!r:.80} in the list")
-    return [(message["role"], _message_parts(message, make)) for message in value]
+    turns = []
+    for number, message in enumerate(value):
+        own = _message_parts(message, make)
+        if completion is not None and message["role"] == "assistant":
+            own = judged_part(own, thought_of(message), completion, opened and not number)
+        if message.get("tool_calls"):
+            own = [part for part in own if not isinstance(part, Unfinished)]  # it ended with a call, not with a thought
+            own.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
+        turns.append((message["role"], own))
+    return turns
 
 
 def _fill_places(turns: Sequence[Turn], kind: str, column: Sequence[Media], repeated: bool) -> None:
@@ -98,16 +153,27 @@ def _fill_places(turns: Sequence[Turn], kind: str, column: Sequence[Media], repe
 def _part(value: Any, make: MakeMedia) -> str | Media | Place:
     if isinstance(value, str | Media):
         return value
+    if isinstance(value, Clip):
+        return value.media
     kind, source = kind_and_source(value) if isinstance(value, Mapping) else ("", None)
     if kind == "text" and isinstance(source, str):
         return str(source)
     if kind in KINDS:
         return Place(kind) if source is None else make(kind, source, value)
-    raise ConfigError(f"a part is a text or one of text, {', '.join(KINDS)} with its source, found {value!r:.80}")
+    raise ConfigError(f"a part is a text or one of text, {', '.join(KINDS)} with its source, found {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, without the login and the signature of an address in it."""
+    shown = re.sub(r"://[^\s'\"]*@", "://", f"{value!r:.200}")
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", shown)[:80]
 
 
 def kind_and_source(part: Mapping[str, Any]) -> tuple[str, Any]:
     """The kind of a part, "text" or a modality, and its text or source, which may be None; "" if it is not one kind."""
+    for kind in ("image", "video"):  # as the chat completions API has them
+        if isinstance(there := part.get(f"{kind}_url"), Mapping):
+            return kind, there.get("url")
     kinds = [name for name in ("text", *KINDS) if part.get(name) is not None]
     kind = part.get("type") or (kinds[0] if len(kinds) == 1 else "")
     if kind == "text":
@@ -131,20 +197,15 @@ def options_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def plain_text(value: Any, what: str) -> str:
-    """A text or a number as text. Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{what} must hold texts or numbers, found {value!r:.80}")
-    return str(value)
-
-
 def rubric(value: Any) -> Rubric | None:
-    """A cell as a rubric: None, a `Rubric`, a built-in name, an object with criteria and scale, or criteria in words.
+    """A cell as a rubric: a `Rubric`, a built-in name, an object with criteria and scale, or criteria in words.
 
-    It never names a file. Raises ConfigError.
+    None for an empty cell. It never names a file. Raises ConfigError.
     """
-    if value is None or isinstance(value, Rubric):
+    if isinstance(value, Rubric):
         return value
+    if is_empty(value):
+        return None
     if isinstance(value, Mapping):
         return Rubric.of({name: entry for name, entry in value.items() if entry is not None})
     if isinstance(value, str) and value in rubric_names():
@@ -162,10 +223,7 @@ def _message_parts(message: Mapping[str, Any], make: MakeMedia) -> list[Any]:
         raise ConfigError(f"a message's content must be a text or a list of parts, found {type(content).__name__}")
     if is_tool_result(message):
         given = [json.dumps(content, ensure_ascii=False, default=str)]
-    own = [_part(one, make) for one in given]
-    if message.get("tool_calls"):
-        own.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
-    return own
+    return [_part(one, make) for one in given if not is_thought(one)]
 
 
 def is_tool_result(message: Mapping[str, Any]) -> bool:
@@ -179,4 +237,6 @@ def _is_part(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+    if isinstance(value, str | list):  # most values; asking whether it is a Sequence takes ten times as long
+        return isinstance(value, list)
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray)

@@ -1,7 +1,8 @@
 """A trainer's rows as Examples: prompts and completions, plain or conversational, with their media.
 
-    prompt       a text, or chat messages whose content is a text or a list of parts (`content.py`)
-    completion   a text, or the messages the policy added (more than one where it called tools)
+    prompt       a text, a list of parts, or chat messages whose content is one of these (`content.py`)
+    completion   a text, or the messages the policy added (more than one where it called tools); without its reasoning,
+                 unless the setting `completion` says "all" (`completion.py`)
     columns      `image`, `images`, `video`, `videos`, `audio`, `audios`, and the columns that the user names
 
 Trainers pass the same image twice, in a column and inside the prompt; it is counted once. Wrong shapes raise here,
@@ -15,13 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward.data.content import content_of, is_conversation, options_of, plain_text, rubric
+from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, plain_text
+from flexjudge_reward.data.completion import Completion, ends_open
+from flexjudge_reward.data.content import (
+    completion_of,
+    content_of,
+    is_conversation,
+    options_of,
+    reference_of,
+    rubric,
+)
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.media.base import KINDS, Media
-from flexjudge_reward.types import Content, Example
-
-MEDIA_COLUMNS = tuple(name for name, modality in KINDS.items() if modality.channel)
-"""The modalities that a data set holds in columns of their names, singular or plural."""
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.types import Example
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,10 @@ class Columns:
     """Which columns of the data set the judge sees, and where media files may be."""
 
     question: str | None = None  # a column whose text is shown instead of the prompt's; the prompt's media stay
-    reference: str | None = None  # a column with a reference answer: a text, a number, or None for a row without one
+    reference: str | None = None  # a column with a reference answer: texts or numbers, or None for a row without one
     rubric: str | None = None  # a column with a row's own rubric (`content.rubric`)
     media_root: Path | None = None
+    completion: Completion = "answer"
 
     @property
     def used(self) -> set[str]:
@@ -86,32 +94,20 @@ class _Reader:
     def example(self, prompt: Any, completion: Any, cells: Mapping[str, Any]) -> Example:
         """One row."""
         names = self.names
-        question = self._content(prompt, "prompt", [(kind, self._column(kind, cells)) for kind in MEDIA_COLUMNS])
+        _check_form(prompt, "prompt")
+        _check_form(completion, "completion")
+        media = [(kind, [self._make(kind, source, {}) for source in columns_of(kind, cells)]) for kind in MEDIA_COLUMNS]
+        question = content_of(prompt, "prompt", self._make, media, repeated=True)
         if names.question is not None:
-            media = [part for part in question if isinstance(part, Media)]
-            question = (*media, plain_text(cells[names.question], f"column {names.question!r}"))
-        reference = None if names.reference is None else cells[names.reference]
+            shown = [part for part in question if isinstance(part, Media)]
+            question = (*shown, plain_text(cells[names.question], f"column {names.question!r}"))
+        answer = completion_of(completion, "completion", self._make, names.completion, ends_open(prompt))
         return Example(
             question,
-            [self._content(completion, "completion", [])],
-            reference=None if reference is None else plain_text(reference, f"column {names.reference!r}"),
+            [answer],
+            reference=None if names.reference is None else reference_of(cells[names.reference], self._make),
             rubric=None if names.rubric is None else rubric(cells[names.rubric]),
         )
-
-    def _content(self, value: Any, what: str, columns: Sequence[tuple[str, list[Media]]]) -> Content:
-        known = f"a {what} must be a text or a list of messages"
-        if isinstance(value, bytes) or not isinstance(value, Sequence):
-            raise ConfigError(f"{known}, found {type(value).__name__}")
-        if value and not isinstance(value, str) and not is_conversation(value):
-            raise ConfigError(f"{known} with 'role' and 'content', found {value[0]!r:.80} in the list")
-        return content_of(value, what, self._make, columns, repeated=True)
-
-    def _column(self, kind: str, cells: Mapping[str, Any]) -> list[Media]:
-        several, one = cells.get(f"{kind}s"), cells.get(kind)
-        if several is None and one is not None:
-            # A list under "image" is several images; a list under "video" is the frames of one video.
-            several = one if kind == "image" and isinstance(one, list | tuple) else [one]
-        return [self._make(kind, source, {}) for source in (several if several is not None else ())]
 
     def _make(self, kind: str, source: Any, part: Mapping[str, Any]) -> Media:
         if isinstance(source, Media):
@@ -121,3 +117,13 @@ class _Reader:
         if key not in self.media:
             self.media[key] = (source, Media.of(kind, source, self.roots, **options))
         return self.media[key][1]
+
+
+def _check_form(value: Any, what: str) -> None:
+    known = f"a {what} must be a text or a list of messages"
+    if isinstance(value, bytes) or not isinstance(value, Sequence):
+        raise ConfigError(f"{known}, found {type(value).__name__}")
+    parts = not isinstance(value, str) and not is_conversation(value) and value
+    # Numbers are token ids that were not decoded; bare texts in a list may be rows that were not taken apart.
+    if parts and not (what == "prompt" and any(isinstance(part, Mapping | Media) for part in parts)):
+        raise ConfigError(f"{known} with 'role' and 'content', found {value[0]!r:.80} in the list")

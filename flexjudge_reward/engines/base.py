@@ -64,6 +64,10 @@ class Engine(Closable):
         """Everything about the engine that could change a reply, as JSON values. Part of every cache key."""
         raise NotImplementedError(f"{type(self).__name__} has no identity()")
 
+    def findings(self) -> dict[str, object]:
+        """What was found out about the model so far, such as whether it takes a system turn. For records."""
+        return {}
+
     def supports(self, modality: str) -> bool:
         """Whether the model can be shown "image" or "video". True where only the server knows."""
         return True
@@ -88,7 +92,7 @@ class StatefulEngine(Engine):
 def _media_failure(request: Request) -> Generation | None:
     try:
         for media in request.prompt.images_and_videos:
-            media.load()
+            media.check()
     except MediaError as error:
         return Generation.failed("media", str(error))
     return None

@@ -1,38 +1,96 @@
-"""ChatCodec: requests as JSON bodies of the chat completions API, and its responses as replies."""
+"""ChatCodec: requests as JSON bodies of the chat completions API, and completions of any vendor as replies.
+
+A completion is read whatever form its text has: one text, chunks of text and thought, reasoning in a field of its own.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from flexjudge_reward.engines.dialect import Dialect
+from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import flatten
-from flexjudge_reward.types import FinishReason, Generation, Message, Request, TokenLogprob
+from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Request, TokenLogprob, Untrusted
 
-_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
+_FINISH: dict[str, FinishReason] = {
+    # A missing reason: the reply is whole only if its answer can be read.
+    **dict.fromkeys(
+        ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "end"), "stop"
+    ),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "max_length"), "length"),
+    **dict.fromkeys(("content_filter", "safety", "refusal", "blocklist", "prohibited_content", "recitation"), "filter"),
+    **dict.fromkeys(("guardrail_intervened", "sensitive", "content_filtered", "error_toxic"), "filter"),
+}
+_THOUGHTS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")  # fields that hold a reply's reasoning
+_READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
+_CUT_FROM = 1000  # tokens; no server has a context so short that it would cut a shorter prompt
+MOST_URI_CHARACTERS = 64 << 20  # of the data URIs that wait for another request with the same media
+PLACEHOLDER = 16  # tokens; what some gateways report where they do not count
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request as it is sent, and what `Dialect.learn` looks at."""
+
+    data: bytes
+    fields: frozenset[str]
+    roles: tuple[str, ...]
+    version: int
+    """Of the dialect."""
 
 
 class ChatCodec:
-    """The codec of one batch. The candidates of a group share an image, so each media item is encoded once.
+    """The codec of one batch. The candidates of a group share an image, so a media item is encoded once for them.
 
-    Every request has the `shared` fields; `control_tokens` are neutralised in untrusted text. `encode` may be called
-    from several threads.
+    Every request has the `shared` fields; `control_tokens` are neutralised in untrusted text; `uri` gives an image or a
+    video as a data URI. `encode` may be called from several threads.
     """
 
-    def __init__(self, shared: Mapping[str, Any], control_tokens: frozenset[str]) -> None:
-        self._shared, self._control_tokens = dict(shared), control_tokens
+    def __init__(
+        self, shared: Mapping[str, Any], control_tokens: frozenset[str], uri: Callable[[Media], str] = Media.data_uri
+    ) -> None:
+        self._shared, self._control_tokens, self._uri_of = dict(shared), control_tokens, uri
+        self._heads: dict[tuple[object, ...], tuple[str, frozenset[str]]] = {}
         self._uris: dict[Media, str] = {}
+        self._kept = 0  # characters of them
         self._encoding: dict[Media, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def encode(self, request: Request, capped: bool) -> bytes:
-        """The JSON body of one request; if `capped`, it limits the reply's length.
+    def encode(self, request: Request, dialect: Dialect, capped: bool = True) -> Body:
+        """One request as the server takes it; if `capped`, it limits the reply's length.
 
-        A server may reject (400) a limit that does not fit the model's context beside the prompt; without one, the
-        reply is cut there.
+        A server may reject a limit that does not fit the model's context beside the prompt; without one, the reply is
+        cut there.
         """
+        continued = request.prompt.messages[-1].role == "assistant"
+        same = (request.sampling, capped, continued, dialect.version)
+        if same not in self._heads:  # most requests of a batch differ in their messages only
+            fields = dialect.fields(self.wanted(request, capped))
+            self._heads[same] = self._head(fields), frozenset(fields)
+        head, names = self._heads[same]
+        return self._body(request.prompt, head, names, dialect.system_turn, dialect.version)
+
+    def body(self, request: Request, fields: Mapping[str, Any], system_turn: bool = True) -> Body:
+        """The body with exactly these fields beside the model and the messages."""
+        return self._body(request.prompt, self._head(fields), frozenset(fields), system_turn, 0)
+
+    def _head(self, fields: Mapping[str, Any]) -> str:
+        return json.dumps({**fields, "model": self._shared["model"]})[:-1] + ', "messages": '
+
+    def _body(self, prompt: Prompt, head: str, names: frozenset[str], system_turn: bool, version: int) -> Body:
+        prompt = prompt if system_turn else prompt.without_system_turn()
+        messages = [self._message(message) for message in prompt.messages]
+        roles = tuple(message.role for message in prompt.messages)
+        return Body((head + json.dumps(messages) + "}").encode(), names, roles, version)
+
+    def wanted(self, request: Request, capped: bool) -> dict[str, Any]:
+        """The fields that a request should have, by their usual names."""
         sampling = request.sampling
         fields: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
         if capped:
@@ -43,8 +101,7 @@ class ChatCodec:
             fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if request.prompt.messages[-1].role == "assistant":  # the names of vLLM and SGLang
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        messages = [self._message(message) for message in request.prompt.messages]
-        return json.dumps(fields | self._shared | {"messages": messages}).encode()
+        return fields | {name: value for name, value in self._shared.items() if name != "model"}
 
     def decode(self, response: Mapping[str, Any]) -> Generation:
         """A chat completion as a reply; a failure where a field is malformed. Never raises."""
@@ -68,30 +125,83 @@ class ChatCodec:
         with self._lock:
             encoding = self._encoding.setdefault(media, threading.Lock())
         with encoding:  # the same image is often sent by several requests at once
-            if media not in self._uris:
-                self._uris[media] = media.data_uri()
-            return self._uris[media]
+            uri = self._uris.get(media)
+            if uri is None:
+                uri = self._uri_of(media)
+                self._keep(media, uri)
+            return uri
+
+    def _keep(self, media: Media, uri: str) -> None:
+        """Keeps a data URI, and of the others the last ones: requests with the same media follow each other."""
+        with self._lock:
+            self._uris[media] = uri
+            self._kept += len(uri)
+            while self._kept > MOST_URI_CHARACTERS:
+                self._kept -= len(self._uris.pop(next(iter(self._uris))))
+
+
+def is_plausible(reply: Generation, prompt: Prompt) -> bool:
+    """Whether the number of tokens needs no closer look: it is unknown, or at least one for five characters."""
+    return reply.prompt_tokens <= PLACEHOLDER or 5 * reply.prompt_tokens >= sum(map(len, _texts_of(prompt)))
+
+
+def _texts_of(prompt: Prompt) -> list[str]:
+    parts = [part for message in prompt.messages for part in message.parts]
+    return [part if isinstance(part, str) else part.text for part in parts if isinstance(part, str | Untrusted)]
+
+
+def whole(reply: Generation, least: int) -> Generation:
+    """The reply, or its failure if the server read fewer tokens than the prompt has at `least`."""
+    if least < _CUT_FROM or not PLACEHOLDER < reply.prompt_tokens < least:
+        return reply
+    detail = f"the server read {reply.prompt_tokens} tokens of a prompt with at least {least}: give its model a longer"
+    return Generation.failed("prompt_cut", f"{detail} context (Ollama: num_ctx)")
+
+
+def least_tokens(prompt: Prompt) -> int:
+    """A lower bound of the prompt's tokens, for any tokenizer that splits at white space."""
+    return int(_TOKENS_PER_WORD * sum(len(text.split()) for text in _texts_of(prompt)))
 
 
 def _generation(response: Mapping[str, Any]) -> Generation:
     choice, usage = response["choices"][0], response.get("usage") or {}
-    message = choice["message"]
-    text, finish = message.get("content") or "", _FINISH.get(choice.get("finish_reason"))
-    reasoning = message.get("reasoning") or message.get("reasoning_content")
-    if reasoning:
+    message, said = choice["message"], str(choice.get("finish_reason") or "")
+    finish = _FINISH.get(said.lower())
+    thought, text = _texts(message.get("content"))
+    thought = next((str(message[name]) for name in _THOUGHTS if isinstance(message.get(name), str)), "") or thought
+    if thought:
         # Reasoning that the token limit cut stays open: budget forcing looks for that.
-        text = f"<think>{reasoning}" + ("" if finish == "length" and not text else f"</think>{text}")
+        text = f"<think>{thought}" + ("" if finish == "length" and not text else f"</think>{text}")
+    text = plain(text)
     if message.get("refusal"):
-        text, finish = message["refusal"], "filter"
+        text, finish = str(message["refusal"]), "filter"
     if finish is None:
-        return Generation.failed("engine", f"the server ended the reply with {choice.get('finish_reason')!r}")
+        return Generation.failed("engine", f"the server ended the reply with {said!r}")
     return Generation(
         text,
         finish,
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
+        prompt_tokens=int(usage.get("prompt_tokens") or 0) or sum(int(usage.get(name) or 0) for name in _READ),
+        completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
         logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _texts(content: Any) -> tuple[str, str]:
+    """The thought and the text of a content: one text, one chunk, or a list of chunks."""
+    if not isinstance(content, list):
+        content = [] if content is None else [content]
+    thought, text = "", ""
+    for chunk in content:
+        if isinstance(chunk, str):
+            text += chunk
+        elif any(isinstance(chunk.get(name), str | list) for name in ("thinking", "reasoning")):
+            inner = chunk.get("thinking") or chunk.get("reasoning")
+            thought += "".join(_texts(inner))
+        elif chunk.get("type") in ("thinking", "reasoning"):
+            thought += "".join(_texts(chunk.get("text") or chunk.get("content")))
+        else:
+            text += "".join(_texts(chunk.get("text") or chunk.get("content")))
+    return thought, text
 
 
 def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | None:
@@ -100,8 +210,15 @@ def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | 
     return tuple(
         TokenLogprob.merged(
             str(entry["token"]),
-            float(entry["logprob"]),
-            [(str(other["token"]), float(other["logprob"])) for other in entry.get("top_logprobs") or ()],
+            _logprob(entry),
+            [(str(other["token"]), _logprob(other)) for other in entry.get("top_logprobs") or ()],
         )
         for entry in logprobs["content"]
     )
+
+
+def _logprob(entry: Mapping[str, Any]) -> float:
+    value = float(entry["logprob"])
+    if not value <= 1e-3:  # also NaN; rounding may put a certain token above 0
+        raise ValueError(f"a log probability of {value}")
+    return min(value, 0.0)

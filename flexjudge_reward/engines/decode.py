@@ -14,6 +14,7 @@ import transformers
 
 from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
+from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.types import Generation, Prompt, Request, Sampling, TokenLogprob
 
 
@@ -57,7 +58,7 @@ class Decoder:
         replies = iter(self.reply([texts[row] for row in fit], [requests[row] for row in fit]) if fit else [])
         too_long = "the prompt has {} tokens, and the model reads {} with its reply"
         return [
-            next(replies) if length < self.limit else Generation.failed("engine", too_long.format(length, self.limit))
+            next(replies) if length < self.limit else Generation.failed("refused", too_long.format(length, self.limit))
             for length in lengths
         ]
 
@@ -107,7 +108,8 @@ class Decoder:
     ) -> Generation:
         """One row of generated tokens as a reply, cut at the end token and the stop texts."""
         end = next((place for place, token in enumerate(token_ids) if token in self.ends), None)
-        text = self.tokenizer.decode(token_ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decoded = self.tokenizer.decode(token_ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = plain(decoded, self.chat.special)
         stops = [place for place in map(text.find, sampling.stop) if place >= 0]
         count = len(token_ids) if end is None else end + 1
         return Generation(

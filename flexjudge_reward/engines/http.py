@@ -1,72 +1,65 @@
 """Many HTTP requests to one server, with retries and time limits: the transport of `ServerEngine`.
 
     waiting --attempt--> reply
-                     --> failure  "engine"     rejected: this request will not be served
-                     --> failure  "transport"  no attempt left
-                     --> a pause, then the next attempt
+                     --> failure  "refused"      the server serves others, and not this request
+                     --> failure  "unsupported"  it needs a field that the server does not know
+                     --> failure  "transport"    no attempt left
+                     --> a pause, then the next attempt; a rate limit costs no attempt
     all that wait --> failure  "transport"  server_down: one request found no listener in any of its attempts
-                  --> failure  "engine"     rejected_all: the server rejects what all requests share (key, model)
+                  --> failure  "engine"     unusable: the server refuses a harmless request, too (key, model, credit)
                   --> failure  "timeout"    no reply to any request for `stall_timeout` seconds
 
-Promised: every request ends as a reply or as one named failure, and never waits for another. Retried are what
-may pass by itself (connection errors, cut or broken bodies, a 200 that holds an error, and the statuses of `_RETRIED`),
-with growing, jittered pauses, or the pause that the server demands, up to `_LONGEST_PAUSE_S`. Keys and passwords appear
-in no message.
+Promised: every request ends as a reply or as one named failure, and never waits for another. A refusal is told apart by
+evidence, not by its status: a field that it names is left out from now on (`dialect.py`); where the server has just
+served another request, it is this request's own; else a harmless request decides, and finds a field that no message
+names. Pauses grow and are jittered, or are what the server demands. Keys and passwords appear in no message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import os
 import random
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flexjudge_reward.engines.chat_codec import ChatCodec
+from flexjudge_reward.engines import answers
+from flexjudge_reward.engines.address import Address
+from flexjudge_reward.engines.answers import Passing, Refusal, Reply
+from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.dialect import Dialect, is_too_long
+from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError
-from flexjudge_reward.types import Generation, Request
+from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
     import aiohttp
-    import yarl
 
 _T = TypeVar("_T")
 
-_RETRIED = {408, 409, 425, 429} | set(range(500, 600))
-_REJECTED_KEY = {401, 403}
-_LONGEST_PAUSE_S = 30.0
 _PROBE_S = 5.0
 _CLOSE_S = 5.0
-_SHOWN = 300  # characters of a server's message that a failure quotes
 _LARGE = 2**20  # bytes; aiohttp wants larger bodies as a file
+_LONGEST_ANSWER = 2**24  # bytes
+_RECENT_S = 60.0  # for how long a reply shows that the server is usable
+_WORTH_A_PROBE = 32  # requests
+_SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
+_HARMLESS = Request(
+    Prompt((Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))),
+    Sampling(max_tokens=16),
+)
 
 
-@dataclass(frozen=True)
-class _Retry:
-    """An attempt failed in a way that may pass."""
-
-    problem: str
-    pause: float | None = None  # seconds that the server demands
-    unreachable: bool = False  # whether no process listens at the address
-
-
-@dataclass(frozen=True)
-class _Rejected:
-    """The server will not serve this request."""
-
-    problem: str
-    all: bool = False  # whether it rejects what every request has in common: the key, the model
-    too_long: bool = False  # whether prompt and longest reply together do not fit the model's context
+_WORDS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen " * 3
+)
+_COUNTED = Request(
+    Prompt((Message("system", (_WORDS,)), Message("user", (_WORDS, "Say yes.")))), Sampling(max_tokens=16)
+)
 
 
 @dataclass
@@ -79,55 +72,54 @@ class _Batch:
     replies: list[Generation | None]
     problems: list[str]  # the last one of each request that is being retried
     last_reply: float = 0.0  # when the server last answered a request, by the clock of the loop
-    served: bool = False  # whether the server answered one of them
-    rejected_all: str = ""  # the server's reason, once it rejected what every request has in common
+    served: bool = False  # whether the server replied to one of them
+    unusable: str = ""  # why the server serves nothing at all
     server_down: bool = False  # whether one request found no listener in any of its attempts
 
 
 class Client:
     """One server, one event-loop thread, one pool of connections."""
 
-    def __init__(
-        self, url: str, login: tuple[str, str] | None, key: str, concurrency: int, timeout: float, max_attempts: int
-    ) -> None:
+    def __init__(self, address: Address, concurrency: int, timeout: float, max_attempts: int) -> None:
         self.pid = os.getpid()
-        self._parts = urlsplit(url)
+        self._address, self._where = address, address.shown
         self._concurrency, self._timeout, self._max_attempts = concurrency, timeout, max_attempts
-        self._where = self._parts._replace(query="").geturl()
-        basic = base64.b64encode(":".join(login).encode()).decode() if login else None
-        values = [value for _, value in parse_qsl(self._parts.query) if len(value) > 7]  # shorter: a version, a switch
-        self._secrets = [s for s in (key, basic, *(login or ()), self._parts.query, *values) if s]
         self._listed: list[dict[str, Any]] | None = None
         self._disconnected = False  # whether a connection failed since the last reply
+        self._proved_at = float("-inf")  # when the server last showed that it serves requests
+        self._replies = 0
+        self._system_turn_checked = False
         self._closed = False
         self._lock = threading.Lock()
+        self.dialect = Dialect(self._where)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
         self._thread.start()
-        self._chat_url = self._url("chat/completions")
-        self._slots = asyncio.Semaphore(concurrency)
-        self._session = self._wait(self._open(f"Bearer {key}" if key else f"Basic {basic}" if basic else None))
+        self._chat_url = address.url("chat/completions")
+        self._throttle, self._probing = Throttle(concurrency), asyncio.Lock()
+        self._session = self._wait(self._open())
 
-    def models(self, start_command: str) -> list[dict[str, Any]]:
+    def models(self, start_command: str, needed: bool) -> list[dict[str, Any]]:
         """The server's list of models; empty if it keeps none. Asks only at first, and after connection errors.
 
-        Raises EngineError if no server answers, with the command that starts one, or if the server rejects the key.
+        Raises EngineError if no server answers, with the command that starts one, or if the list is `needed` and the
+        server rejects the key.
         """
         with self._lock:
             if self._listed is None or self._disconnected:
-                self._listed = self._wait(self._list(3 if self._listed is None else 1, start_command))
+                self._listed = self._wait(self._list(3 if self._listed is None else 1, start_command, needed))
                 self._disconnected = False
             return self._listed
 
     def post_all(self, requests: Sequence[Request], codec: ChatCodec, stall_timeout: float) -> list[Generation]:
         """The reply to each request, in order; when none came for `stall_timeout` seconds, the rest are `timeout`.
 
-        Raises EngineError if the server rejected the key or the model before it answered anything.
+        Raises EngineError if the server is unusable and has replied to none of them.
         """
         batch = _Batch(requests, codec, stall_timeout, [None] * len(requests), [""] * len(requests))
         self._wait(self._post_all(batch))
-        if batch.rejected_all and not batch.served:
-            raise EngineError(batch.rejected_all)
+        if batch.unusable and not batch.served:
+            raise EngineError(batch.unusable)
         return [reply or _unanswered(batch, index) for index, reply in enumerate(batch.replies)]
 
     def close(self) -> None:
@@ -154,15 +146,14 @@ class Client:
             future.cancel()
             raise
 
-    async def _open(self, authorization: str | None) -> aiohttp.ClientSession:
+    async def _open(self) -> aiohttp.ClientSession:
         import aiohttp
 
-        headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
         return aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),  # requests do not depend on each other
-            connector=aiohttp.TCPConnector(limit=self._concurrency + 1),
+            connector=aiohttp.TCPConnector(limit=self._concurrency + 1, **self._address.tls()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self._timeout, 10.0)),
-            headers=headers,
+            headers=self._address.headers,
         )
 
     async def _shut(self) -> None:
@@ -172,39 +163,33 @@ class Client:
         await asyncio.gather(*running, return_exceptions=True)
         await self._session.close()
 
-    def _url(self, path: str) -> yarl.URL:
-        import yarl
-
-        return yarl.URL(self._parts._replace(path=f"{self._parts.path}/{path}").geturl(), encoded=True)
-
-    async def _list(self, attempts: int, start_command: str) -> list[dict[str, Any]]:
-        import aiohttp
-
+    async def _list(self, attempts: int, start_command: str, needed: bool) -> list[dict[str, Any]]:
         problem = ""
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_pause(attempt - 1, None))
-            try:
-                limit = aiohttp.ClientTimeout(total=_PROBE_S)
-                async with self._session.get(self._url("models"), timeout=limit, allow_redirects=False) as response:
-                    if response.status in _REJECTED_KEY:
-                        raise EngineError(self._key_rejected(response.status))
-                    if response.status not in _RETRIED:  # such as 503 while it loads
-                        return _entries(await response.read()) if response.status == 200 else []
-                    problem = f"it answered {response.status}"
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                problem = self._clean(error)
+            outcome = await self._send("GET", self._address.url("models"), None, _PROBE_S)
+            if isinstance(outcome, Passing):
+                problem = outcome.problem
+            elif needed and outcome[0] in (401, 403):
+                raise EngineError(self._key_rejected(outcome[0]))
+            elif outcome[0] < 500:  # such as 503 while it loads
+                return answers.models(outcome[2]) if outcome[0] == 200 else []
+            else:
+                problem = f"it answered {outcome[0]}"
         raise EngineError(
             f"no server answers at {self._where} ({problem}). Start one with `{start_command}`, or correct the address"
         )
 
     async def _post_all(self, batch: _Batch) -> None:
+        used = any(request.prompt.messages[0].role == "system" for request in batch.requests)
+        if used and self._replies + len(batch.requests) >= _WORTH_A_PROBE:
+            await self._check_system_turn(batch.codec)
         waiting, batch.last_reply = iter(range(len(batch.requests))), self._loop.time()
 
         async def work() -> None:
             for index in waiting:  # shared: each worker takes the next one
-                async with self._slots:
-                    reply = batch.replies[index] = await self._reply(batch, index)
+                reply = batch.replies[index] = await self._reply(batch, index)
                 if reply.failure is None or reply.failure.kind != "transport":  # else the server did not answer
                     batch.last_reply = self._loop.time()
 
@@ -222,78 +207,159 @@ class Client:
                 raise result
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
-        outcome = await self._with_retries(batch, index, capped=True)
-        if isinstance(outcome, _Rejected) and outcome.too_long:
-            outcome = await self._with_retries(batch, index, capped=False)
-        return Generation.failed("engine", outcome.problem) if isinstance(outcome, _Rejected) else outcome
-
-    async def _with_retries(self, batch: _Batch, index: int, capped: bool) -> Generation | _Rejected:
-        """The reply to one request, attempted until it is there, rejected, or out of attempts."""
-        if batch.rejected_all:
-            return _Rejected(batch.rejected_all)
-        if batch.server_down:
-            return Generation.failed("transport", f"not sent: the server at {self._where} is down")
-        request, encode = batch.requests[index], batch.codec.encode
-        # Images take long to encode; that must not hold up the other requests.
-        in_thread = bool(request.prompt.media)
-        body = await asyncio.to_thread(encode, request, capped) if in_thread else encode(request, capped)
-        unreachable = True
-        for attempt in range(self._max_attempts):
-            outcome = await self._attempt(body)
-            if not isinstance(outcome, _Retry):
-                self._disconnected = False
-                if isinstance(outcome, dict):
-                    batch.served = True
-                    return batch.codec.decode(outcome)
-                if outcome.all:
-                    batch.rejected_all = outcome.problem
-                return outcome
+        """The reply to one request, attempted until it is there, refused, or out of attempts."""
+        request, capped, attempt, unreachable = batch.requests[index], True, 0, True
+        body: Body | None = None
+        while True:
+            if batch.unusable:
+                return Generation.failed("engine", batch.unusable)
+            if batch.server_down and not attempt:
+                return Generation.failed("transport", f"not sent: the server at {self._where} is down")
+            if lacking := self.dialect.unsupported(request):
+                return Generation.failed("unsupported", lacking)
+            if body is None or body.version != self.dialect.version:
+                body = await self._encoded(batch.codec, request, capped)
+            outcome, began = await self._attempt(body)
+            if isinstance(outcome, Reply):
+                batch.served, self._proved_at, self._disconnected = True, self._loop.time(), False
+                self._replies += 1
+                reply = batch.codec.decode(outcome.body)
+                if is_plausible(reply, request.prompt):
+                    return reply
+                least = least_tokens(request.prompt)
+                if reply.prompt_tokens < _SUSPICIOUS * least:
+                    await self._check_system_turn(batch.codec)
+                if body.roles[0] == "system" and not self.dialect.system_turn:
+                    continue
+                return whole(reply, least)
+            refusal = outcome if isinstance(outcome, Refusal) else outcome.refusal
+            if refusal and (body.version != self.dialect.version or self._learn(refusal, body)):
+                continue
+            if isinstance(outcome, Refusal):
+                if capped and is_too_long(outcome.message):
+                    body, capped = None, False
+                elif await self._refused(batch, began, outcome) and body.version == self.dialect.version:
+                    return Generation.failed("refused", f"the server answered {outcome.status}: {outcome.message}")
+                continue
             batch.problems[index] = outcome.problem
-            unreachable &= outcome.unreachable
-            if batch.server_down or attempt == self._max_attempts - 1:
-                break
-            await asyncio.sleep(_pause(attempt, outcome.pause))
-        batch.server_down |= unreachable
-        return Generation.failed("transport", f"{batch.problems[index]}, after {attempt + 1} attempts")
+            if outcome.limited:
+                batch.last_reply = self._loop.time()
+                if self._throttle.exhausted:
+                    return Generation.failed("transport", f"{outcome.problem}, and so all requests for a long time")
+                continue
+            attempt, unreachable = attempt + 1, unreachable and outcome.unreachable
+            if batch.server_down or attempt == self._max_attempts:
+                batch.server_down |= unreachable
+                return Generation.failed("transport", f"{outcome.problem}, after {attempt} attempts")
+            await asyncio.sleep(_pause(attempt - 1, outcome.pause))
 
-    async def _attempt(self, body: bytes) -> dict[str, Any] | _Rejected | _Retry:
-        """The server's reply, a rejection, or a failure that may pass."""
+    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool) -> Body:
+        if request.prompt.media:  # images take long to encode; that must not hold up the other requests
+            return await asyncio.to_thread(codec.encode, request, self.dialect, capped)
+        return codec.encode(request, self.dialect, capped)
+
+    async def _attempt(self, body: Body) -> tuple[Reply | Refusal | Passing, float]:
+        """What the server says to a request, and when the attempt began."""
+        began = await self._throttle.enter()
+        try:
+            outcome = await self._send("POST", self._chat_url, body.data, self._timeout)
+        finally:
+            self._throttle.leave()
+        found = outcome if isinstance(outcome, Passing) else answers.read(*outcome, clean=self._address.clean)
+        if isinstance(found, Reply):
+            self._throttle.served()
+        elif isinstance(found, Passing) and found.limited:
+            self._throttle.limited(began, found.pause)
+        return found, began
+
+    async def _send(
+        self, method: str, url: Any, body: bytes | None, timeout: float
+    ) -> tuple[int, Any, bytes] | Passing:
+        """The status, the headers and the body of an answer, or why there is none."""
         import aiohttp
 
-        data = io.BytesIO(body) if len(body) > _LARGE else body
+        proxy, data = self._address.proxy, io.BytesIO(body) if body is not None and len(body) > _LARGE else body
         try:
             async with (
-                asyncio.timeout(self._timeout) as limit,  # costs less than aiohttp's own
-                self._session.post(self._chat_url, data=data, allow_redirects=False) as response,
+                asyncio.timeout(timeout) as limit,  # costs less than aiohttp's own
+                self._session.request(method, url, data=data, allow_redirects=False, proxy=proxy) as response,
             ):
-                raw = await response.read()
+                raw = await response.content.readany()
+                while part := await response.content.readany():
+                    raw += part
+                    if len(raw) > _LONGEST_ANSWER:
+                        return 413, {}, b"the server's answer is longer than 16 MiB"
         except aiohttp.ClientPayloadError:
-            return _Retry("the server broke off in the middle of its answer")
+            return Passing("the server broke off in the middle of its answer")
         except (aiohttp.ClientError, OSError) as error:
             if limit.expired():
-                return _Retry("the server did not answer within the timeout of one attempt")
+                return Passing("the server did not answer within the timeout of one attempt")
             self._disconnected = True
             unreachable = isinstance(error, aiohttp.ClientConnectorError)
-            return _Retry(f"the connection failed: {self._clean(error)}", unreachable=unreachable)
-        return self._outcome(response.status, response.headers.get("Retry-After", ""), raw)
+            return Passing(f"the connection failed: {self._address.clean(error)}", unreachable=unreachable)
+        return response.status, response.headers, raw
 
-    def _outcome(self, status: int, retry_after: str, raw: bytes) -> dict[str, Any] | _Rejected | _Retry:
-        answer = _json(raw)
-        if status == 200 and _is_reply(answer):
-            return answer
-        said = self._message(answer, raw)
-        if status == 200:
-            return _Retry(f"the server sent no reply but {said}")
-        if status in _RETRIED:
-            return _Retry(f"the server answered {status}: {said}", _seconds(retry_after))
-        if status in _REJECTED_KEY:
-            return _Rejected(self._key_rejected(status), all=True)
-        if status == 404:
-            known = ", ".join(str(entry["id"]) for entry in self._listed or ()) or "none"
-            problem = f"the server at {self._where} answered 404: {said}. It lists the models: {known}"
-            return _Rejected(problem, all=True)
-        too_long = status == 400 and ("max_tokens" in said or "context length" in said)
-        return _Rejected(f"the server answered {status}: {said}", too_long=too_long)
+    def _learn(self, refusal: Refusal, body: Body) -> bool:
+        return self.dialect.learn(refusal.message, refusal.fields, body.fields, body.roles)
+
+    async def _refused(self, batch: _Batch, began: float, refusal: Refusal) -> bool:
+        """Whether a refusal is this request's own: else the server is unusable, or a field of it was found."""
+        async with self._probing:
+            # A 401 is the key's, unless the server has served something since.
+            if not batch.unusable and self._proved_at <= began - (0.0 if refusal.status == 401 else _RECENT_S):
+                batch.unusable = await self._problem(batch.codec)
+            return not batch.unusable
+
+    async def _problem(self, codec: ChatCodec) -> str:
+        """Why the server serves nothing at all; empty if it serves a harmless request, in whatever form."""
+        while True:
+            body = codec.encode(_HARMLESS, self.dialect)
+            outcome, _ = await self._attempt(body)
+            if not (isinstance(outcome, Refusal) and self._learn(outcome, body)):
+                break
+        if isinstance(outcome, Refusal):
+            bare, _ = await self._attempt(codec.body(_HARMLESS, {}, system_turn=False))
+            if not isinstance(bare, Reply):
+                return self._unusable(outcome)
+            await self._find_field(codec, body)
+        if not isinstance(outcome, Passing):
+            self._proved_at = self._loop.time()
+        return ""
+
+    async def _find_field(self, codec: ChatCodec, body: Body) -> None:
+        """Tries each field and the system turn alone, since a request without all of them is served."""
+        wanted = codec.wanted(_HARMLESS, capped=True)
+        for name in sorted(wanted, key=lambda name: name not in body.fields):
+            sent = self.dialect.fields({name: wanted[name]})
+            outcome, _ = await self._attempt(codec.body(_HARMLESS, sent, system_turn=False))
+            if isinstance(outcome, Refusal):
+                self.dialect.drop(name)
+        outcome, _ = await self._attempt(codec.body(_HARMLESS, {}))
+        if isinstance(outcome, Refusal):
+            self.dialect.merge_system()
+
+    async def _check_system_turn(self, codec: ChatCodec) -> None:
+        """Some templates drop a system turn without a word: then a text has fewer tokens as two turns than as one."""
+        async with self._probing:
+            if self._system_turn_checked or not self.dialect.system_turn:
+                return
+            self._system_turn_checked, tokens = True, []
+            for prompt in (_COUNTED.prompt, _COUNTED.prompt.without_system_turn()):
+                outcome, _ = await self._attempt(codec.encode(replace(_COUNTED, prompt=prompt), self.dialect))
+                count = codec.decode(outcome.body).prompt_tokens if isinstance(outcome, Reply) else 0
+                if count <= PLACEHOLDER:
+                    return
+                tokens.append(count)
+            if tokens[0] < 0.75 * tokens[1]:
+                self.dialect.merge_system()
+
+    def _unusable(self, refusal: Refusal) -> str:
+        if refusal.status in (401, 403):
+            return self._key_rejected(refusal.status)
+        known = ", ".join(str(entry["id"]) for entry in self._listed or ()) or "none"
+        models = f". It lists the models: {known}" if refusal.status == 404 else ""
+        said = f"the server at {self._where} answered {refusal.status}: {refusal.message}"
+        return said + (models or ", to a harmless request, too: look at the model's name, the account and the address")
 
     def _key_rejected(self, status: int) -> str:
         return (
@@ -301,58 +367,14 @@ class Client:
             " variable FLEXJUDGE_API_KEY"
         )
 
-    def _message(self, answer: Any, raw: bytes) -> str:
-        """The server's own message, short and without secrets."""
-        error = answer.get("error", answer) if isinstance(answer, dict) else None
-        message = error.get("message", error) if isinstance(error, dict) else error
-        return self._clean(message if message else raw[:_LARGE].decode("utf-8", "replace") or "an empty body")
-
-    def _clean(self, message: object) -> str:
-        text = str(message) or type(message).__name__
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:_SHOWN]
-
 
 def _unanswered(batch: _Batch, index: int) -> Generation:
     last = f"; last: {batch.problems[index]}" if batch.problems[index] else ""
     return Generation.failed("timeout", f"no reply, and none to any other request for {batch.stall_timeout:g} s{last}")
 
 
-def _json(raw: bytes) -> Any:
-    try:
-        return json.loads(raw.decode())  # of bytes it would guess the encoding first
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_reply(answer: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a body is a chat completion: one choice with a message whose texts are texts."""
-    try:
-        message = answer["choices"][0]["message"]
-        texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return False
-    return not answer.get("error") and all(text is None or isinstance(text, str) for text in texts)
-
-
-def _entries(raw: bytes) -> list[dict[str, Any]]:
-    answer = _json(raw)
-    listed = answer.get("data") if isinstance(answer, dict) else None
-    return [entry for entry in listed or () if isinstance(entry, dict) and "id" in entry]
-
-
 def _pause(attempt: int, demanded: float | None) -> float:
     """Seconds before the next attempt: 0.5, 1, 2, 4, 8, 8.. with half of it random, or what the server demands."""
     if demanded is None:
         return min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0)
-    return max(0.0, min(demanded, _LONGEST_PAUSE_S)) * random.uniform(1.0, 1.1)
-
-
-def _seconds(retry_after: str) -> float | None:
-    """A Retry-After header, which is a number or a date."""
-    with suppress(ValueError):
-        return float(retry_after)
-    with suppress(ValueError):
-        return parsedate_to_datetime(retry_after).timestamp() - time()
-    return None
+    return max(0.0, min(demanded, LONGEST_PAUSE_S)) * random.uniform(1.0, 1.1)

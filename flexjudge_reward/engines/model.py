@@ -161,6 +161,7 @@ class Chat:
 
         Raises ValueError if the prompt has media and the template takes text only, or the template refuses the prompt.
         """
+        prompt = prompt if self.keeps_system_turn else prompt.without_system_turn()
         turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
         # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
         begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
@@ -174,6 +175,25 @@ class Chat:
         except (ValueError, TypeError):
             return False
         return _PROBE in shown and "'text'" not in shown
+
+    @cached_property
+    def keeps_system_turn(self) -> bool:
+        """Some templates refuse a system turn, and some drop it without a word."""
+        try:
+            turns = [{"role": role, "content": self._content([role + _PROBE])} for role in ("system", "user")]
+            return "system" + _PROBE in self._apply(turns)
+        except ValueError:
+            return False
+
+    def findings(self) -> dict[str, object]:
+        """What was found out about the template, for records."""
+        return {"system_turn": self.keeps_system_turn, "content_parts": self.takes_parts}
+
+    @cached_property
+    def special(self) -> frozenset[str]:
+        """The tokens that decoding would skip."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return frozenset(token.content for token in added.values() if token.special)
 
     def _content(self, parts: Sequence[str | Media]) -> str | list[dict[str, str]]:
         if self.takes_parts:

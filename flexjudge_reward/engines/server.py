@@ -19,20 +19,22 @@ import hashlib
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
+from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.base import StatefulEngine
 from flexjudge_reward.engines.chat_codec import ChatCodec
 from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.media.base import Media
+from flexjudge_reward.media.image import FORMATS_SENT, ImageFormat
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Request
 
 if TYPE_CHECKING:
     from flexjudge_reward.engines.http import Client
 
-_VLLM_ONLY = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+_VLLM_ONLY = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
 _OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "max_tokens"}  # set by prompt and sampling
 
 
@@ -40,7 +42,6 @@ class ServerEngine(StatefulEngine):
     """An OpenAI-compatible chat endpoint. Cheap to build: nothing is sent before the first `generate`."""
 
     _client: Client | None = None
-    _listed: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -55,6 +56,9 @@ class ServerEngine(StatefulEngine):
         tokenizer: str | None = None,
         build: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_pixels: int | None = None,
+        image_format: ImageFormat = "auto",
     ) -> None:
         """
         Args:
@@ -66,38 +70,47 @@ class ServerEngine(StatefulEngine):
                 `timeout` failures. By default a little more than one attempt.
             timeout: seconds for one attempt of one request.
             max_attempts: per request, the first included.
-            tokenizer: folder or Hub id of the judge's tokenizer: all of its added tokens are then neutralised in
-                untrusted text, beside those of the known model families. Needs `transformers`.
+            tokenizer: folder or Hub id of the judge's tokenizer: its added tokens are then neutralised in untrusted
+                text, instead of whatever looks like a control token of some family. Needs `transformers`.
             build: a label of yours that changes when the weights behind the model's name do; part of every cache key.
             extra_body: further fields of every request, as the server documents them. No secrets: it is part of every
                 cache key.
+            headers: of every request, beside or instead of the key's; a value "$NAME" is an environment variable's.
+            max_pixels: larger images are made smaller before they are sent.
+            image_format: "auto" sends images as PNG, without loss, and those that were JPEG as JPEG, which is smaller.
 
         Raises:
             ConfigError: no http(s) address, a number that is not positive, or an extra field that the engine sets.
         """
         if taken := _OWN_FIELDS & set(extra_body or {}):
             raise ConfigError(f"extra_body may not set {sorted(taken)[0]!r}: the engine sets it")
-        self._url, self._login = _split_login(base_url)
-        self.base_url = urlsplit(self._url)._replace(query="").geturl()
-        """The address without login or query, as it is shown in messages."""
+        self._base_url, self.base_url = base_url, Address(base_url).shown
         self.model, self._api_key, self.tokenizer, self.build = model, api_key, tokenizer, build
         self.concurrency, self.stall_timeout, self.timeout = concurrency, stall_timeout, timeout
-        self.max_attempts, self.extra_body = max_attempts, dict(extra_body or {})
-        for name in ("concurrency", "stall_timeout", "timeout", "max_attempts"):
-            if not getattr(self, name) > 0:
+        self.max_attempts, self.extra_body, self.headers = max_attempts, dict(extra_body or {}), dict(headers or {})
+        if image_format not in FORMATS_SENT:
+            raise ConfigError(f"image_format must be one of {', '.join(FORMATS_SENT)}, found {image_format!r}")
+        self.max_pixels, self.image_format = max_pixels, image_format
+        for name in ("concurrency", "stall_timeout", "timeout", "max_attempts", "max_pixels"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, found {getattr(self, name)!r}")
         super().__init__()
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
-        """As `Engine.complete`. Raises EngineError: no server answers, it rejects the key, or it lacks the model."""
+        """As `Engine.complete`. Raises EngineError: no server answers, or it serves nothing (key, model, account)."""
         served = self._served()
         # vLLM fills absent fields from the model's generation_config.json; Sampling must decide alone.
         only = _VLLM_ONLY if served.get("owned_by") == "vllm" else {}
-        codec = ChatCodec({"model": served["id"], **only, **self.extra_body}, self._control_tokens)
+        shared = {"model": served["id"], **only, **self.extra_body}
+        codec = ChatCodec(
+            shared,
+            self._control_tokens,
+            partial(Media.data_uri, max_pixels=self.max_pixels, image_format=self.image_format),
+        )
         return self._opened().post_all(requests, codec, self.stall_timeout)
 
     def identity(self) -> dict[str, object]:
-        """The model as the server lists it, and `build`. Asks the server once.
+        """The model as the server lists it now, and `build`.
 
         The address is part of it only if the server does not say what it serves (`root`): the same judge at another
         port is the same judge. Raises EngineError if no server answers.
@@ -112,7 +125,13 @@ class ServerEngine(StatefulEngine):
             "build": self.build,
             "control_tokens": hashlib.sha256("\n".join(sorted(self._control_tokens)).encode()).hexdigest(),
             "extra_body": self.extra_body,
+            "max_pixels": self.max_pixels,
+            "image_format": self.image_format,
         }
+
+    def findings(self) -> dict[str, object]:
+        """What the server turned out not to take; empty before the first request."""
+        return {} if self._client is None else self._client.dialect.findings()
 
     def close(self) -> None:
         """Ends the connections and the thread. A later `generate` opens them again."""
@@ -131,20 +150,19 @@ class ServerEngine(StatefulEngine):
         with self._lock:
             if self._client is None or self._client.pid != os.getpid():  # a forked child has no loop thread
                 key = (self._api_key or os.environ.get("FLEXJUDGE_API_KEY") or "").strip()
-                self._client = Client(self._url, self._login, key, self.concurrency, self.timeout, self.max_attempts)
+                address = Address(self._base_url, key, self.headers)
+                self._client = Client(address, self.concurrency, self.timeout, self.max_attempts)
                 self._finalizer = weakref.finalize(self, self._client.close)  # also at the interpreter's end
             return self._client
 
     def _served(self) -> dict[str, Any]:
-        """The server's own entry of the model, asked once."""
-        port = urlsplit(self._url).port or 80
-        listed = self._opened().models(f"vllm serve {self.model or 'jongwooko/Flex-VL-7B'} --port {port}")
-        if self._listed is None:
-            if self.model is None and not listed:
-                raise EngineError(f"the server at {self.base_url} lists no models; give model=")
-            name = self.model or str(listed[0]["id"])
-            self._listed = next((dict(entry) for entry in listed if entry.get("id") == name), {"id": name})
-        return self._listed
+        """The server's own entry of the model. Asked again after a lost connection: it may serve other weights now."""
+        command = f"vllm serve {self.model or 'jongwooko/Flex-VL-7B'} --port {Address(self._base_url).port}"
+        listed = self._opened().models(command, needed=self.model is None)
+        if self.model is None and not listed:
+            raise EngineError(f"the server at {self.base_url} lists no models; give model=")
+        name = self.model or str(listed[0]["id"])
+        return next((entry for entry in listed if entry.get("id") == name), {"id": name})
 
     @cached_property
     def _control_tokens(self) -> frozenset[str]:
@@ -152,17 +170,7 @@ class ServerEngine(StatefulEngine):
             return KNOWN_CONTROL_TOKENS
         from flexjudge_reward.engines.model import Source, added_tokens, load_tokenizer
 
-        return KNOWN_CONTROL_TOKENS | added_tokens(load_tokenizer(Source.find(self.tokenizer, None, False)))
+        return added_tokens(load_tokenizer(Source.find(self.tokenizer, None, False)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_url": self._url, "_login": self._login, "_api_key": self._api_key}
-
-
-def _split_login(base_url: str) -> tuple[str, tuple[str, str] | None]:
-    """The address without user and password, and these. The path is /v1 where none is given."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("base_url must be an address such as http://localhost:8000/v1, and it is not http(s)")
-    login = (unquote(parts.username or ""), unquote(parts.password or "")) if "@" in parts.netloc else None
-    path = parts.path.rstrip("/") or "/v1"
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path, fragment="").geturl(), login
+        return {**super().__getstate__(), "_base_url": self._base_url, "_api_key": self._api_key}

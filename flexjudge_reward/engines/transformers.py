@@ -59,6 +59,10 @@ class TransformersEngine(LocalEngine):
         self.device, self.batch_size = device, max(1, batch_size)
         super().__init__(model, revision, dtype, min_pixels, max_pixels, trust_remote_code)
 
+    def findings(self) -> dict[str, object]:
+        """As `Engine.findings`; empty before the first `generate`."""
+        return {} if self._decoder is None else self._decoder.chat.findings()
+
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """As `Engine.complete`. Raises MissingExtra, and EngineError if the model cannot be loaded."""
         with self._lock:
@@ -69,7 +73,7 @@ class TransformersEngine(LocalEngine):
                 try:
                     texts[index] = decoder.chat.render(request.prompt)
                 except ValueError as error:
-                    results[index] = Generation.failed("engine", str(error))
+                    results[index] = Generation.failed("refused", str(error))
             for batch in self._batches(texts, requests):
                 results.update(self._run(decoder, batch, texts, requests))
             return [results[index] for index in range(len(requests))]

@@ -8,12 +8,15 @@ kernels do not promise it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines.local import LocalEngine
 from flexjudge_reward.engines.model import Chat, load_tokenizer
+from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.errors import EngineError, MissingExtra
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request, Sampling, TokenLogprob
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
 _CLOSE_S = 10.0  # after which the engine's own process is killed
+_LOOK_S = 0.5  # how often its process is looked at
 
 
 class VLLMEngine(LocalEngine):
@@ -84,6 +88,10 @@ class VLLMEngine(LocalEngine):
         """As `LocalEngine`, with the context length."""
         return {**super().identity(), "max_model_len": self.max_model_len}
 
+    def findings(self) -> dict[str, object]:
+        """As `Engine.findings`; empty before the first `generate`."""
+        return self._chat.findings() if "_chat" in vars(self) else {}
+
     @cached_property
     def _chat(self) -> Chat:
         return Chat(load_tokenizer(self._source), self._source.template())
@@ -117,17 +125,43 @@ class VLLMEngine(LocalEngine):
         """Adds every request, then waits for all; the engine works on the first while later ones are added."""
         try:
             failures = [_add(llm, chat, request) for request in requests]
-            outputs = llm.wait_for_completion(use_tqdm=False)
+            with _watched(llm):
+                outputs = llm.wait_for_completion(use_tqdm=False)
         except Exception as error:
             raise EngineError(f"the vLLM engine of {self.model} died: {type(error).__name__}: {error}") from error
         added = [request for request, failure in zip(requests, failures, strict=True) if failure is None]
-        replies = iter([_generation(output, request) for output, request in zip(outputs, added, strict=True)])
+        replies = iter([_generation(output, request, chat) for output, request in zip(outputs, added, strict=True)])
         return [failure or next(replies) for failure in failures]
 
     def _release(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown(timeout=_CLOSE_S)
+
+
+@contextmanager
+def _watched(llm: LLM) -> Iterator[None]:
+    """Ends the wait for an engine whose process was killed, such as by the kernel for memory.
+
+    vLLM (0.31 to 0.33) notices it and closes its queue without a word, so that the reader of the queue waits for ever.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    core, over = llm.llm_engine.engine_core, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if core.resources.engine_dead:
+                core.outputs_queue.put_nowait(EngineDeadError())
+                return
+
+    watcher = threading.Thread(target=watch, name="flexjudge-vllm", daemon=True)
+    if hasattr(core, "outputs_queue"):  # an engine in this process dies with it
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _add(llm: LLM, chat: Chat, request: Request) -> Generation | None:
@@ -141,7 +175,7 @@ def _add(llm: LLM, chat: Chat, request: Request) -> Generation | None:
     except EngineDeadError:
         raise
     except Exception as error:  # vLLM's and its processors' own errors have no common base over its versions
-        return Generation.failed("engine", f"vLLM refused the prompt: {error}")
+        return Generation.failed("refused", f"vLLM refused the prompt: {error}")
     return None
 
 
@@ -155,6 +189,8 @@ def _params(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         stop=list(sampling.stop),
         logprobs=sampling.logprobs,
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
     )
 
 
@@ -176,12 +212,12 @@ def _video(video: Media) -> tuple[Any, dict[str, Any]]:
     return frames, {**times, "frames_indices": list(range(count)), "video_backend": "opencv", "do_sample_frames": False}
 
 
-def _generation(output: Any, request: Request) -> Generation:
+def _generation(output: Any, request: Request, chat: Chat) -> Generation:
     (reply,), count = output.outputs, request.sampling.logprobs
     if reply.finish_reason not in ("stop", "length"):
         return Generation.failed("engine", f"vLLM ended the request with {reply.finish_reason!r}")
     return Generation(
-        reply.text,
+        plain(reply.text, chat.special),
         reply.finish_reason,
         prompt_tokens=len(output.prompt_token_ids),
         completion_tokens=len(reply.token_ids),

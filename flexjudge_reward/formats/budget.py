@@ -52,8 +52,10 @@ class BudgetForcing(Wrapper):
 
 
 def _joined(reasoning: Generation, answer: Generation) -> Generation:
-    if answer.failure is not None:
+    if answer.failure is not None and answer.failure.kind in ("transport", "timeout"):
         return answer
+    if answer.failure is not None:  # what went wrong is the limit, not that this judge cannot continue a reply
+        return reasoning
     text = answer.text
     if text.startswith(THINK_OPEN) and text.endswith(THINK_CLOSE):
         # A server that splits off reasoning took the whole continuation for it: the closing tag was in the prompt.

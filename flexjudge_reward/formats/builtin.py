@@ -16,15 +16,17 @@ Shared parts come first (system text, question with its media), so that a group'
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.reply import read_reply, reasoning
+from flexjudge_reward.media.base import KINDS, Media
 from flexjudge_reward.prompts.quoting import fence
 from flexjudge_reward.prompts.template import Template, fill
 from flexjudge_reward.rubric import Rubric, Scale
-from flexjudge_reward.types import Example, Failure, FailureKind, Generation, Message, Prompt, Verdict
+from flexjudge_reward.types import Example, Failure, FailureKind, Generation, Message, Part, Prompt, Untrusted, Verdict
 
 LETTERS = "ABCDEFGH"
 _NUMBER = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -34,6 +36,25 @@ _OPTIONS = {
     "[[A=B=Good]]": (1.0, 1.0),
     "[[A=B=Bad]]": (0.0, 0.0),
 }
+
+
+class _Labels:
+    """Names the images and videos of a prompt by their order, since a server may show them all before the text."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.counts = text, Counter[str]()
+
+    def of(self, owner: str) -> Callable[[Media], str]:
+        """Names the media of one part of the prompt."""
+
+        def label(media: Media) -> str:
+            if not (self.text and KINDS[media.kind].channel):
+                return ""
+            self.counts[media.kind] += 1
+            values = {"kind": media.kind, "index": str(self.counts[media.kind]), "owner": owner}
+            return "".join(map(str, fill(self.text, values)))
+
+        return label
 
 
 class OneCall(Format):
@@ -55,19 +76,24 @@ class OneCall(Format):
     def render(self, example: Example) -> list[Prompt]:
         """One prompt."""
         scale, count = self._rubric_scale(example), len(example.candidates)
-        values = {
+        values: dict[str, str | tuple[Part, ...]] = {
             "low": f"{scale.low:g}",
             "high": f"{scale.high:g}",
-            "criteria": (example.rubric or self.rubric).criteria,
+            # An example's own rubric is data, such as a row's.
+            "criteria": (Untrusted(example.rubric.criteria),) if example.rubric else self.rubric.criteria,
             "count": str(count),
             "letters": ", ".join(LETTERS[:count]),
         }
-        user = list(fill(self.template.question, {"question": fence(example.question)}))
+        label = _Labels(self.template.media)
+        user = list(fill(self.template.question, {"question": fence(example.question, label.of("the question"))}))
         if example.reference is not None:
-            user += fill(self.template.reference, {"reference": fence(example.reference)})
+            reference = fence(example.reference, label.of("the reference answer"))
+            user += fill(self.template.reference, {"reference": reference})
         for index, candidate in enumerate(example.candidates):
             number, letter = str(index + 1), LETTERS[index % len(LETTERS)]
-            user += fill(self.template.candidate, {"number": number, "letter": letter, "candidate": fence(candidate)})
+            name = letter if "{letter}" in self.template.candidate else number
+            shown = fence(candidate, label.of("the answer" if count == 1 else f"answer {name}"))
+            user += fill(self.template.candidate, {"number": number, "letter": letter, "candidate": shown})
         user += fill(self.template.closing, values)
         system = Message("system", fill(self.template.system, values))
         return [Prompt((system, Message("user", tuple(user))))]

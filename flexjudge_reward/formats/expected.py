@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import UNIT, Wrapper
 from flexjudge_reward.formats.builtin import LETTERS, OneCall
 from flexjudge_reward.formats.reply import THINK_CLOSE, continued
@@ -43,15 +43,15 @@ class ExpectedScore(Wrapper):
                 "expected scores need a format of one call that answers with numbers or a letter (pointwise, pairwise,"
                 f" listwise, multiple_choice), found {inner.described()}"
             )
+        if inner.answers == "numbers" and (unfit := _unfit(inner.rubric.scale or Scale())):
+            raise ConfigError(unfit)
         super().__init__(inner)
         self.answers = "numbers"
 
     async def judge(self, example: Example, ask: Ask) -> Verdict:
         """The judgement, then a round for each digit prefix whose continuation is missing."""
-        scale = self.inner.scale(example)
-        whole = float(scale.low).is_integer() and float(scale.high).is_integer()
-        if scale.decimals or not whole or scale.low < 0:
-            raise ConfigError("expected scores need a scale of whole numbers, none of them negative")
+        if unfit := _unfit(self.inner.scale(example)):
+            return Verdict.failed(Failure("unsupported", unfit))
         (prompt,) = self.inner.render(example)
         (reply,) = await ask.changed(logprobs=TOP)([prompt])
         verdict = self.inner.read(example, [reply])
@@ -63,6 +63,12 @@ class ExpectedScore(Wrapper):
         if self.inner.answers == "letter":
             return _letter_probabilities(verdict, answers[0], len(example.candidates))
         return await _means(prompt, reply, verdict, answers, ask)
+
+
+def _unfit(scale: Scale) -> str:
+    whole = float(scale.low).is_integer() and float(scale.high).is_integer()
+    fits = whole and not scale.decimals and scale.low >= 0
+    return "" if fits else "expected scores need a scale of whole numbers, none of them negative"
 
 
 async def _means(prompt: Prompt, reply: Generation, verdict: Verdict, answers: Sequence[Answer], ask: Ask) -> Verdict:
@@ -124,12 +130,10 @@ class Answer:
 
 
 def find_answers(reply: Generation) -> list[Answer] | Failure:
-    """The answers of a readable reply, with the distributions along them. Raises EngineError: no log probabilities."""
+    """The answers of a readable reply, with the distributions along them; or why there are none."""
     if not reply.logprobs:
-        raise EngineError(
-            "this engine returned no log probabilities, which expected scores are made of: use VLLMEngine,"
-            " TransformersEngine or a server that supports `logprobs`"
-        )
+        needs = "use VLLMEngine, TransformersEngine or a server that supports `logprobs`"
+        return Failure("unsupported", f"no log probabilities came, which expected scores are made of: {needs}")
     tokens = [token.token for token in reply.logprobs]
     spelled = "".join(tokens)
     place, tail = spelled.rfind(THINK_CLOSE), reply.text.rfind(THINK_CLOSE)
@@ -140,7 +144,7 @@ def find_answers(reply: Generation) -> list[Answer] | Failure:
     answers = []
     for match in _ANSWER.finditer(reply.text, tail):
         own = [i for i, token in enumerate(tokens) if match.start(1) <= starts[i] < match.end(1) and token.strip()]
-        if not own or "".join(tokens[i] for i in own).strip() != match[1].strip():
+        if not own or own[-1] + 1 == len(tokens) or "".join(tokens[i] for i in own).strip() != match[1].strip():
             return Failure("engine", "the answer does not begin and end with a token, so it has no distribution")
         following, written = {}, ""
         for i in (*own, own[-1] + 1):

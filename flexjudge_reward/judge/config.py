@@ -12,6 +12,7 @@ command to run instead.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flexjudge_reward.engines import server, transformers, vllm
+from flexjudge_reward.data.completion import Completion
+from flexjudge_reward.engines import server, transformers, vendor, vllm
 from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.errors import ConfigError
@@ -35,8 +37,9 @@ from flexjudge_reward.formats.votes import MajorityVote
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.plugins import imported
 from flexjudge_reward.judge.record import Record
-from flexjudge_reward.judge.rewards import OnFailure
+from flexjudge_reward.judge.rewards import OnCandidateFailure, OnFailure
 from flexjudge_reward.judge.settings import PREFIX, Given, Setting, checked, collect, setting, settings_of
+from flexjudge_reward.media.image import ImageFormat
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Sampling
 
@@ -52,9 +55,19 @@ class JudgeConfig:
     """Every setting of a judge. `resolve` fills in what the machine decides."""
 
     model: str | None = setting(None, "a Hub id, a folder, or nano, the embedded judge; a server's model by default")
-    engine: Literal["vllm", "server", "transformers"] | None = setting(None, "what runs the model")
+    engine: Literal["vllm", "server", "transformers", "vendor"] | None = setting(None, "what runs the model")
     base_url: str | None = setting(None, "an OpenAI-compatible server, such as http://localhost:8000/v1")
     api_key_env: str | None = setting(None, "the NAME of the variable with the server's key, not the key")
+    headers: str | Mapping | None = setting(  # type: ignore[type-arg]
+        None, 'of every request, as JSON such as {"api-key": "$NAME"}, where $NAME is an environment variable'
+    )
+    extra_body: str | Mapping | None = setting(None, "further fields of every request, as JSON")  # type: ignore[type-arg]
+    concurrency: int = setting(64, "the most requests in flight to a server", low=1)
+    timeout: float = setting(300.0, "seconds for one attempt of one request to a server", low=0.001)
+    max_attempts: int = setting(8, "how often a request is sent where the trouble may pass", low=1)
+    image_format: ImageFormat = setting("auto", "how images are sent: auto keeps JPEG and is lossless for all others")
+    max_pixels: int | None = setting(None, "larger images are made smaller for the judge", low=1)
+    tokenizer: str | None = setting(None, "folder or Hub id of a served judge's tokenizer, for its control tokens")
     revision: str | None = setting(None, "branch, tag or commit of a Hub model")
     format: str | Format = setting("pointwise", f"how to ask: {', '.join(FORMATS)}, or module:Class or file.py:Class")
     rubric: str | Rubric = setting("helpfulness", "criteria and scale: a built-in name or a TOML file")
@@ -118,7 +131,7 @@ class JudgeConfig:
             ConfigError: one large judge per training process, or an unknown rubric, prompt set or key variable.
         """
         count = training_processes() if processes is None else processes
-        if count > 1 and self.engine != "server" and not _is_small(str(self.model)):
+        if count > 1 and self.engine not in ("server", "vendor") and not _is_small(str(self.model)):
             revision = f" --revision {self.revision}" if self.revision else ""
             raise ConfigError(
                 f"there are {count} training processes and no judge server, so each would load its own copy of"
@@ -203,12 +216,29 @@ class JudgeConfig:
             key = os.environ.get(self.api_key_env) if self.api_key_env else None
             if self.api_key_env and not key:
                 raise ConfigError(f"api_key_env names the environment variable {self.api_key_env!r}, which is not set")
-            return server.ServerEngine(str(self.base_url), model=self.model, api_key=key)
+            return server.ServerEngine(
+                str(self.base_url),
+                self.model,
+                key,
+                concurrency=self.concurrency,
+                timeout=self.timeout,
+                stall_timeout=1.1 * self.timeout,
+                max_attempts=self.max_attempts,
+                tokenizer=self.tokenizer,
+                extra_body=_object("extra_body", self.extra_body),
+                headers=_object("headers", self.headers),
+                max_pixels=self.max_pixels,
+                image_format=self.image_format,
+            )
+        if self.engine == "vendor":
+            limits: dict[str, Any] = {"timeout": self.timeout, "max_attempts": self.max_attempts}
+            return vendor.VendorEngine(str(self.model), api_base=self.base_url, concurrency=self.concurrency, **limits)
+        local: dict[str, Any] = {"revision": self.revision, "max_pixels": self.max_pixels}
         if self.engine == "vllm":
             share = self.gpu_memory_utilization
-            return vllm.VLLMEngine(str(self.model), revision=self.revision, gpu_memory_utilization=share)
+            return vllm.VLLMEngine(str(self.model), gpu_memory_utilization=share, **local)
         device = self.device or ("cpu" if self.model == NANO else None)
-        return transformers.TransformersEngine(str(self.model), revision=self.revision, device=device)
+        return transformers.TransformersEngine(str(self.model), device=device, **local)
 
 
 @dataclass(frozen=True)
@@ -216,12 +246,16 @@ class RewardConfig:
     """Every setting of a reward: what a trainer gets, and which columns of its rows the judge sees."""
 
     on_failure: OnFailure = setting("group_mean", "what a failed judgement gives: its siblings' mean, None, error")
+    on_candidate_failure: OnCandidateFailure = setting(
+        "lowest", "what it gives where the candidate caused it: its group's lowest score, its mean, None"
+    )
     max_failure_rate: float = setting(0.05, "share of failed judgements above which the run stops, 0 to 1", 0, 1)
     question_column: str | None = setting(None, "a column shown as the question instead of the prompt's text")
     reference_column: str | None = setting(None, "a column with a reference answer")
     rubric_column: str | None = setting(None, "a column with a row's own criteria")
     media_root: str | None = setting(None, "the folder below which media files may be read; without one, none is")
-    num_generations: int | None = setting(None, "the trainer's group size; by default the rows show it", low=1)
+    completion: Completion = setting("answer", "what is judged: the answer after the policy's own reasoning, or all")
+    num_generations: int | None = setting(None, "the trainer's group size; by default what the rows show", low=1)
     deadline: float = setting(1200.0, "seconds after which a rank gives up; below the trainer's ddp_timeout", low=0.001)
 
     def __post_init__(self) -> None:
@@ -239,7 +273,9 @@ KNOWN_SETTINGS: dict[str, Setting] = settings_of(JudgeConfig, RewardConfig)
 """All settings by name."""
 
 _ENGINES_OF = {
-    "base_url": ("server",),
+    **dict.fromkeys(("base_url", "concurrency", "timeout", "max_attempts"), ("server", "vendor")),
+    **dict.fromkeys(("headers", "extra_body"), ("server",)),
+    **dict.fromkeys(("image_format", "tokenizer"), ("server",)),
     "api_key_env": ("server",),
     "revision": ("vllm", "transformers"),
     "device": ("transformers",),
@@ -300,7 +336,7 @@ def _merged(layers: list[dict[str, Given]]) -> dict[str, Given]:
         engine = values.get("engine", "server" if "base_url" in values else None)
         for name, engines in _ENGINES_OF.items():
             in_process = engine is None and values.get("model") == NANO  # by either engine
-            if (engine and engine not in engines) or (in_process and engines == ("server",)):
+            if (engine and engine not in engines) or (in_process and "server" in engines):
                 merged.pop(name, None)
         if engine == "server" and "engine" not in layer:
             merged.pop("engine", None)
@@ -329,6 +365,19 @@ def _chosen(given: Mapping[str, Given], gpu: Callable[[], bool]) -> dict[str, An
 def _places(given: Mapping[str, Given], *names: str) -> str:
     """Where settings come from, such as "the argument votes and temperature by default"."""
     return " and ".join(given[name].where if name in given else f"{name} by default" for name in names)
+
+
+def _object(name: str, value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A setting that is an object: of a TOML file, or as JSON text."""
+    if not isinstance(value, str):
+        return dict(value or {})
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{name} is a JSON object such as {{"name": "value"}}, found {value!r:.80}')
+    return found
 
 
 def _is_small(model: str) -> bool:

@@ -11,17 +11,19 @@ does not fit the format is the caller's mistake and raises before anything is ge
 
 from __future__ import annotations
 
+import math
+import numbers
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexjudge_reward.engines.base import Closable, Engine
-from flexjudge_reward.errors import ConfigError, MediaError, MissingExtra
+from flexjudge_reward.errors import ConfigError, FlexJudgeError, MediaError, MissingExtra
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import for_group_size
 from flexjudge_reward.formats.rounds import Ask, gather, run, send
 from flexjudge_reward.judge.record import Record
-from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Verdict
+from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Unfinished, Verdict
 
 
 class Judge(Closable):
@@ -94,6 +96,7 @@ class Judge(Closable):
             "temperature": self.sampling.temperature,
             "max_tokens": self.sampling.max_tokens,
             "seed": self.sampling.seed,
+            **self.engine.findings(),
         }
 
     def check_media(self, example: Example) -> None:
@@ -119,12 +122,38 @@ class Judge(Closable):
     async def _judged(self, index: int, example: Example, ask: Ask) -> Verdict:
         try:
             self.format.check(example)
-            for media in example.media:
-                media.load()
-            return await self.format.judge(example, ask)
+            if unusable := _unusable(example):
+                return Verdict.failed(unusable)
+            return _finite(await self.format.judge(example, ask))
         except MissingExtra:
             raise
         except ConfigError as error:
             raise ConfigError(f"example {index}: {error}") from error
         except MediaError as error:
             return Verdict.failed(Failure("media", str(error)))
+        except (FlexJudgeError, NotImplementedError):
+            raise
+        except Exception as error:  # of a format of the user's own: its row fails, not the batch
+            detail = f"{self.format.described()} failed on this reply: {type(error).__name__}: {error}"
+            return Verdict.failed(Failure("engine", detail))
+
+
+def _unusable(example: Example) -> Failure | None:
+    """Why an example cannot be shown. Only a candidate's own media, or its thought without an end, are its doing."""
+    if unfinished := next((part for one in example.candidates for part in one if isinstance(part, Unfinished)), None):
+        return unfinished.failure
+    shared = len(example.with_candidates([]).media)
+    for number, media in enumerate(example.media):
+        try:
+            media.check()
+        except MediaError as error:
+            return Failure("media", str(error), "ours" if number < shared else "candidate")
+    return None
+
+
+def _finite(verdict: Verdict) -> Verdict:
+    """The verdict, or its failure where a score is no finite number, which no file and no later code could take."""
+    wrong = [one for one in verdict.scores or () if not (isinstance(one, numbers.Real) and math.isfinite(one))]
+    if not wrong:
+        return verdict
+    return verdict.without_scores(Failure("out_of_range", f"a score must be a finite number, found {wrong[0]!r}"))

@@ -2,13 +2,14 @@
 
     FlexJudgeReward(record="runs/x/judgements.jsonl")         # or FLEXJUDGE_RECORD, or --record
 
-    {"time", "judge", "question", "candidates", "reference", "rubric", "scores", "scale", "failure", "replies",
-     "counters", "seconds", "batch", ...}
+    {"time", "judge", "question", "candidates", "reference", "rubric", "scores", "scale", "failure", "cause",
+     "replies", "counters", "seconds", "batch", ...}
 
-Texts are whole, media are {kind: digest}. `replies` holds every reply with its tokens; `time` is when the line was
-written, `seconds` is how long the whole batch of `batch` judgements took. Trainers add `step`, `rank`, `group` and
-`rows`, jobs the row's id. Judging that passed a reward's `deadline` is recorded when it ends: a line with more seconds
-than that was no answer, and its rows are `timeout` failures.
+Texts are whole, media are {kind: digest}. `cause` is who caused the failure (`rewards.py`). `replies` holds every
+reply with its tokens; `time` is when the line was written, `seconds` is how long the whole batch of `batch` judgements
+took. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; jobs the
+row's id. Judging that passed a reward's `deadline` is recorded when it ends: a line with more seconds than that was no
+answer, and its rows are `timeout` failures.
 
 Promised: a line is written whole or, after a kill, completed by the next writer's line break, and `read_record` skips
 it. Several processes may append to one file of a local disk; training ranks above 0 write files of their own beside it
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from flexjudge_reward.errors import MediaError
+from flexjudge_reward.judge.rewards import cause_of
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Content, Example, Failure, Generation, PairVerdict, Verdict
 
@@ -89,13 +92,25 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON that can be encoded as UTF-8."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
+    """A row as a line of JSON that can be encoded as UTF-8; a number that JSON does not have, such as NaN, is null."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        row = _with_nulls(row)
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only hold escaped
-        text = json.dumps(row, default=str)
+        text = json.dumps(row, allow_nan=False, default=str)
     return text + "\n"
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def failure_entry(failure: Failure | None) -> dict[str, str] | None:
@@ -145,6 +160,7 @@ def _replied(verdict: Verdict) -> dict[str, object]:
         "scores": None if verdict.scores is None else list(verdict.scores),
         "scale": [verdict.scale.low, verdict.scale.high],
         "failure": failure_entry(verdict.failure),
+        "cause": None if verdict.failure is None else cause_of(verdict.failure),
         "replies": [_reply(generation) for generation in verdict.generations],
         "counters": dict(verdict.counters),
         **({"comparisons": [_compared(pair) for pair in verdict.comparisons]} if verdict.comparisons else {}),

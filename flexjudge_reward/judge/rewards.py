@@ -3,13 +3,18 @@
     Verdict --unit_score--> float in [0, 1] | Failure --rewards--> float in [0, 1] | None
 
 A score is moved linearly from the verdict's declared scale to [0, 1], never normalised by its batch, so that a reward
-means the same in every step. A number that is not finite or not on its scale is a failure. The policy `on_failure`
-decides what a failure becomes, and no policy invents a score:
+means the same in every step. A number that is not finite or not on its scale is a failure. What a failure becomes
+depends on its cause (`cause_of`):
 
-    group_mean  the mean of the judged siblings of its group, which gives it no advantage whatever other rewards there
-                are; a group without a judged row gets None
-    abstain     None, which TRL counts as "no reward from this function"
-    raise       JudgementFailed
+    ours        on_failure            group_mean: the mean of its group's other numbers, or None where there is none
+                                      abstain: None, which TRL counts as "no reward from this function"
+                                      raise: JudgementFailed, for a failure of either cause
+    candidate   on_candidate_failure  lowest: the lowest score of its group, or 0.0 where nothing was judged
+                                      mean: the mean of its group's scores, or None; abstain: None
+
+Promised of the group's numbers, in every group: "group_mean" leaves their mean as it is without the failed row, so the
+row has no advantage and moves no baseline. "lowest" counts as if the judge had given that score, so a group without a
+judged row has equal numbers and no gradient, and a candidate never gains by a failure that it caused.
 
 `FailureWatch` stops a run whose judge has stopped working. This module knows no trainer.
 """
@@ -20,15 +25,20 @@ import math
 import numbers
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import Literal, get_args
 
 from flexjudge_reward.errors import ConfigError, JudgementFailed
 from flexjudge_reward.formats.base import mean
-from flexjudge_reward.types import Failure, Verdict
+from flexjudge_reward.types import Cause, Failure, FailureKind, Verdict
 
 OnFailure = Literal["group_mean", "abstain", "raise"]
+OnCandidateFailure = Literal["lowest", "mean", "abstain"]
 Outcome = float | Failure
 """One judged candidate: its score in [0, 1], or why it has none."""
+
+UNCLEAR: frozenset[FailureKind] = frozenset({"malformed", "out_of_range", "wrong_count", "refused", "empty"})
+"""Failures that a candidate may have caused, or a judge that errs now and then."""
 
 _ADVICE = {
     "truncated": "raise max_tokens, give the engine memory for its context, or judge with a model that thinks shorter",
@@ -38,8 +48,11 @@ _ADVICE = {
     "refused": "the judge or its server's filter declines: look at the examples",
     "empty": "the judge replies with nothing: is its chat template the right one?",
     "media": "look at the images or videos of the data set",
+    "unfinished": "the policy is cut off while it thinks: raise the trainer's limit of completion tokens",
     "transport": "look at the judge server's log and its network",
     "timeout": "the judge server is stuck or slow: look at its log, give it replicas, or (with ranks) raise deadline",
+    "unsupported": "use a server that knows the named field, or a format without it",
+    "prompt_cut": "give the judge a longer context (vLLM: --max-model-len, Ollama: num_ctx)",
     "engine": "look at the judge engine's log",
 }
 
@@ -61,20 +74,45 @@ def unit_score(verdict: Verdict, candidate: int = 0) -> Outcome:
     return unit
 
 
+def cause_of(failure: Failure) -> Cause:
+    """Who caused a failure: "unclear" for a reply that cannot be read, until it was asked once more."""
+    return failure.cause or ("unclear" if failure.kind in UNCLEAR else "ours")
+
+
+def causes(outcomes: Sequence[Outcome], group_of: Sequence[Hashable]) -> list[Cause | None]:
+    """The cause of each failure; None for a score.
+
+    What is still unclear counts as ours. So does a refusal in a group without a score: it may be the question's.
+    """
+    judged = {group for group, one in zip(group_of, outcomes, strict=True) if not isinstance(one, Failure)}
+    found: list[Cause | None] = []
+    for group, outcome in zip(group_of, outcomes, strict=True):
+        if not isinstance(outcome, Failure):
+            found.append(None)
+        elif cause_of(outcome) != "candidate" or (outcome.kind == "refused" and group not in judged):
+            found.append("ours")
+        else:
+            found.append("candidate")
+    return found
+
+
 def group_ids(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[Hashable, int]]:
     """Which group each row belongs to: rows of one key, in order, cut to the group size that all keys share.
 
     A trainer samples the same number of completions for every prompt, so a prompt that occurs twice in a batch has a
-    multiple of the others' count and forms two groups, not one.
+    multiple of the others' count and forms two groups, not one. Without `size`, two groups of one prompt are told apart
+    unless they are adjacent and so are those of every other prompt.
 
     Args:
         keys: what identifies the prompt of each row, over all ranks and in their order.
-        size: the trainer's group size, used where it divides all counts; else the largest size they allow, because an
-            evaluation may have another size than the training.
+        size: the trainer's group size, used where it divides all counts; else the largest size that the rows allow,
+            because an evaluation may have another size than the training.
     """
     counts = Counter(keys)
     shared = math.gcd(*counts.values())
-    size = size if size and shared % size == 0 else shared
+    if not (size and shared % size == 0):
+        runs = math.gcd(*(len(list(run)) for _, run in groupby(keys)))
+        size = runs if runs > 1 else shared  # a trainer that mixes the prompts shows only how many rows each has
     seen: Counter[Hashable] = Counter()
     ids = []
     for key in keys:
@@ -84,7 +122,10 @@ def group_ids(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[H
 
 
 def rewards(
-    outcomes: Sequence[Outcome], group_of: Sequence[Hashable], on_failure: OnFailure = "group_mean"
+    outcomes: Sequence[Outcome],
+    group_of: Sequence[Hashable],
+    on_failure: OnFailure = "group_mean",
+    on_candidate_failure: OnCandidateFailure = "lowest",
 ) -> list[float | None]:
     """One finite number in [0, 1] or None per outcome.
 
@@ -94,26 +135,48 @@ def rewards(
 
     Raises ConfigError for unequal lengths or no such policy, JudgementFailed for a failure under the policy "raise".
     """
-    if on_failure not in get_args(OnFailure):
-        raise ConfigError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, found {on_failure!r}")
+    policies = {
+        "on_failure": (on_failure, OnFailure),
+        "on_candidate_failure": (on_candidate_failure, OnCandidateFailure),
+    }
+    for name, (policy, offered) in policies.items():
+        if policy not in get_args(offered):
+            raise ConfigError(f"{name} must be one of {', '.join(get_args(offered))}, found {policy!r}")
     if len(outcomes) != len(group_of):
         raise ConfigError(f"{len(outcomes)} outcomes but {len(group_of)} groups; give the group of every outcome")
+    if on_failure == "raise":
+        _raise_first(outcomes)
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for row, group in enumerate(group_of):
+        members[group].append(row)
+    caused, numbers = causes(outcomes, group_of), [None if isinstance(one, Failure) else one for one in outcomes]
+    for rows in members.values():
+        scores = [number for row in rows if (number := numbers[row]) is not None]
+        for row in rows:
+            if caused[row] == "candidate":
+                numbers[row] = _caused(on_candidate_failure, scores)
+        known = [number for row in rows if (number := numbers[row]) is not None]
+        for row in rows:
+            if caused[row] == "ours" and on_failure == "group_mean" and known:
+                numbers[row] = mean(known)
+    return numbers
+
+
+def _caused(policy: OnCandidateFailure, scores: Sequence[float]) -> float | None:
+    """What a failure gets that the candidate caused, from the scores of its group."""
+    if policy == "lowest":
+        return min(scores, default=0.0)
+    return mean(scores) if policy == "mean" and scores else None
+
+
+def _raise_first(outcomes: Sequence[Outcome]) -> None:
     failed = [(row, outcome) for row, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
-    if failed and on_failure == "raise":
+    if failed:
         row, first = failed[0]
         raise JudgementFailed(
             f"{len(failed)} of {len(outcomes)} judgements failed and on_failure is 'raise'. Row {row}: {first.kind}:"
             f" {first.detail}. To continue without them use on_failure='group_mean'."
         )
-    judged: dict[Hashable, list[float]] = defaultdict(list)
-    for group, outcome in zip(group_of, outcomes, strict=True):
-        if not isinstance(outcome, Failure):
-            judged[group].append(outcome)
-    means = {group: mean(scores) for group, scores in judged.items()} if on_failure == "group_mean" else {}
-    return [
-        means.get(group) if isinstance(outcome, Failure) else outcome
-        for group, outcome in zip(group_of, outcomes, strict=True)
-    ]
 
 
 class FailureWatch:
@@ -143,6 +206,8 @@ class FailureWatch:
         """
         for outcome in outcomes:
             failure = outcome if isinstance(outcome, Failure) else None
+            if failure is not None and failure.kind == "unfinished":
+                failure = None  # the policy's doing: early in a training there may be many, and the judge is well
             self._recent.append(failure)
             if failure is not None:
                 failed = [recent for recent in self._recent if recent is not None]

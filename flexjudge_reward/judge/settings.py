@@ -132,7 +132,7 @@ def checked(known: Mapping[str, Setting], arguments: Mapping[str, Any]) -> dict[
     return _given(known, arguments, lambda name: f"the argument {name}")
 
 
-def add_flags(parser: argparse._ArgumentGroup, settings: Iterable[Setting], defaults: Mapping[str, object]) -> None:
+def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting], defaults: Mapping[str, object]) -> None:
     """One flag per setting: `--position-swap`, `--votes 5`. A flag that is not given is None."""
     for one in settings:
         default = defaults.get(one.name)
@@ -161,5 +161,5 @@ def _read(file: str) -> dict[str, Any]:
         return tomllib.loads(Path(file).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{PREFIX}CONFIG names {file!r}, which cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no text at all
         raise ConfigError(f"{file}: not valid TOML: {error}") from None

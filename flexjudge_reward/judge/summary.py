@@ -22,6 +22,8 @@ class RunSummary:
     """Those whose replies all came from the cache."""
     failures: dict[str, int] = field(default_factory=dict)
     """By kind."""
+    skipped: int = 0
+    """Rows that could not be used; none of their candidates was judged."""
     seconds: float = 0.0
     tokens: int = 0
     """Of the judge's replies, cached ones included."""
@@ -71,5 +73,6 @@ class RunSummary:
         return (
             f"{self.judged} judged ({self.cached} from the cache, {self.new} new), {self.failed} failed"
             + (f" ({kinds})" if kinds else "")
+            + (f", {self.skipped} rows skipped" if self.skipped else "")
             + f"{''.join(counters)}; {self.seconds:.1f} s, {self.tokens} tokens"
         )

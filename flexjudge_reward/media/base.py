@@ -1,8 +1,8 @@
 """Media: one image, video, audio clip or molecule, given in any form and seen in one.
 
-A `Media` is a value. It is cheap to build and read once, at first use; it then holds 8-bit RGB frames and text, and two
-are equal when these are. Every problem with it is a `MediaError` from `load()` (or from what needs the content), never
-from building one, so that a bad row fails alone.
+A `Media` is a value. It is cheap to build and read once, at first use; it then has 8-bit RGB frames and text, and two
+are equal when these are. Frames that were not used for long are kept encoded (`frames.py`). Every problem with it is a
+`MediaError` from `load()` (or from what needs the content), never from building one, so that a bad row fails alone.
 
 Promised: no URL is fetched, no file outside the given roots is opened, and size in bytes, pixels and frames is checked
 before anything is decoded. How a model wants its images is the engines' business.
@@ -14,14 +14,16 @@ import base64
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flexjudge_reward.errors import ConfigError, MediaError
+from flexjudge_reward.errors import ConfigError, MediaError, printable
 from flexjudge_reward.media import image
 from flexjudge_reward.media.audio import AudioModality
-from flexjudge_reward.media.image import ImageModality
+from flexjudge_reward.media.frames import Frames
+from flexjudge_reward.media.image import ImageFormat, ImageModality
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 from flexjudge_reward.media.molecule import MoleculeModality
 from flexjudge_reward.media.source import described
@@ -61,7 +63,9 @@ class Media:
     It may be shared by threads and processes: it pickles as lossless images and text, never as a path or an open file.
     """
 
-    _outcome: Loaded | str | None = None  # the content, or the text of the error
+    _outcome: Loaded | str | None = None  # the content without its frames, or the text of the error
+    _frames: Frames
+    _digest: str
 
     def __init__(
         self, kind: str, source: object, roots: Roots = (), limits: Limits = Limits(), **options: object
@@ -128,16 +132,11 @@ class Media:
 
         Raises MediaError: missing, damaged, too large, not allowed, or of a kind that cannot be judged.
         """
-        with self._lock:
-            if self._outcome is None:
-                try:
-                    self._outcome = self._read()
-                except MediaError as error:
-                    self._outcome = f"{self.kind} ({self._name}): {error}"
-                del self._read  # and with it the source
-            if isinstance(self._outcome, str):
-                raise MediaError(self._outcome)
-            return self._outcome
+        return replace(self._read_once(), frames=self._frames.decoded())
+
+    def check(self) -> None:
+        """Reads it, at the first call, without keeping more of it in memory than is needed. Raises as `load`."""
+        self._read_once()
 
     def as_judge_input(self) -> tuple[str | Media, ...]:
         """What a judge is shown: an image or a video itself; of other kinds frames, then text. Raises MediaError."""
@@ -157,28 +156,47 @@ class Media:
     @property
     def fps(self) -> float:
         """Frames per second of `images()`; 0 for an image. Raises MediaError."""
-        return self.load().fps
+        return self._read_once().fps
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over kind, text, frame rate, and number, mode, size and pixels of the frames, in hex.
 
         The sizes go before the pixels: 30 x 150 and 150 x 30 of the same bytes differ. Raises MediaError.
         """
-        loaded = self.load()
-        hashed = hashlib.sha256(f"{self.kind}\n{[loaded.text, float(loaded.fps), len(loaded.frames)]!r}\n".encode())
-        for frame in loaded.frames:
-            hashed.update(f"{frame.mode} {frame.width} {frame.height}\n".encode() + frame.tobytes())
-        return hashed.hexdigest()
+        self._read_once()
+        return self._digest
 
-    def data_uri(self) -> str:
-        """The content as a data URI for a server: PNG, lossless; a video as PNG frames, joined by commas.
+    def _read_once(self) -> Loaded:
+        """All but the frames."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    loaded = self._read()
+                    self._digest, self._frames = _digest(self.kind, loaded), Frames(loaded.frames, loaded.file)
+                    self._outcome = replace(loaded, frames=(), file=b"")
+                except MediaError as error:
+                    self._outcome = printable(f"{self.kind} ({self._name}): {error}")
+                del self._read  # and with it the source
+            if isinstance(self._outcome, str):
+                raise MediaError(self._outcome)
+            return self._outcome
+
+    def data_uri(self, max_pixels: int | None = None, image_format: ImageFormat = "auto") -> str:
+        """The content as a data URI for a server; a video as frames, joined by commas.
 
         The type of a video is `video/jpeg`: so vLLM's server names a list of frames, whatever their encoding.
         Raises MediaError.
+
+        Args:
+            max_pixels: larger images and frames are made smaller.
+            image_format: "auto" is PNG, without loss, and JPEG for what was JPEG.
         """
-        encoded = ",".join(base64.b64encode(image.encode(frame)).decode() for frame in self.images())
-        return f"data:{'image/png' if self.kind == 'image' else 'video/jpeg'};base64,{encoded}"
+        loaded = self.load()
+        jpeg = image_format == "jpeg" or (image_format == "auto" and loaded.lossy)
+        frames = [image.encode(image.shrunk(frame, max_pixels), jpeg) for frame in loaded.frames]
+        kind = "video/jpeg" if self.kind != "image" else "image/jpeg" if jpeg else "image/png"
+        return f"data:{kind};base64,{','.join(base64.b64encode(frame).decode() for frame in frames)}"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Media):
@@ -200,17 +218,22 @@ class Media:
     def __getstate__(self) -> dict[str, object]:
         state: dict[str, object] = {"kind": self.kind, "_name": self._name, "_limits": self._limits}
         try:
-            loaded = self.load()
-            pngs = tuple(map(image.encode, loaded.frames))
-            state["_read"] = partial(_unpickled, pngs, loaded.fps, loaded.text, self._limits)
+            # As PNG, because another machine's decoder may make other pixels of a JPEG file.
+            pngs = tuple(map(image.encode, self.load().frames))
+            return {**state, "_outcome": self._outcome, "_digest": self._digest, "_frames": pngs}
         except MediaError as error:
-            state["_outcome"] = str(error)
-        return state
+            return {**state, "_outcome": str(error)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+        if "_frames" in state:
+            self._frames = Frames.of(state["_frames"])  # type: ignore[arg-type]
 
 
-def _unpickled(pngs: Sequence[bytes], fps: float, text: str, limits: Limits) -> Loaded:
-    return Loaded(tuple(image.decode(png, limits.pixels) for png in pngs), fps, text)
+def _digest(kind: str, loaded: Loaded) -> str:
+    hashed = hashlib.sha256(f"{kind}\n{[loaded.text, float(loaded.fps), len(loaded.frames)]!r}\n".encode())
+    for frame in loaded.frames:
+        hashed.update(f"{frame.mode} {frame.width} {frame.height}\n".encode())
+        hashed.update(frame.tobytes())
+    return hashed.hexdigest()

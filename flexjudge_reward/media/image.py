@@ -7,8 +7,9 @@ program set Pillow's `LOAD_TRUNCATED_IMAGES`), and equal input gives equal pixel
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flexjudge_reward.errors import MediaError
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
@@ -22,6 +23,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112
 # What undoes the orientations 2 to 8, as Pillow names it.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MARKER = re.compile(rb"\xff[^\x00\xff]")  # of a segment of a JPEG file
+_MOST_BLOCKS = 100_000  # chunks of a PNG file; segments before the pixels of a JPEG file, and bytes between them
+_MOST_SCANS = 100  # of a JPEG file; each goes over all pixels
+ImageFormat = Literal["auto", "png", "jpeg"]
+FORMATS_SENT: tuple[str, ...] = get_args(ImageFormat)
 _SLIMMEST = 200  # vision models refuse images whose sides differ by more, and would fail their whole batch
 
 
@@ -32,7 +40,10 @@ class ImageModality(Modality):
 
     def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
         """The image as RGB. Raises MediaError."""
-        return Loaded((read(source, roots, limits),))
+        if hasattr(source, "__array__") or hasattr(source, "getexif"):
+            return Loaded((read(source, roots, limits),))
+        data = encoded_bytes(source, roots, limits)
+        return Loaded((decode(data, limits.pixels),), lossy=data.startswith(_JPEG), file=data)
 
 
 def read(source: object, roots: Roots, limits: Limits) -> Image:
@@ -50,6 +61,7 @@ def decode(data: bytes, most_pixels: int) -> Image:
     """The first image in an encoded file, upright, as RGB. Raises MediaError."""
     import PIL.Image
 
+    _check_blocks(data)
     try:
         opened = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -61,13 +73,53 @@ def decode(data: bytes, most_pixels: int) -> Image:
     return upright_rgb(opened, most_pixels)
 
 
+def _check_blocks(data: bytes) -> None:
+    """Pillow reads the blocks of a file one by one, in Python: a small file of many empty ones would take minutes."""
+    at = steps = 0
+    if data.startswith(_PNG):
+        at = len(_PNG)
+        while at < len(data) and steps <= _MOST_BLOCKS:
+            at, steps = at + 12 + int.from_bytes(data[at : at + 4]), steps + 1
+    elif data.startswith(_JPEG):
+        at, steps = _first_scan(data)
+        end = data.find(b"\xff\xd9", at)
+        if data.count(b"\xff\xda", at, end if end >= 0 else None) > _MOST_SCANS:
+            raise MediaError(f"the image is coded in more than {_MOST_SCANS} scans; save it anew")
+    if steps > _MOST_BLOCKS:
+        raise MediaError(f"the image has more than {_MOST_BLOCKS:,} blocks; save it anew")
+
+
+def _first_scan(data: bytes) -> tuple[int, int]:
+    """Where the pixels of a JPEG file begin, and the steps that Pillow takes until there."""
+    at, steps = 2, 0
+    while steps <= _MOST_BLOCKS:
+        found = _MARKER.search(data, at)
+        if found is None:
+            return len(data), steps + len(data) - at
+        steps += found.start() - at + 1
+        code, at = data[found.start() + 1], found.end()
+        if code == 0xDA:
+            break
+        if not 0xD0 <= code <= 0xD9:  # these have no length
+            at += int.from_bytes(data[at : at + 2])
+    return at, steps
+
+
+def decode_again(data: bytes) -> Image:
+    """The image in a file that was decoded or encoded here before. Raises MediaError: no memory is left for it."""
+    import PIL.Image
+
+    try:
+        return _upright(PIL.Image.open(io.BytesIO(data), formats=FORMATS))
+    except Exception as error:
+        raise MediaError(f"the image cannot be decoded again: {_said(error)}") from None
+
+
 def upright_rgb(image: Image, most_pixels: int) -> Image:
     """A new RGB image, decoded in full, turned as its EXIF tag says, transparent parts on white. Raises MediaError."""
     check_size(*image.size, most_pixels)
     try:
-        image.load()
-        rgb, turn = _rgb(image), _turn(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        return _upright(image)
     except MediaError:
         raise
     except Exception as error:  # as above
@@ -111,11 +163,28 @@ def check_size(width: int, height: int, most_pixels: int) -> None:
         raise MediaError(f"{width} x {height} is too slim: sides may differ {_SLIMMEST} times at most")
 
 
-def encode(image: Image) -> bytes:
-    """The image as PNG: lossless, and fast rather than small."""
+def encode(image: Image, jpeg: bool = False) -> bytes:
+    """The image as PNG: lossless, and fast rather than small; or as JPEG of a quality that adds little loss."""
     out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1)
+    if jpeg:
+        image.save(out, "JPEG", quality=92)
+    else:
+        image.save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+def shrunk(image: Image, most_pixels: int | None) -> Image:
+    """The image with at most that many pixels, its sides in the same proportion."""
+    if most_pixels is None or image.width * image.height <= most_pixels:
+        return image
+    scale = (most_pixels / (image.width * image.height)) ** 0.5
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+
+
+def _upright(image: Image) -> Image:
+    image.load()
+    rgb, turn = _rgb(image), _turn(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _rgb(image: Image) -> Image:

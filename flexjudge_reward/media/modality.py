@@ -26,7 +26,7 @@ class Limits:
     bytes: int = 32_000_000  # of the encoded file
     pixels: int = 16_000_000  # of an image
     frames: int = 16  # a longer video is sampled to this number, evenly
-    seconds: int = 20  # for decoding one video
+    seconds: int = 20  # for decoding one video or molecule; for a molecule, a tenth of processor time
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Loaded:
     frames: tuple[Image, ...] = ()  # 8-bit RGB
     fps: float = 0.0  # frames per second of a video; 0 for images
     text: str = ""
+    lossy: bool = False  # whether it was JPEG
+    file: bytes = b""  # of a lone image: what the frame was decoded from, and can be again
 
 
 class Modality:

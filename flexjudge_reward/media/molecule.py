@@ -2,18 +2,26 @@
 
 Promised: no part of the input text is shown. It is checked for length and alphabet before RDKit reads it (so no name,
 CXSMILES extension, reaction or line break gets that far), RDKit writes it anew without atom numbers, and what RDKit
-wrote must again be of the alphabet. RDKit's logging is silent meanwhile. The descriptors are counts and sums over the
-atoms; they do not say whether a molecule is stable, synthesizable or useful.
+wrote must again be of the alphabet. RDKit works in a child process (`molecule_worker.py`) that is killed when one
+molecule takes longer than its limits, and this process only waits meanwhile: its threads run. The descriptors are
+counts and sums over the atoms; they do not say whether a molecule is stable, synthesizable or useful.
 """
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import json
 import re
-import threading
+import signal
+import zlib
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.errors import MediaError, MissingExtra
+from flexjudge_reward.media.child import Children, Ended
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 
 if TYPE_CHECKING:
@@ -24,7 +32,9 @@ MOST_ATOMS = 150  # heavier than hydrogen
 _SIDE = 384  # pixels of a drawing
 # No wildcards (* ~ ?), no reactions and arrows (< >), no space, bar, brace, quote or backtick.
 _ALPHABET = re.compile(r"[A-Za-z0-9\[\]()=#$:/\\@+\-%.]+")
-_lock = threading.Lock()  # of RDKit's switch for its logging, which is one for the whole process
+_ANSWER = ("smiles", "facts", "drawing")
+_NO_RDKIT = 3  # exit code of the child
+_children = Children(Path(__file__).with_name("molecule_worker.py"), MOST_ATOMS)
 
 
 class MoleculeModality(Modality):
@@ -35,32 +45,38 @@ class MoleculeModality(Modality):
     def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
         """Two lines: the canonical SMILES, and descriptors (weight in g/mol, TPSA in square angstrom).
 
-        Raises MediaError: no text, too long, not a SMILES that RDKit accepts, or too many atoms; and MissingExtra.
+        Raises MediaError: no text, too long, not a SMILES that RDKit accepts, too many atoms, or not read within the
+        limits; and MissingExtra.
         """
-        mol, smiles = _read(source)
-        facts = ", ".join(f"{name} {value}" for name, value in _descriptors(mol).items())
-        return Loaded((_draw(mol),) if options["drawn"] else (), text=f"SMILES: {smiles}\nDescriptors: {facts}")
-
-
-def _read(source: object) -> tuple[Any, str]:
-    """The molecule and its canonical SMILES, which gives the same molecule and itself when it is read again."""
-    try:
-        from rdkit import Chem, rdBase
-    except ImportError:
-        raise MissingExtra("rdkit", "molecules") from None
-    text = _checked(source)
-    with _lock, rdBase.BlockLogs():
-        mol = _parsed(Chem, text)
-        for atom in mol.GetAtoms():
-            atom.SetAtomMapNum(0)  # a label of up to four free digits
-        # Atoms that only these labels distinguished are no stereo centres.
-        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
-        how: Any = Chem.SmilesWriteParams()
-        how.includeDativeBonds = False  # they are written as arrows
-        smiles = str(Chem.MolToSmiles(mol, how))
-        if _ALPHABET.fullmatch(smiles) is None:
+        if importlib.util.find_spec("rdkit") is None:
+            raise MissingExtra("rdkit", "molecules")
+        answer = _answer(_checked(source), bool(options["drawn"]), limits.seconds)
+        if "error" in answer:
+            raise MediaError(str(answer["error"]))
+        if _ALPHABET.fullmatch(answer["smiles"]) is None:
             raise MediaError("the molecule has no plain SMILES: RDKit writes it with a wildcard or an arrow")
-        return _parsed(Chem, smiles), smiles
+        facts = ", ".join(f"{name} {value}" for name, value in answer["facts"].items())
+        frames = (_drawing(answer["drawing"]),) if answer["drawing"] else ()
+        return Loaded(frames, text=f"SMILES: {answer['smiles']}\nDescriptors: {facts}")
+
+
+@lru_cache(maxsize=1024)  # the rows of a group share a molecule, and one that costs its limit should do so once
+def _answer(smiles: str, drawn: bool, seconds: float) -> dict[str, Any]:
+    question = json.dumps({"smiles": smiles, "drawn": drawn, "cpu": seconds / 10})
+    try:
+        answer = json.loads(_children.ask(question.encode(), seconds))
+        return {"error": answer["error"]} if "error" in answer else {name: answer[name] for name in _ANSWER}
+    except (ValueError, KeyError, TypeError):
+        raise MediaError("the process of RDKit gave an answer that cannot be read") from None
+    except TimeoutError:
+        raise MediaError(f"RDKit did not read this SMILES within {seconds} s; use a smaller molecule") from None
+    except Ended as ended:
+        if ended.code == -signal.SIGPROF:
+            why = f"RDKit needs more than {seconds / 10:g} s of processor time for this SMILES; use a smaller molecule"
+            return {"error": why}
+        if ended.code == _NO_RDKIT:
+            raise MissingExtra("rdkit", "molecules") from None
+        raise MediaError(f"the SMILES crashed RDKit (exit code {ended.code})") from None
 
 
 def _checked(source: object) -> str:
@@ -74,44 +90,7 @@ def _checked(source: object) -> str:
     return text
 
 
-def _parsed(chem: Any, text: str) -> Any:
-    how = chem.SmilesParserParams()
-    how.allowCXSMILES = how.parseName = False
-    try:
-        mol = chem.MolFromSmiles(text, how)
-    except Exception as error:  # RDKit's own errors have no common base
-        raise MediaError(f"RDKit does not accept this SMILES: {type(error).__name__}") from None
-    if mol is None or not mol.GetNumAtoms():
-        raise MediaError("RDKit does not accept this SMILES: its syntax, a valence or an aromatic ring is wrong")
-    if mol.GetNumHeavyAtoms() > MOST_ATOMS:
-        raise MediaError(f"{mol.GetNumHeavyAtoms()} atoms are more than the {MOST_ATOMS} allowed")
-    return mol
+def _drawing(packed: str) -> Image:
+    import PIL.Image
 
-
-def _draw(mol: Any) -> Image:
-    """The structure in black and colours on white, RGB."""
-    from rdkit.Chem import Draw
-
-    drawn: Image = Draw.MolToImage(mol, size=(_SIDE, _SIDE)).convert("RGB")  # type: ignore[no-untyped-call]
-    return drawn
-
-
-def _descriptors(mol: Any) -> dict[str, str]:
-    from rdkit import Chem
-    from rdkit.Chem import rdMolDescriptors
-
-    rings = [len(ring) for ring in mol.GetRingInfo().AtomRings()]
-    log_p, _ = rdMolDescriptors.CalcCrippenDescriptors(mol)
-    return {
-        "molecular weight": f"{rdMolDescriptors._CalcMolWt(mol):.0f}",
-        "logP": f"{round(log_p, 1) + 0.0:.1f}",  # adding turns -0.0 into 0.0
-        "H-bond donors": str(rdMolDescriptors.CalcNumHBD(mol)),
-        "H-bond acceptors": str(rdMolDescriptors.CalcNumHBA(mol)),
-        "TPSA": f"{rdMolDescriptors.CalcTPSA(mol):.0f}",
-        "rotatable bonds": str(rdMolDescriptors.CalcNumRotatableBonds(mol)),
-        "rings": str(len(rings)),
-        "aromatic rings": str(rdMolDescriptors.CalcNumAromaticRings(mol)),
-        "largest ring": str(max(rings, default=0)),
-        "heavy atoms": str(mol.GetNumHeavyAtoms()),
-        "charge": f"{Chem.GetFormalCharge(mol):+d}".replace("+0", "0"),
-    }
+    return PIL.Image.frombytes("RGB", (_SIDE, _SIDE), zlib.decompress(base64.b64decode(packed)))

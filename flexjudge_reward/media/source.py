@@ -15,9 +15,21 @@ from flexjudge_reward.errors import MediaError
 from flexjudge_reward.media import files
 from flexjudge_reward.media.modality import Limits, Roots
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,31}://")
+_URL = re.compile(r"\s*[a-zA-Z][a-zA-Z0-9+.-]{0,31}:[/\\]{2}")
+# One slash is enough in messages: a `Path` of an address has one.
+_ADDRESS = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]{0,31}:[/\\]+|[/\\]{2,})")
+_ENDS_HOST = re.compile(r"[/\\?#]")
 _NO_SPACE = str.maketrans("", "", " \t\r\n")
 _SHOWN = 80  # characters of a path in a message
+_ENDINGS = {
+    "video": "mp4 m4v mov mkv webm avi mpg mpeg ts flv wmv ogv".split(),
+    "audio": "wav mp3 flac ogg oga m4a aac opus".split(),
+}
+_BRANDS = dict.fromkeys((b"avif", b"avis", b"heic", b"heix", b"mif1"), "image") | {b"M4A ": "audio"}
+_BEGINNINGS = {
+    **dict.fromkeys((b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"FLV\x01", b"0&\xb2u\x8ef\xcf\x11"), "video"),
+    **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1"), "audio"),
+}
 _DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
 
 
@@ -41,6 +53,23 @@ def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
     raise MediaError(f"expected a PIL image, array, bytes, data URI, path or dict, found {type(source).__name__}")
 
 
+def is_path(text: str) -> bool:
+    """Whether a text where an encoded file is expected is a path: no data URI and no address."""
+    return not (text[:5].lower() == "data:" or _URL.match(text))
+
+
+def kind_of(data: bytes, path: str | None = None) -> str:
+    """What the bytes or, without any, the name of a file say it is: "image", "video" or "audio"; image in doubt."""
+    if not data:
+        ending = (path or "").rpartition(".")[2].lower()
+        return next((kind for kind, endings in _ENDINGS.items() if ending in endings), "image")
+    if data[4:8] == b"ftyp":  # MP4 and its relatives
+        return _BRANDS.get(bytes(data[8:12]), "video")
+    if data[:4] == b"RIFF":
+        return {b"AVI ": "video", b"WAVE": "audio"}.get(bytes(data[8:12]), "image")
+    return next((kind for begin, kind in _BEGINNINGS.items() if data.startswith(begin)), "image")
+
+
 def numbers(source: object) -> Any:
     """An array-like source as a numpy array. Raises MediaError."""
     import numpy as np
@@ -61,10 +90,24 @@ def described(source: object) -> str:
         return f"{len(source)} frames"
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__
-    name = str(source)
+    name = os.fsdecode(source)
     if name[:5].lower() == "data:":
         return "data URI"
+    name = _without_secrets(name)
     return repr(name if len(name) <= _SHOWN else "..." + name[-_SHOWN:])
+
+
+def _without_secrets(name: str) -> str:
+    """An address without login, query and fragment, which may be keys; a path without what looks like them."""
+    found = _ADDRESS.match(name)
+    start = found.end() if found else 0
+    host = _ENDS_HOST.split(name[start:], maxsplit=1)[0]
+    if "@" in host:
+        name = name[:start] + name[start + host.rindex("@") + 1 :]
+    elif "@" in name[start:] and ":" in host and not re.search(r":\d*\Z|\]", host):
+        return f"{name[:start]}..."  # a password with a slash in it
+    end = re.search(r"[?#]" if found else r"\?", name)
+    return f"{name[: end.start()]}..." if end else name
 
 
 def _from_data_uri(uri: str, limits: Limits) -> bytes:

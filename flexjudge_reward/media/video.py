@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flexjudge_reward.errors import MediaError, MissingExtra
-from flexjudge_reward.media import image
+from flexjudge_reward.media import child, image
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 from flexjudge_reward.media.source import encoded_bytes, numbers
 
@@ -59,23 +57,24 @@ def _from_frames(source: Sequence[object], fps: object, roots: Roots, limits: Li
 def _decoded(data: bytes, limits: Limits) -> Loaded:
     if importlib.util.find_spec("av") is None:
         raise MissingExtra("av", "video")
-    # -P: without it the folder of the child comes first on its path, and our types.py hides Python's
-    command = [sys.executable, "-P", str(_CHILD), str(4 * limits.pixels), str(limits.frames), str(limits.seconds)]
-    # What Python needs to start, and nothing else: keys and tokens are not for a decoder of untrusted files.
-    names = {"PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
-    env = {name: os.environ[name] for name in names & os.environ.keys()}
+    command = child.command(_CHILD, 4 * limits.pixels, limits.frames, limits.seconds)
     with tempfile.TemporaryFile() as video, tempfile.TemporaryFile() as output:
         video.write(data)
         video.seek(0)
         try:
-            child = subprocess.run(
-                command, stdin=video, stdout=output, stderr=subprocess.DEVNULL, env=env, timeout=limits.seconds
+            done = subprocess.run(
+                command,
+                stdin=video,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                env=child.environment(),
+                timeout=limits.seconds,
             )
         except subprocess.TimeoutExpired:
             why = f"the video was not decoded within {limits.seconds} s; cut it or make it smaller"
             raise MediaError(why) from None
-        if child.returncode != 0:
-            raise MediaError(f"the video crashed its decoder (exit code {child.returncode})")
+        if done.returncode != 0:
+            raise MediaError(f"the video crashed its decoder (exit code {done.returncode})")
         output.seek(0)
         return _read(output, limits)
 

@@ -4,14 +4,17 @@
 
 The output is one line of JSON, {"size", "fps", "frames"} or {"error"}, and then the RGB bytes of the frames. This file
 imports nothing of the package: it starts fast, and what a crafted video makes of this process stays in it. Headers are
-used to refuse a video, never to size anything: frames are counted by decoding them.
+used to refuse a video, never to size anything: frames are counted by decoding them. How many a header promises says
+nothing: an edit list hides some, a recorder guesses. A video is cut short where the bytes of a frame are missing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -56,9 +59,8 @@ def decode(most_pixels: int, most_frames: int) -> tuple[float, tuple[int, int], 
             stream.codec_context.thread_count = 1
             most_here = most_pixels // most_frames
             _check(stream.codec_context.width, stream.codec_context.height, most_here)
+            _check_end(_end_of_index(stream))
             kept, times, total = _sampled(container, stream, most_frames, most_here)
-            if total < 0.9 * stream.frames - 2:  # the container says how many, and decoders just stop at a cut
-                raise Bad(f"the video is cut short: {total} of {stream.frames} frames")
             rate = stream.average_rate or stream.guessed_rate
     except (av.FFmpegError, ValueError, MemoryError, EOFError) as error:
         raise Bad(f"the video is damaged or cut short ({type(error).__name__})") from None
@@ -77,16 +79,44 @@ def _container() -> str:
     for start, magic, name in CONTAINERS:
         if head[start:].startswith(magic):
             if name == "matroska":
-                _check_complete()
+                _check_matroska()
+            if name == "avi":
+                _check_avi()
             return name
     raise Bad("not a video in one of the containers MP4, MOV, MKV, WebM, AVI")
 
 
-def _check_complete() -> None:
+def _end_of_index(stream: Any) -> int:
+    """Where the last frame ends that the file lists; 0 if it lists none, or PyAV is too old to know."""
+    return max((entry.pos + entry.size for entry in getattr(stream, "index_entries", ())), default=0)
+
+
+def _check_end(end: int) -> None:
+    """Whether the file has all bytes before `end`."""
+    total = os.fstat(sys.stdin.fileno()).st_size
+    if end > total:
+        raise Bad(f"the video is cut short: {total:,} of {end:,} bytes")
+
+
+def _check_avi() -> None:
+    """The index of an AVI file is at its end, and so is lost first; the list of frames has its size in front."""
+    file, at = sys.stdin.buffer, 12
+    file.seek(at)
+    while len(head := file.read(12)) == 12:
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] == b"LIST" and head[8:] == b"movi":
+            if size != 0xFFFFFFFF:  # a recorder that did not finish
+                _check_end(at + 8 + size)
+            break
+        at += 8 + size + size % 2
+        file.seek(at)
+    file.seek(0)
+
+
+def _check_matroska() -> None:
     """Matroska and WebM hold no number of frames, but the size of what follows the first header."""
     file = sys.stdin.buffer
     head = file.read(65_536)
-    total = file.seek(0, 2)
     file.seek(0)
     try:
         size, at = _ebml_size(head, 4)
@@ -96,8 +126,7 @@ def _check_complete() -> None:
         size, at = _ebml_size(head, at + 4)
     except IndexError:
         raise Bad("the video is cut short within its header") from None
-    if size is not None and at + size > total:
-        raise Bad(f"the video is cut short: {total:,} of {at + size:,} bytes")
+    _check_end(at + (size or 0))
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
@@ -112,7 +141,7 @@ def _sampled(container: Any, stream: Any, most_frames: int, most_here: int) -> t
     kept: list[Any] = []
     times: list[Any] = []
     stride, total = 1, 0
-    for frame in container.decode(stream):
+    for frame in _frames(container, stream):
         if total == MOST_DECODED:
             raise Bad(f"the video has more than {MOST_DECODED:,} frames; cut it or lower its frame rate")
         if total % stride == 0:
@@ -125,6 +154,13 @@ def _sampled(container: Any, stream: Any, most_frames: int, most_here: int) -> t
     if not kept:
         raise Bad("the video has no frame that can be decoded")
     return kept, times, total
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # its end is missing
+            raise Bad("the video is cut short within a frame")
+        yield from packet.decode()
 
 
 def _check(width: int, height: int, most_pixels: int) -> None:

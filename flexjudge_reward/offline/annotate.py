@@ -5,9 +5,10 @@ a file of lines also need an id. A molecule is written as the text it was given 
 output:
 
     pairs.jsonl            {"id", "prompt", "chosen", "rejected", "images", "scores", "pair"}: what DPOTrainer reads
-    pairs.skipped.jsonl    {"id", "pair", "why", "detail"}: every judged pair that was not kept
+    pairs.skipped.jsonl    {"id", "pair", "why", "detail"}: every judged pair that was not kept; and every row that
+                           cannot be used: {"line", "id", "why": "row", "detail"} ("row" for "line" in a data set)
     pairs.md               a card: source, judge, counts
-    pairs.media/           the images of these pairs that the input itself held, as PNG
+    pairs.media/           the images of these pairs that the input itself held, as PNG, and its clips as they were
 
 Prompt and answers are messages, as TRL has them. Where the candidates are images, `prompt` is the question itself, and
 `chosen` and `rejected` are the paths of two images: what a trainer of diffusion models reads. The path of an image in
@@ -16,7 +17,8 @@ Prompt and answers are messages, as TRL has them. Where the candidates are image
 A format for one candidate gives each its score. Any other format compares two candidates in both orders, all pairs of a
 row or those of its schedule, and only a winner that both orders name is kept. Why a pair is skipped: `tie`;
 `order_inconsistent` (the winner changes with the order); `below_margin`; `identical` (the candidates are equal);
-`not_selected` (a pair further apart was kept for the row); or the kind of the failure. Nothing is guessed.
+`not_selected` (a pair further apart was kept for the row); or the kind of the failure. Nothing is guessed. Two
+processes never write one output.
 
 A killed run continues where it was: the files are those of an unbroken run, and at most one batch is judged again.
 Transport failures and timeouts are retried once. They are written only after a later batch succeeds; a batch without
@@ -34,17 +36,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
-from flexjudge_reward.data.rows import Row, RowOptions, Rows
+from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.formats.base import Format
-from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.offline.journal import Journal
+from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, pair_format, pairs_of, select
 from flexjudge_reward.prompts.template import Template
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Content
 
+MOST_CANDIDATES = {"all": 64, "best": 256}  # of a row, whose pairs grow as their square: 2,000 would be 2 million pairs
 BATCH = 64  # rows that are judged together, and that a killed run judges again
 
 
@@ -64,12 +68,13 @@ def annotate_file(
         options: how the source is read; see `data/rows.py`.
 
     Returns:
-        Counts: `rows`, `pairs`, and each reason for which pairs were skipped.
+        Counts: `rows`, `pairs`, `row` (those that cannot be used), and each reason for which pairs were skipped.
 
     Raises:
-        ConfigError: a margin below 0, an output that is no .jsonl file or would change the input, a source that lacks a
-            column, a wrong row (named by its number), a format that cannot compare two candidates, a judge that cannot
-            be shown the media, or an unfinished run of other settings at `output`.
+        ConfigError: a margin below 0, an output that is no .jsonl file, cannot be written, is being written by another
+            process or would change the input, a source that lacks a column or has no row that can be used (or, with
+            `strict`, one that cannot), a format that cannot compare two candidates, or an unfinished run of other
+            settings at `output`.
         EngineError: the judge can answer nothing; finished rows are kept for the next run.
     """
     if not margin >= 0:
@@ -83,20 +88,22 @@ def annotate_file(
     judge = judge.with_format(pair_format(judge.format))
 
     def check(row: Row) -> None:
-        _check_candidates(row.example.candidates)
-        judge.check_media(row.example)
+        _check_candidates(row.example.candidates, MOST_CANDIDATES[which])
+        check_fits(judge, row.example)
 
-    total = rows.verify(check, unique=True)
-    with Journal(output, _fingerprint(rows, judge, which, margin)) as journal:
-        left = islice(rows.read(check, unique=True), journal.counts["rows"], None)
-        _annotate(left, total, judge, which, margin, journal)
-        journal.finish(_card(rows, judge, which, margin, journal.counts))
+    with owned(output):
+        total = rows.verify(check, unique=True)
+        with Journal(output, _fingerprint(rows, judge, which, margin)) as journal:
+            left = islice(rows.read(check, unique=True), journal.counts["rows"], None)
+            _annotate(rows.unit, left, total, judge, which, margin, journal)
+            journal.finish(_card(rows, judge, which, margin, journal.counts))
+    rows.report(journal.counts["row"], journal.counts["rows"])
     return journal.counts
 
 
-def _check_candidates(candidates: Sequence[Content]) -> None:
-    if len(candidates) < 2:
-        raise ConfigError(f"a pair needs at least two candidates, found {len(candidates)}")
+def _check_candidates(candidates: Sequence[Content], most: int) -> None:
+    if not 2 <= len(candidates) <= most:
+        raise ConfigError(f"a pair needs at least two candidates and a row has at most {most}, found {len(candidates)}")
     kinds = sorted({_kind(candidate) for candidate in candidates})
     if len(kinds) > 1:
         raise ConfigError(f"the candidates are of unequal kind: {' and '.join(kinds)}")
@@ -108,22 +115,32 @@ def _kind(candidate: Content) -> str:
 
 
 def _annotate(
-    rows: Iterator[Row], total: int | None, judge: Judge, which: Which, margin: float, journal: Journal
+    unit: str,
+    rows: Iterator[Row | BadRow],
+    total: int | None,
+    judge: Judge,
+    which: Which,
+    margin: float,
+    journal: Journal,
 ) -> None:
     from tqdm import tqdm
 
-    def write(compared: Sequence[tuple[Row, list[Pair]]]) -> None:
+    def write(compared: Sequence[tuple[Row | BadRow, list[Pair]]]) -> None:
         for row, pairs in compared:
+            if isinstance(row, BadRow):
+                journal.add({unit: row.number, "id": row.id, "why": "row", "detail": row.why}, "row")
+                continue
             for pair in select(pairs, which, margin):
                 journal.add(writer.row(row, pair), pair.why or "")
         if compared:
             journal.commit(len(compared))
 
-    writer, done = PairWriter(journal.image), journal.counts["rows"]
+    writer, done = PairWriter(journal.keep), journal.counts["rows"]
     with tqdm(total=total, initial=done, unit="row", desc="annotating", disable=None) as bar:
-        held: list[tuple[Row, list[Pair]]] = []
+        held: list[tuple[Row | BadRow, list[Pair]]] = []
         while batch := list(islice(rows, BATCH)):
-            compared = _compare(batch, judge)
+            judged = iter(_compare([row for row in batch if isinstance(row, Row)], judge))
+            compared = [next(judged) if isinstance(row, Row) else [] for row in batch]
             _check_answered(compared, first=not journal.counts["rows"])
             # Unanswered rows are written once a later batch shows that the server is there.
             write(held)
@@ -137,6 +154,8 @@ def _annotate(
 
 def _compare(rows: Sequence[Row], judge: Judge, attempts: int = 2) -> list[list[Pair]]:
     """The pairs of every row; unanswered rows are judged twice, since written rows are final."""
+    if not rows:
+        return []
     results = judge_groups(judge, [row.example for row in rows], [{"id": row.id} for row in rows])
     compared = [pairs_of(row.example, result) for row, result in zip(rows, results, strict=True)]
     unanswered = [index for index, pairs in enumerate(compared) if _unanswered(pairs)]

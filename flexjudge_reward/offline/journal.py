@@ -1,7 +1,7 @@
 """The files of an annotation, safe from a kill.
 
 Rows are appended to `.partial` files; after every batch `OUTPUT.progress` holds their sizes. A run that finds one cuts
-the files there and continues, so that it leaves the files of an unbroken run. Images are named by their content and
+the files there and continues, so that it leaves the files of an unbroken run. Media are named by their content and
 appear whole; writing one again changes nothing.
 """
 
@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from flexjudge_reward.data.cells import Clip
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.record import json_line
 from flexjudge_reward.media import image as images
@@ -72,12 +73,12 @@ class Journal:
         self._files[bool(reason)].write(json_line(row).encode())
         self.counts[reason or "pairs"] += 1
 
-    def image(self, image: Media) -> str:
-        """Stores an image as PNG; its path relative to the folder of the output. Raises MediaError."""
-        path = self._images / f"{image.digest}.png"
+    def keep(self, media: Media | Clip) -> str:
+        """Stores an image as PNG, a clip as it is; its path relative to the folder of the output. Raises MediaError."""
+        path = self._images / (media.name if isinstance(media, Clip) else f"{media.digest}.png")
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            _replaced(path, images.encode(image.images()[0]))
+            _replaced(path, media.data if isinstance(media, Clip) else images.encode(media.images()[0]))
         return f"{path.parent.name}/{path.name}"
 
     def commit(self, rows: int) -> None:

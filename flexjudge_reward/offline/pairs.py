@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from flexjudge_reward.data.content import is_conversation, is_tool_result, kind_and_source
+from flexjudge_reward.data.cells import MEDIA_COLUMNS, Clip
+from flexjudge_reward.data.content import apart, is_conversation, is_tool_result, kind_and_source
 from flexjudge_reward.data.rows import Row
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import Format
@@ -16,10 +17,10 @@ from flexjudge_reward.formats.groups import GroupFormat, Tournament
 from flexjudge_reward.formats.swap import PositionSwap
 from flexjudge_reward.judge.groups import GroupResult
 from flexjudge_reward.media.base import KINDS, Media
-from flexjudge_reward.types import Content, Example, Failure, FailureKind, Verdict
+from flexjudge_reward.types import NOT_SHOWN, Content, Example, Failure, FailureKind, Verdict
 
 Which = Literal["best", "all"]
-SkipReason = Literal["tie", "order_inconsistent", "below_margin", "identical", "not_selected"] | FailureKind
+SkipReason = Literal["tie", "order_inconsistent", "below_margin", "identical", "not_selected", "row"] | FailureKind
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def pair_format(format: Format) -> Format:
 
 def pairs_of(example: Example, result: GroupResult) -> list[Pair]:
     """Every two candidates that were compared, from their own scores or side by side."""
-    # A candidate whose media cannot be used has no content, and equals no other.
+    # A candidate that cannot be shown has no content, and equals no other.
     contents = [
-        index if isinstance(outcome, Failure) and outcome.kind == "media" else example.candidates[index]
+        index if isinstance(outcome, Failure) and outcome.kind in NOT_SHOWN else example.candidates[index]
         for index, outcome in enumerate(result.outcomes)
     ]
     first = [contents.index(content) for content in contents]  # identical candidates are compared once
@@ -120,7 +121,7 @@ def select(pairs: Sequence[Pair], which: Which, margin: float) -> list[Pair]:
 class PairWriter:
     """Makes the rows of a file of pairs, in which question and answers are as the input gives them."""
 
-    store: Callable[[Media], str]  # keeps an image that the input itself held, and returns its path
+    store: Callable[[Media | Clip], str]  # keeps an image or a clip that the input itself held, and returns its path
 
     def row(self, row: Row, pair: Pair) -> dict[str, Any]:
         """The row of a pair that is kept or skipped."""
@@ -135,7 +136,8 @@ class PairWriter:
             prompt = self._messages(question, "user")
             chosen, rejected = (self._messages(answer, "assistant") for answer in answers)
         said = {"id": row.id, "prompt": prompt, "chosen": chosen, "rejected": rejected}
-        media = {n: [self._path(one) for one in row.entry[n]] for n in ("images", "videos") if row.entry.get(n)}
+        columns = [f"{kind}s" for kind in MEDIA_COLUMNS if row.entry.get(f"{kind}s")]
+        media = {column: [self._path(one) for one in row.entry[column]] for column in columns}
         return {**said, **media, "scores": pair.scores, "pair": numbers}
 
     def _messages(self, value: Any, role: str) -> list[dict[str, Any]]:
@@ -149,11 +151,16 @@ class PairWriter:
         """Texts as one text; a list of parts with media as content blocks."""
         parts = [_named(part) for part in (value if isinstance(value, list) else [value])]
         if all(kind == "text" for kind, _ in parts):
-            return "".join(part for _, part in parts)
+            return "".join(apart([part for _, part in parts]))
         return [{"type": kind} if part is None else {"type": kind, kind: self._path(part)} for kind, part in parts]
 
-    def _path(self, value: str | Media) -> str:
-        return self.store(value) if isinstance(value, Media) else value
+    def _path(self, value: Any) -> Any:
+        """A path or a data URI as it is; of what the input held, the path under which it is stored."""
+        if isinstance(value, list):  # the frames of a video
+            return [self._path(frame) for frame in value]
+        if isinstance(value, bytes | Mapping):
+            value = Media.image(value)
+        return self.store(value) if isinstance(value, Media | Clip) else value
 
 
 def _is_image(candidate: Content) -> bool:
@@ -162,10 +169,10 @@ def _is_image(candidate: Content) -> bool:
 
 def _named(part: Any) -> tuple[str, Any]:
     """The kind of a part, and its text, path or image; what a policy writes as text, such as a molecule, is a text."""
-    if isinstance(part, str) or part is None:
-        return "text", part or ""
-    if isinstance(part, Media):
-        return part.kind, part
+    if isinstance(part, str | int | float) or part is None:
+        return "text", "" if part is None else str(part)
+    if isinstance(part, Media | Clip):
+        return (part.media if isinstance(part, Clip) else part).kind, part
     kind, source = kind_and_source(part)
     if kind in KINDS and KINDS[kind].channel:
         return kind, source

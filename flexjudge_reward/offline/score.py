@@ -12,9 +12,10 @@ entry per candidate, or one for the group. A row of `rerank_file`:
 `order` has every candidate by its index, best first; `scores` are in [0, 1]. Here ids are required and unique. The rows
 of a data set have "row", its index, for "line", and by default it is their id.
 
-A wrong row stops the run and names its line, before any model loads if the source is local. An image that cannot be
-used fails its candidate only. The output appears under its name when it is complete; a run that was cut off starts
-again, and finished judgements come from the cache.
+A row that cannot be used is {"line", "id", "error", "scores": [], "failures": []} in its place, and the next one comes;
+`strict` makes it the end of the run, before any model loads if the source is local. An image that cannot be used fails
+its candidate only. Two processes never write one output. It appears under its name when it is complete; a run that was
+cut off starts again, and finished judgements come from the cache.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TextIO, Unpack
 
-from flexjudge_reward.data.rows import Row, RowOptions, Rows
+from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.judge.groups import GroupResult, judge_groups
+from flexjudge_reward.judge.groups import GroupResult, check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import failure_entry, json_line
 from flexjudge_reward.judge.summary import RunSummary
+from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.rerank import ranked
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Failure
@@ -47,8 +49,9 @@ def score_file(
     """Judges every row of `source`, read with `options`, and writes the rows to `output`, or to standard output.
 
     Raises:
-        ConfigError: the source is missing, empty, lacks a column, or has a wrong row, or one that does not fit the
-            format or the judge.
+        ConfigError: the source is missing, empty, lacks a column, or has no row that can be used and fits the format
+            and the judge (or, with `strict`, one that does not); the output cannot be written, or another process
+            writes it.
         EngineError: the judge can answer nothing; rows already judged are in the cache.
     """
 
@@ -65,7 +68,7 @@ def rerank_file(
 ) -> RunSummary:
     """Ranks the candidates of every row of `source`; see `rerank.py`.
 
-    Raises as `score_file`; ConfigError also for fewer than two candidates, and for no id or a repeated one.
+    Raises as `score_file`. A row with fewer than two candidates, no id or a repeated one cannot be used.
     """
 
     def entries(row: Row, result: GroupResult) -> dict[str, object]:
@@ -79,26 +82,43 @@ def rerank_file(
 def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks: bool) -> RunSummary:
     from tqdm import tqdm
 
+    done = 0
+
     def check(row: Row) -> None:
-        judge.check_media(row.example)
         if ranks and len(row.example.candidates) < 2:
             raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
-        if judge.format.max_candidates > 1:
-            judge.format.check(row.example)
+        check_fits(judge, row.example)
 
     if output is not None:
         rows.check_output_path(output)
-    total, left, summary = rows.verify(check, ranks), rows.read(check, ranks), RunSummary()
-    with _complete(output) as sink, tqdm(total=total, unit="row", desc="judging", disable=None) as bar:
-        while batch := list(islice(left, BATCH)):
-            start = time.perf_counter()
-            results = judge_groups(judge, [row.example for row in batch], [{"id": row.id} for row in batch])
-            summary.add(results, time.perf_counter() - start)
-            for row, result in zip(batch, results, strict=True):
-                sink.write(json_line({rows.unit: row.number, "id": row.id, **entries(row, result)}))
-            sink.flush()
-            bar.update(len(batch))
+    with nullcontext() if output is None else owned(output):
+        total, left, summary = rows.verify(check, ranks), rows.read(check, ranks), RunSummary()
+        with _complete(output) as sink, tqdm(total=total, unit="row", desc="judging", disable=None) as bar:
+            while batch := list(islice(left, BATCH)):
+                for row, entry in zip(batch, _judged_batch(batch, judge, entries, summary), strict=True):
+                    sink.write(json_line({rows.unit: row.number, "id": row.id, **entry}))
+                sink.flush()
+                bar.update(len(batch))
+                done += len(batch)
+    rows.report(summary.skipped, done)
     return summary
+
+
+def _judged_batch(
+    batch: Sequence[Row | BadRow], judge: Judge, entries: Entries, summary: RunSummary
+) -> Iterator[dict[str, object]]:
+    """What the output says of each row."""
+    good = [row for row in batch if isinstance(row, Row)]
+    start = time.perf_counter()
+    results = judge_groups(judge, [row.example for row in good], [{"id": row.id} for row in good]) if good else []
+    summary.add(results, time.perf_counter() - start)
+    summary.skipped += len(batch) - len(good)
+    judged = iter(results)
+    for row in batch:
+        if isinstance(row, Row):
+            yield entries(row, next(judged))
+        else:
+            yield {"error": row.why, "scores": [], "failures": []}
 
 
 @contextmanager

@@ -40,13 +40,23 @@ KNOWN_CONTROL_TOKENS = frozenset(
     "</quad> <slice> </slice> <image_id> </image_id> <unit> </unit> <image_pad> <video_pad> "
     "<｜User｜> <｜Assistant｜> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>".split()
 )
-"""For servers, whose tokenizer is unknown here: the control tokens of common judge model families.
-All of the form `<|...|>` are broken anyway."""
+"""For servers, whose tokenizer is unknown here: the control tokens of common judge model families. With them, whatever
+has the shape of a control token is broken, too (`_SHAPES`)."""
+VERSION = 2
+"""Of this module's rules; part of every cache key."""
 
 _BACKTICKS = re.compile("`+")
 _ASCII_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 # How most families spell control tokens; broken whether or not the tokenizer at hand is known to have that one.
 _SHAPE = r"<\|[^<>|\n]{1,64}\|>"
+_SHAPES = (
+    *(r"<\|[^<>|\n]{1,64}\|?>", r"<[^<>|\s]{1,64}\|>"),  # Gemma 4: <|turn> and <turn|>
+    r"</?[A-Za-z]+(?:_[A-Za-z0-9]+)+>",  # <end_of_utterance>, <im_start>, <extra_id_0>; HTML has no underscores
+    *(r"\[\|[^\[\]|\n]{1,32}\|\]", r"\[/?[A-Z]+(?:_[A-Z]+)+\]"),  # EXAONE [|user|], Voxtral [BEGIN_AUDIO]
+    *(r"[\[\]]~!?[a-z]{0,3}[\[\]]", r"[\[\]][a-z]~[\[\]]"),  # MiniMax ]~b] and [e~[
+    *(r"</?(?:seed|minimax):[^<>\n]{1,32}>", r"</?role>", r"<(?:unused|reserved|extra|special)\d+>"),
+    r"\[(?:AUDIO|TRANSCRIBE|BOS|EOS|STOP)\]",
+)
 _INVISIBLE_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")  # Hangul fillers: letters to Unicode, blank to the eye
 
 
@@ -58,7 +68,7 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
 
     `tokens` are the contents of the added tokens of the judge's tokenizer, special or not.
     """
-    text = _encodable(text)
+    text = encodable(text)
     searches = _searches(frozenset(tokens))
     # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
     while found := next((search for search in searches if search.found(text)), None):
@@ -66,16 +76,26 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
     return text
 
 
-def fence(parts: Content) -> tuple[Part, ...]:
-    """`parts` as untrusted text between two lines of backticks, longer than any run of backticks inside."""
+def fence(parts: Content, label: Callable[[Media], str] = lambda media: "") -> tuple[Part, ...]:
+    """`parts` as untrusted text between two lines of backticks, longer than any run of backticks inside.
+
+    Args:
+        label: what is written before a media item.
+    """
     ticks = fence_line(parts)
-    inner = (Untrusted(_encodable(part)) if isinstance(part, str) else part for part in parts)
-    return (f"{ticks}\n", *inner, f"\n{ticks}")
+    inner: list[Part] = [f"{ticks}\n"]
+    for part in parts:
+        if isinstance(part, str):
+            inner.append(Untrusted(encodable(part)))
+        else:
+            inner += [shown] if (shown := label(part)) else []
+            inner.append(part)
+    return (*inner, f"\n{ticks}")
 
 
 def fence_line(parts: Iterable[str | Media]) -> str:
     """A line of at least three backticks that is longer than any run of backticks in the texts of `parts`."""
-    text = "".join(_encodable(part) for part in parts if isinstance(part, str))
+    text = "".join(encodable(part) for part in parts if isinstance(part, str))
     return "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(_fold(text)))])
 
 
@@ -113,7 +133,7 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
     return joined
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """`text` without lone surrogates, which JSON can hold and UTF-8 cannot; pairs of them become their character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -150,7 +170,7 @@ class _Search:
     def __init__(self, tokens: Collection[str], fold: Callable[[str], str], *patterns: str) -> None:
         self.fold = fold
         self.pattern = re.compile("|".join([*patterns, *_branches(sorted(tokens))]))
-        self._firsts = {"<", *(token[0] for token in tokens)}  # TAGS and _SHAPE begin with "<"
+        self._firsts = {"<", *("[]" if _SHAPES[0] in patterns else ""), *(token[0] for token in tokens)}
 
     def found(self, text: str) -> bool:
         """Whether there is anything; most text has none of the first characters, which is faster to see."""
@@ -167,7 +187,8 @@ def _searches(tokens: frozenset[str]) -> list[_Search]:
     folded = {_fold(token) for token in visible - plain}
     tags = "(?i:" + "|".join(map(re.escape, TAGS)) + ")"
     literal = [_Search(plain, str)] if plain else []
-    return [*literal, _Search(folded, _fold, tags, _SHAPE)]
+    shapes = _SHAPES if tokens >= KNOWN_CONTROL_TOKENS else (_SHAPE,)
+    return [*literal, _Search(folded, _fold, tags, *shapes)]
 
 
 def _branches(tokens: Sequence[str]) -> Iterator[str]:

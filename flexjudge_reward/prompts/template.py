@@ -8,6 +8,8 @@ A checkpoint understands the texts it was trained with, so they are replaceable:
     reference  the block with {reference}, left out where an example has none
     candidate  the block of one candidate: {number} from 1, {letter} from A, {candidate}
     closing    the end of the user message
+    media      before each image and video: {kind} and {index}, such as "image 2", and {owner}, such as "answer 1";
+               optional, and needed where a server may show all images before the text
 
 `system` and `closing` may use {low}, {high}, {criteria}, {count} and {letters}. Each placeholder is replaced once and
 its replacement is never scanned again, so braces in an answer stay braces.
@@ -32,7 +34,9 @@ _PLACES = {
     "reference": {"reference"},
     "candidate": {"number", "letter", "candidate"},
     "closing": _OF_ALL,
+    "media": {"kind", "index", "owner"},
 }
+_OPTIONAL = {"media": ""}
 KEYS = tuple(_PLACES)
 _PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 
@@ -46,6 +50,7 @@ class Template:
     reference: str
     candidate: str
     closing: str
+    media: str = ""
 
     @classmethod
     def load(cls, prompt_set: str | Path, name: str) -> Template:
@@ -60,7 +65,11 @@ class Template:
             raise ConfigError(f"the prompt set {str(prompt_set)!r} has no text for the format {name!r}")
         if not path.is_file():
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
-        return cls.parse(path.read_text("utf-8"), str(path))
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the prompt file {str(path)!r} cannot be read as text: {error}") from None
+        return cls.parse(text, str(path))
 
     @classmethod
     def parse(cls, text: str, where: str) -> Template:
@@ -72,7 +81,7 @@ class Template:
         for key in sorted({*entries, *KEYS}):
             if key not in KEYS:
                 raise ConfigError(f"{where}: unknown entry {key!r}; known are {', '.join(KEYS)}")
-            if not isinstance(entries.get(key), str):
+            if not isinstance(entries.setdefault(key, _OPTIONAL.get(key)), str):
                 raise ConfigError(f"{where}: the entry {key!r} is missing or not a text")
             places = set(_PLACEHOLDER.findall(entries[key]))
             if wrong := sorted(places - _PLACES[key]):

@@ -4,8 +4,9 @@ A trainer may split the completions of one prompt over its processes in any way.
 every rank shares the texts of its rows; each group is judged once, by one rank that has its prompt (and so its images,
 which never travel); the outcomes go back to the rows.
 
-Every rank takes part in every exchange: an error travels as a value and is raised on all ranks together, and judging
-that passes its deadline gives `timeout` failures. So no rank waits for another longer than that deadline. Groups,
+Every rank takes part in every exchange: an error travels as a value and is raised on all ranks together. One deadline
+counts from the beginning of the call, over reading rows and media and judging; what passes it gives `timeout` failures.
+So no rank waits for another longer than that deadline. Groups,
 owners and rewards are computed from data that all ranks have seen alike.
 """
 
@@ -16,6 +17,7 @@ import ctypes
 import math
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -42,6 +44,8 @@ class RankRows:
     """The group of each row, as a hash."""
     texts: tuple[str, ...]
     """The completion of each row."""
+    late: bool = False
+    """Whether the media of its prompts were not read within the deadline, so that its keys are of the texts only."""
 
 
 @dataclass(frozen=True)
@@ -150,33 +154,48 @@ def raised_on_all_ranks() -> Iterator[None]:
         raise
 
 
-def run_with_deadline(seconds: float, work: Callable[[], T]) -> T | None:
-    """The result of `work`, or None if it takes longer than `seconds`.
+class Deadline:
+    """What is left of the time that a call may take, so that no other rank waits longer. Alone, there is no limit."""
 
-    Work that takes longer cannot be ended: it continues in a thread that ends with the process. Until then it occupies
-    the engine, so that the next call may be late too, and it still writes into cache and record (`judge/record.py`).
-    Its result is dropped. Without other ranks no rank waits, so `work` simply runs.
-    """
-    if distributed() is None or math.isinf(seconds):
-        return work()
-    result: Future[T] = Future()
-    torch = sys.modules["torch"]
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    def __init__(self, seconds: float) -> None:
+        """It begins now."""
+        self.seconds = seconds
+        self._due = math.inf if distributed() is None else time.monotonic() + seconds
 
-    def run() -> None:
-        try:
-            if device is not None:  # it belongs to a thread: a new thread would use the first GPU on every rank
-                torch.cuda.set_device(device)
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
+    @property
+    def left(self) -> float:
+        """Seconds; 0 once it has passed."""
+        return max(0.0, self._due - time.monotonic())
 
-    thread = threading.Thread(target=run, name="flexjudge-judging", daemon=True)
-    thread.start()
-    if wait([result], seconds).not_done:
-        atexit.register(_end, thread)
-        return None
-    return result.result()
+    def run(self, work: Callable[[], T]) -> T | None:
+        """The result of `work`, or None if it takes longer than what is left.
+
+        Work that takes longer cannot be ended: it continues in a thread that ends with the process. Until then it
+        occupies the engine, so that the next call may be late too, and it still writes into cache and record
+        (`judge/record.py`). Its result is dropped.
+        """
+        if math.isinf(self._due):
+            return work()
+        if not self.left:
+            return None
+        result: Future[T] = Future()
+        torch = sys.modules["torch"]
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+        def run() -> None:
+            try:
+                if device is not None:  # it belongs to a thread: a new thread would use the first GPU on every rank
+                    torch.cuda.set_device(device)
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        thread = threading.Thread(target=run, name="flexjudge-judging", daemon=True)
+        thread.start()
+        if wait([result], self.left).not_done:
+            atexit.register(_end, thread)
+            return None
+        return result.result()
 
 
 def _end(thread: threading.Thread) -> None:

@@ -1,12 +1,14 @@
 """Reward metrics: cost, failures, signal quality.
 
     score                       mean score of the judged rows, 0 to 1
-    failure_rate, failed_*      rows without a score, in three kinds
+    failure_rate, failed_*      share of rows without a score, in four kinds
+    failed_ours                 share of rows without a score that their candidate did not cause (`judge/rewards.py`)
+    failed_candidate            share of rows without a score that their candidate caused
     failed_judgements           share of single judgements that failed; a row may combine several comparisons or votes
     forced                      share of the judge's reasonings that had to be closed
     zero_variance               share of groups in which all scores are equal, so that they give no gradient
     swap_agreed                 share of swapped pairs with the same winner in both orders; only where they are swapped
-    score_length                correlation of score and length of the completion, -1 to 1; 0 where one does not vary
+    score_length                correlation of score and length of what was judged, -1 to 1; 0 where one does not vary
     judge_tokens                tokens the judge wrote per reward, those of cached replies included
     judge_seconds               of the slowest rank
     cached                      share of rows whose judgement came whole from the cache
@@ -19,21 +21,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from flexjudge_reward.formats.base import add_counters
+from flexjudge_reward.judge.rewards import causes
 from flexjudge_reward.trainers.gather import RankResults, RowResult
 from flexjudge_reward.types import Failure, FailureKind
 
 # Metrics need one fixed set of names on all ranks, and ten kinds of failure would hide the others.
 _FAILED: dict[str, tuple[FailureKind, ...]] = {
     "media": ("media",),
-    "engine": ("transport", "timeout", "engine"),
+    "unfinished": ("unfinished",),
+    "engine": ("transport", "timeout", "engine", "unsupported", "prompt_cut"),
     "reply": ("truncated", "malformed", "out_of_range", "wrong_count", "refused", "empty"),
 }
 
 
-def metrics(ranks: Sequence[RankResults], rows: Sequence[RowResult], groups: Sequence[object]) -> dict[str, float]:
+def metrics(ranks: Sequence[RankResults], rows: Sequence[RowResult], groups: Sequence[Hashable]) -> dict[str, float]:
     """The metrics of one call, with all rows of the batch in rank order, and the group of each."""
     kinds: Counter[FailureKind] = Counter(row.outcome.kind for row in rows if isinstance(row.outcome, Failure))
     scores = [row.outcome for row in rows if not isinstance(row.outcome, Failure)]
@@ -44,6 +48,9 @@ def metrics(ranks: Sequence[RankResults], rows: Sequence[RowResult], groups: Seq
     values["failure_rate"] = 1 - len(scores) / len(rows)
     for what, members in _FAILED.items():
         values[f"failed_{what}"] = sum(kinds[kind] for kind in members) / len(rows)
+    caused = causes([row.outcome for row in rows], groups)
+    values["failed_ours"] = caused.count("ours") / len(rows)
+    values["failed_candidate"] = caused.count("candidate") / len(rows)
     values["failed_judgements"] = sum(outcome is not None for outcome in outcomes) / max(1, len(outcomes))
     values["zero_variance"] = _zero_variance(groups, rows)
     values["score_length"] = correlation(scores, lengths)
@@ -56,9 +63,9 @@ def metrics(ranks: Sequence[RankResults], rows: Sequence[RowResult], groups: Seq
     return values
 
 
-def _zero_variance(groups: Sequence[object], rows: Sequence[RowResult]) -> float:
+def _zero_variance(groups: Sequence[Hashable], rows: Sequence[RowResult]) -> float:
     """The share of groups with two or more scores in which these are equal."""
-    scores: dict[object, list[float]] = defaultdict(list)
+    scores: dict[Hashable, list[float]] = defaultdict(list)
     for group, row in zip(groups, rows, strict=True):
         if not isinstance(row.outcome, Failure):
             scores[group].append(row.outcome)

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 
 from flexjudge_reward.engines.base import Closable
 from flexjudge_reward.errors import ConfigError, EngineError, JudgementFailed
-from flexjudge_reward.judge.rewards import OnFailure, Outcome, rewards
+from flexjudge_reward.judge.config import RewardConfig
+from flexjudge_reward.judge.rewards import Outcome, rewards
 from flexjudge_reward.trainers.session import RewardSession, Scored
 from flexjudge_reward.types import Example, Failure
 
@@ -48,10 +49,10 @@ class _Group:
     rows: list[Example] = field(default_factory=list)
     futures: list[Future[RowScore]] = field(default_factory=list)
 
-    def settle(self, scored: Scored, on_failure: OnFailure) -> None:
-        """Gives every row its score, or the error that `on_failure` makes of it."""
+    def settle(self, scored: Scored, config: RewardConfig) -> None:
+        """Gives every row its score, or the error that the policy makes of it."""
         try:
-            numbers = rewards(scored.outcomes, [0] * len(self.rows), on_failure)
+            numbers = rewards(scored.outcomes, [0] * len(self.rows), config.on_failure, config.on_candidate_failure)
         except JudgementFailed as error:
             self.fail(error)
             return
@@ -169,7 +170,7 @@ class Rendezvous(Closable):
             # The policy counts for each group on its own.
             scored = self.session.score_groups([group.rows for group in groups], failed, on_failure="abstain")
             for group, one in zip(groups, scored, strict=True):
-                group.settle(one, self.session.config.on_failure)
+                group.settle(one, self.session.config)
         except BaseException as error:
             for group in groups:
                 group.fail(error)

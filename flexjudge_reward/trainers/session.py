@@ -27,7 +27,7 @@ from typing import Any
 
 from flexjudge_reward.data.messages import Columns
 from flexjudge_reward.engines.base import Closable
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.formats.base import add_counters
 from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardConfig
 from flexjudge_reward.judge.groups import GroupResult, judge_groups
@@ -36,7 +36,9 @@ from flexjudge_reward.judge.rewards import FailureWatch, OnFailure, Outcome, gro
 from flexjudge_reward.judge.settings import checked, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.media.base import Media
+from flexjudge_reward.prompts.quoting import encodable
 from flexjudge_reward.trainers.gather import (
+    Deadline,
     RankResults,
     RankRows,
     RowId,
@@ -45,10 +47,9 @@ from flexjudge_reward.trainers.gather import (
     assign_groups,
     raised_on_all_ranks,
     rank,
-    run_with_deadline,
 )
 from flexjudge_reward.trainers.metrics import metrics
-from flexjudge_reward.types import Example, Failure, Verdict
+from flexjudge_reward.types import Example, Failure, Unfinished, Verdict
 
 _unnamed = itertools.count(1)
 _REWARD_SETTINGS = settings_of(RewardConfig)
@@ -136,16 +137,24 @@ class RewardSession(Closable):
 
         Raises:
             ConfigError: the batch or the settings are wrong; nothing was loaded.
-            EngineError: the judge can answer nothing, here or on another rank.
+            EngineError: the judge can answer nothing, or `read` passes the deadline, here or on another rank.
             JudgementFailed: too many failures, or one under the policy "raise"; on all ranks alike.
         """
         with raised_on_all_ranks(), _random_numbers.kept():
             alone = self.judge.format.max_candidates == 1  # first: the judge's plugins may bring a modality of the rows
             config = self.config
             root = None if config.media_root is None else Path(config.media_root)
-            rows = read(Columns(config.question_column, config.reference_column, config.rubric_column, root))
-            keys = tuple(row.with_candidates([]).digest() for row in rows)
-            mine = replace(self._judge_tasks(self._own_tasks(rows, keys, alone), step), keys=keys)
+            named = (config.question_column, config.reference_column, config.rubric_column)
+            columns = Columns(*named, root, config.completion)
+            deadline = Deadline(config.deadline)
+            rows = deadline.run(lambda: read(columns))
+            if rows is None:
+                raise EngineError(f"the rows were not read within the deadline of {deadline.seconds:g} s")
+            keys = deadline.run(lambda: _keys(rows, deadline))
+            late = keys is None
+            keys = keys or tuple(_key_of_texts(row) for row in rows)
+            tasks = self._own_tasks(RankRows(keys, () if alone else tuple(map(_text, rows)), late), rows, deadline)
+            mine = replace(self._judge_tasks(tasks, step, deadline), keys=keys)
         ranks = all_gather(mine)
         ids = group_ids([key for results in ranks for key in results.keys], config.num_generations)
         scored = self._scored(ranks, ids, config.on_failure)
@@ -169,7 +178,11 @@ class RewardSession(Closable):
         """
         if not groups or not all(groups):
             raise ConfigError("nothing to judge: there are no groups, or one of them has no rows")
-        results = self._judge_tasks([*self._whole_groups(groups, failed or {})], step)
+        deadline = Deadline(self.config.deadline)
+        tasks = deadline.run(lambda: [*self._whole_groups(groups, failed or {})])
+        if tasks is None:
+            tasks = [*self._whole_groups(groups, dict.fromkeys(range(len(groups)), _late("reading media", deadline)))]
+        results = self._judge_tasks(tasks, step, deadline)
         ids = [index for index, group in enumerate(groups) for _ in group]
         scored = self._scored([results], ids, on_failure or self.config.on_failure)
         bounds = itertools.pairwise([0, *itertools.accumulate(map(len, groups))])
@@ -188,11 +201,19 @@ class RewardSession(Closable):
         self.__dict__.update(state)
         self._lock = threading.RLock()
 
-    def _own_tasks(self, rows: Sequence[Example], keys: tuple[str, ...], alone: bool) -> list[_Task]:
-        """What this rank judges: its rows, or the groups that fall to it. Raises on all ranks alike."""
-        if alone:
-            return [_Task(keys[number], ((rank(), number),), row) for number, row in enumerate(rows)]
-        ranks = all_gather(RankRows(keys, tuple(map(_text, rows))))
+    def _own_tasks(self, mine: RankRows, rows: Sequence[Example], deadline: Deadline) -> list[_Task]:
+        """What this rank judges: its rows, or the groups that fall to it. Raises on all ranks alike.
+
+        Which groups there are is known only once every rank has read its prompts.
+        """
+        alone = self.judge.format.max_candidates == 1
+        ranks = [mine] if alone else all_gather(mine)
+        late = [number for number, one in enumerate(ranks) if one.late]
+        if alone or late:
+            failure = (
+                _late("reading media" if alone else f"reading media on rank {late[0]}", deadline) if late else None
+            )
+            return [_Task(mine.keys[number], ((rank(), number),), row, failure) for number, row in enumerate(rows)]
         groups = assign_groups(ranks, self.config.num_generations)
         return [_Task(g.key, g.rows, rows[g.source].with_candidates(g.texts)) for g in groups if g.owner == rank()]
 
@@ -212,7 +233,7 @@ class RewardSession(Closable):
             whole = group[0].with_candidates([row.candidates[0] for row in group])
             yield _Task(str(index), ids, whole, failed.get(index))
 
-    def _judge_tasks(self, tasks: Sequence[_Task], step: int | None) -> RankResults:
+    def _judge_tasks(self, tasks: Sequence[_Task], step: int | None, deadline: Deadline) -> RankResults:
         """All tasks, judged in one batch; as timeouts if that passes the deadline."""
         asked = [task for task in tasks if task.failure is None]
         examples = [task.example for task in asked]
@@ -220,10 +241,10 @@ class RewardSession(Closable):
             {"step": step, "rank": rank(), "group": task.key[:16], "rows": [list(row) for row in task.rows]}
             for task in asked
         ]
-        start, deadline = time.perf_counter(), self.config.deadline
-        judged = run_with_deadline(deadline, lambda: judge_groups(self.judge, examples, labels)) if asked else []
+        start = time.perf_counter()
+        judged = deadline.run(lambda: judge_groups(self.judge, examples, labels, True)) if asked else []
         seconds = time.perf_counter() - start
-        late = Failure("timeout", f"judging took longer than the deadline of {deadline:g} s")
+        late = _late("judging", deadline)
         remaining = iter([_failed(example, late) for example in examples] if judged is None else judged)
         results = [_failed(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
         with self._lock:
@@ -250,7 +271,8 @@ class RewardSession(Closable):
         outcomes = [row.outcome for row in rows]
         with self._lock:
             self._watch.add([outcome for results in ranks for outcome in results.outcomes])
-            numbers, values = rewards(outcomes, groups, on_failure), metrics(ranks, rows, groups)
+            numbers = rewards(outcomes, groups, on_failure, self.config.on_candidate_failure)
+            values = metrics(ranks, rows, groups)
             self.summary.add_metrics(values)
         return Scored(numbers, outcomes, [row.reasoning for row in rows], values)
 
@@ -261,12 +283,32 @@ def next_name() -> str:
     return "flexjudge_reward" if number == 1 else f"flexjudge_reward_{number}"
 
 
+def _keys(rows: Sequence[Example], deadline: Deadline) -> tuple[str, ...] | None:
+    """The group of each row; reads the media of its prompt. None, and no more is read, once the deadline has passed."""
+    keys = []
+    for row in rows:
+        if not deadline.left:
+            return None
+        keys.append(row.with_candidates([]).digest())
+    return tuple(keys)
+
+
+def _key_of_texts(row: Example) -> str:
+    """The group of a row whose media were not read in time."""
+    return Example(["unread", *(part if isinstance(part, str) else part.kind for part in row.question)], []).digest()
+
+
+def _late(what: str, deadline: Deadline) -> Failure:
+    return Failure("timeout", f"{what} took longer than the deadline of {deadline.seconds:g} s")
+
+
 def _text(row: Example) -> str:
     """The one candidate of a row as text, which is what travels between ranks. Raises ConfigError for media."""
     (candidate,) = row.candidates
     if any(isinstance(part, Media) for part in candidate):
         raise ConfigError("a group format compares texts; a completion with media parts needs format='pointwise'")
-    return "".join(str(part) for part in candidate)
+    unfinished = next((part for part in candidate if isinstance(part, Unfinished)), None)
+    return unfinished if unfinished is not None else "".join(str(part) for part in candidate)
 
 
 def _failed(example: Example, failure: Failure) -> GroupResult:
@@ -277,7 +319,8 @@ def _row_result(result: GroupResult, index: int, example: Example) -> RowResult:
     outcome, verdict = result.outcomes[index], result.verdict_of(index)
     failure = f"[{outcome.kind}: {outcome.detail}] " if isinstance(outcome, Failure) else ""
     length = sum(len(part) for part in example.candidates[index] if isinstance(part, str))
-    return RowResult(outcome, failure + verdict.reasoning, length, verdict.cached)
+    # A trainer writes it as UTF-8 and parquet, which half a surrogate pair of a server's JSON would end.
+    return RowResult(outcome, encodable(failure + verdict.reasoning), length, verdict.cached)
 
 
 class _RandomNumbers:

@@ -20,7 +20,8 @@ from flexjudge_reward.trainers.session import RewardSession, next_name
 class FlexJudgeReward:
     """A reward function for TRL: one float in [0, 1], or None, per completion.
 
-    The number is the judge's score moved linearly from its scale to [0, 1]; a failed judgement is never a score.
+    The number is the judge's score moved linearly from its scale to [0, 1]. What a failed judgement gives
+    depends on its cause and two settings (`judge/rewards.py`).
     """
 
     __name__: str
@@ -31,8 +32,8 @@ class FlexJudgeReward:
             judge: a ready judge; without one, settings, FLEXJUDGE_* and the machine choose it.
             name: of the reward in the trainer's logs; by default each instance has its own.
             settings: fields of `JudgeConfig` (model, engine, base_url, format, rubric, record, ...) and `RewardConfig`
-                (on_failure, max_failure_rate, question_column, reference_column, rubric_column, media_root,
-                num_generations, deadline).
+                (on_failure, on_candidate_failure, max_failure_rate, question_column, reference_column, rubric_column,
+                media_root, completion, num_generations, deadline).
 
         Raises:
             ConfigError: a wrong setting, or a judge together with settings of a judge.

@@ -5,9 +5,9 @@
     a repeated molecule         half of that for each earlier time, over the whole run of this process
     --diversity w               times 1 - w * (mean similarity to the other molecules of the batch), at least 0
 
-A failed judgement stays a failure: `FlexJudgeReward` gives its row the mean of the judged molecules of the prompt. In a
-call without any judged molecule all rewards are None, so that nothing is learned from it. The count of repeats begins
-anew in a resumed run, and each process counts its own.
+A failed judgement is no score: `FlexJudgeReward` gives its row the mean of the judged molecules of the prompt, or their
+lowest score where the molecule caused it. In a call in which no molecule gets a number all rewards are None, so that
+nothing is learned from it. The count of repeats begins anew in a resumed run, and each process counts its own.
 """
 
 from __future__ import annotations

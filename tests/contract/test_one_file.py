@@ -92,8 +92,10 @@ def sulking(request: Request) -> str:
 
 @pytest.mark.parametrize("written", [ADAPTER], indirect=True, ids=["adapter"])
 @pytest.mark.parametrize("format", [Pointwise(), Pairwise(), Listwise()], ids=lambda format: format.name)
-@pytest.mark.parametrize("on_failure", ["group_mean", "abstain"])
-def test_an_adapter_gives_the_rewards_of_the_trl_adapter(format: Format, on_failure: Any, written: Path) -> None:
+@pytest.mark.parametrize(("on_failure", "caused"), [("group_mean", "mean"), ("abstain", "abstain")])
+def test_an_adapter_gives_the_rewards_of_the_trl_adapter(
+    format: Format, on_failure: str, caused: str, written: Path
+) -> None:
     assert len(written.read_text().strip().splitlines()) < 40
     spec = importlib.util.spec_from_file_location("own", written)
     assert spec is not None and spec.loader is not None
@@ -101,7 +103,7 @@ def test_an_adapter_gives_the_rewards_of_the_trl_adapter(format: Format, on_fail
     spec.loader.exec_module(own)
     prompts = ["p", "q", "p", "q", "p", "q", "r", "r", "r"]
     answers = ["1", "5", "4", "5", "9", "2", "4", "4", "4 again"]
-    settings = {"on_failure": on_failure, "max_failure_rate": 1.0}
+    settings: Any = {"on_failure": on_failure, "on_candidate_failure": caused, "max_failure_rate": 1.0}
     judges = [Judge(format, ScriptedEngine(sulking)) for _ in range(2)]
     metrics: dict[str, float] = {}
     expected = FlexJudgeReward(judges[0], name="judge", **settings)(prompts, answers, log_metric=metrics.__setitem__)

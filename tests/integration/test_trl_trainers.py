@@ -33,7 +33,9 @@ def reply(score: object) -> str:
 
 
 def scripted(replies: list[str], **settings: Any) -> FlexJudgeReward:
-    return FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(replies * 40)), max_failure_rate=1, **settings)
+    """Judged whole: an untrained policy writes any token, think tags among them."""
+    judge = Judge(Pointwise(), ScriptedEngine(replies * 40))
+    return FlexJudgeReward(judge, max_failure_rate=1, **{"completion": "all"} | settings)
 
 
 def constant(completions: list[Any], **columns: Any) -> list[float]:
@@ -160,12 +162,26 @@ def test_rloo(text_policy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
 def test_a_failed_row_beside_another_reward_moves_nothing(aggregation: str, text_policy: str, tmp_path: Path) -> None:
-    one = scripted([reply(2), CUT, reply(10), reply(5), reply("inf"), reply(3), reply("1e39"), reply(9)])
+    one = scripted([reply(2), CUT, reply(10), reply(5), CUT, reply(3), CUT, reply(9)])
     trainer = trained(text_policy, [one, constant], tmp_path, TEXT_ROWS, multi_objective_aggregation=aggregation)
     finite(trainer)
     advantages = list(trainer._logs["advantages"])
     assert max(abs(advantages[row]) for row in (1, 4, 6)) <= 1e-6
     assert all(abs(advantages[row]) > 0.1 for row in (0, 2, 5, 7))
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_candidate_that_breaks_the_judge_counts_as_the_lowest(
+    aggregation: str, text_policy: str, tmp_path: Path
+) -> None:
+    """Asked once more, the first one is judged after all; the second group has two that break the judge again."""
+    first = [reply("inf"), reply(4), reply(10), reply(5), reply("11"), reply(3), reply("1e39"), reply(9)]
+    one = scripted([*first, reply(6), reply("?"), reply("1e39")])
+    trainer = trained(text_policy, [one, constant], tmp_path, TEXT_ROWS, multi_objective_aggregation=aggregation)
+    log, advantages = finite(trainer), list(trainer._logs["advantages"])
+    assert advantages[4] == advantages[5] == advantages[6] < 0 < advantages[7]
+    assert advantages[1] < advantages[3] < advantages[0] < advantages[2]
+    assert log[f"{one.__name__}/failed_candidate"] == pytest.approx(2 / 8) and log[f"{one.__name__}/failed_ours"] == 0
 
 
 def test_a_group_without_a_verdict_does_not_move_the_policy(text_policy: str, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -13,6 +17,7 @@ import pytest
 from flexjudge_reward import (
     BudgetForcing,
     Engine,
+    EngineError,
     Example,
     ExpectedScore,
     Judge,
@@ -78,7 +83,7 @@ def test_engines_agree(nano_vllm: VLLMEngine, nano_server: str, nano_transformer
         large = [request.changed(max_tokens=5000) for request in (requests[0], item(1, Untrusted(TOO_LONG)))]
         whole, too_long = server.generate(large)
         assert server.identity()["model"] == "nano"
-    assert whole.text == served[0] and too_long.failure is not None and too_long.failure.kind == "engine"
+    assert whole.text == served[0] and too_long.failure is not None and too_long.failure.kind == "refused"
     assert served == texts(nano_vllm.generate(requests))
     plain = texts(nano_transformers.generate(requests))
     assert [text for n, text in enumerate(served) if n % 3 != 2] == [text for n, text in enumerate(plain) if n % 3 != 2]
@@ -116,3 +121,20 @@ def test_engines_agree_on_continued_replies(
         assert [v.scores for v in verdicts] == [v.scores and pytest.approx(v.scores, abs=0.05) for v in judged[0]]
     forced = [sum(verdict.counters.get("forced", 0) for verdict in verdicts) for verdicts in judged]
     assert forced == [6 if limit < 160 else 0] * len(engines)
+
+
+def test_an_engine_that_is_killed_while_it_works_is_an_error(nano_vllm: VLLMEngine) -> None:
+    """As the kernel kills for memory. Last here, because the next call would have to start it again."""
+    texts(nano_vllm.generate([item(0)]))
+    (engine,) = real.engine_processes()
+
+    def kill() -> None:
+        os.kill(int(engine.split()[0]), signal.SIGKILL)
+
+    timer = threading.Timer(0.3, kill)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="died"):
+        nano_vllm.generate([item(n, sampling=Sampling(max_tokens=200, temperature=1.0)) for n in range(2000)])
+    timer.join()
+    assert time.monotonic() - start < 60

@@ -88,7 +88,8 @@ def test_a_failed_judgement_is_never_a_score_of_its_own() -> None:
     logged = dict[str, float]()
     assert give([""] * 2, ["OCC", "C1"], log_metric=logged.__setitem__) == [None, None]  # nothing judged or learned
     assert logged["judge/failure_rate"] == 1.0 and "judge/score" not in logged
-    assert reward(ScriptedEngine(lambda request: "no answer"))([""] * 2, ["CC", "C1"]) == [None, None]
+    # Asked twice, the molecule caused it: the low end of the judge's scale, and it is a molecule all the same.
+    assert reward(ScriptedEngine(lambda request: "no answer"))([""] * 2, ["CC", "C1"]) == [0.5, 0.0]
 
 
 def test_similarity_has_a_penalty() -> None:

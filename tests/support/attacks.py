@@ -386,3 +386,9 @@ def worst(failures: Sequence[tuple[str, Generation, object]]) -> str:
     return "\n".join(
         f"{kind}: {reply.text[:120]!r} {reply.finish_reason} -> {got}" for kind, reply, got in failures[:5]
     )
+
+
+def slow_smiles(count: int) -> list[str]:
+    """Ring systems that cost RDKit a minute of processor time each, in one call that holds the interpreter's lock."""
+    cage = f"c12c3cc4c5cc6c1{'cc1c4cc4c6cc6c1' * 11}cc1c4cc4c6cc3c1cc5c4c2"
+    return [cage.replace("6", f"%{number}") for number in range(60, 60 + count)]

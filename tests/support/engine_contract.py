@@ -118,7 +118,7 @@ class ModelContract(EngineContract):
     def test_a_prompt_that_is_too_long_fails_alone(self, engine: Engine) -> None:
         requests = [judgement(1), item(1, Untrusted(TOO_LONG)), judgement(2)]
         generations = engine.generate(requests)
-        assert generations[1].failure is not None and generations[1].failure.kind == "engine"
+        assert generations[1].failure is not None and generations[1].failure.kind == "refused"
         assert generations[::2] == engine.generate(requests[::2])
 
     def test_how_a_reply_ends(self, engine: Engine) -> None:

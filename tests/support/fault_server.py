@@ -51,6 +51,7 @@ class FaultServer:
         self.plan, self.models, self.key, self.delay, self.port = plan, models, key, delay, port
         self.attempts: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
+        self.headers: dict[str, str] = {}
         self.in_flight = self.most_in_flight = 0
 
     @property
@@ -114,16 +115,21 @@ class FaultServer:
         text = await request.text()
         body = json.loads(text)
         self.requests.append(body)
+        self.headers = dict(request.headers)
         found = _NAME.search(text)
         name = found.group() if found else ""
         # A dead server sends no reply, also while its connections are being closed.
-        fault = Fault("die") if self._stopped.is_set() else self.plan(name, self.attempts[name])
+        fault = Fault("die") if self._stopped.is_set() else self.respond(name, body)
         self.attempts[name] += 1
         await asyncio.sleep(self.delay)
         if fault is None:
             text = reply(f"<think>{name}</think><answer>7</answer>")
             return web.Response(text=text, content_type="application/json")
         return await self._fail(request, fault)
+
+    def respond(self, name: str, body: dict[str, Any]) -> Fault | None:
+        """What happens to a request; None is a good reply."""
+        return self.plan(name, self.attempts[name])
 
     async def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.how == "hang":

@@ -22,6 +22,18 @@ def noise(width: int = 60, height: int = 40, seed: int = 0, mode: str = "RGB") -
     return PIL.Image.fromarray(pixels).convert(mode)
 
 
+def photo(width: int, height: int, seed: int = 0) -> Any:
+    """A PIL image that an encoder finds as hard as a photograph: soft shapes under grain."""
+    import numpy as np
+    import PIL.Image
+
+    random = np.random.default_rng(seed)
+    shapes = PIL.Image.fromarray(random.integers(0, 255, (height // 16, width // 16, 3), np.uint8))
+    grain = random.normal(0, 4, (height, width, 1)).astype(np.int16)
+    pixels = np.asarray(shapes.resize((width, height), PIL.Image.Resampling.BICUBIC), np.int16) + grain
+    return PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
 def saved(image: Any, format: str = "PNG", **options: Any) -> bytes:
     """The image as an encoded file."""
     out = io.BytesIO()
@@ -93,6 +105,19 @@ def png_header(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def png_with(name: bytes, count: int) -> bytes:
+    """A PNG file with so many empty chunks before its pixels."""
+    chunk = bytes(4) + name + struct.pack(">I", zlib.crc32(name))
+    whole = saved(noise())
+    return whole[:33] + chunk * count + whole[33:]
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    """A JPEG file with something before its first segment."""
+    whole = saved(noise(), "JPEG")
+    return whole[:2] + segments + whole[2:]
+
+
 def bombs() -> Iterator[tuple[str, bytes]]:
     """(name, file): small files that ask for much memory or time."""
     for side in (4_001, 9_000, 13_000, 20_000, 60_000, 2**31 - 1):
@@ -122,6 +147,8 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     chunk = struct.pack(">I", len(inner) - 4) + inner + struct.pack(">I", zlib.crc32(inner))
     good = saved(noise())
     yield "PNG with a compressed text of 200 MB", good[:33] + chunk + good[33:]
+    yield "PNG of a million empty chunks", png_with(b"prVt", 1_000_000)
+    yield "JPEG of 2 million fill bytes", jpeg_with(b"\xff" * 2_000_000)
 
 
 def _jpeg_of(side: int) -> bytes:

@@ -18,18 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward import (
+    Example,
     FlexJudgeReward,
     Format,
     Generation,
     Judge,
     Listwise,
+    Media,
     MultipleChoice,
     Pairwise,
     Pointwise,
     Request,
+    RewardSession,
     ScriptedEngine,
     Untrusted,
 )
+from support.attacks import slow_smiles
 from support.judging import candidates, tags
 
 FORMATS: tuple[Format, ...] = (Listwise(), Pairwise(), MultipleChoice(), Pointwise())
@@ -119,6 +123,48 @@ class Misbehaving(ScriptedEngine):
                 numbers @ numbers
         time.sleep(self.seconds)
         return super().complete(requests)
+
+
+class Slow:
+    """What torch's tensors are to numpy, only slow."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        import numpy as np
+
+        time.sleep(self.seconds)
+        return np.zeros((4, 4), np.uint8)
+
+
+def slow_rows(what: str, seconds: float) -> list[Example]:
+    """Four rows of two questions, slow to read, with slow media in prompts or in a candidate, or molecules there."""
+    if what == "rows":
+        time.sleep(seconds)
+    media = [Media.image(Slow(seconds if what == "prompts" else 0))] * 4
+    if what == "molecules":
+        media = [Media.molecule(smiles) for smiles in slow_smiles(4)]
+    first = Media.image(Slow(seconds)) if what == "candidates" else "1"
+    return [Example([media[n], f"question {n // 2}"], [one]) for n, one in enumerate([first, "2", "3", "4"])]
+
+
+def reads(what: str, format: Format, seconds: float, deadline: float) -> Job:
+    """A job: how a call ends, and after how many seconds, while something that rank 0 reads is slow."""
+    return partial(_read, what, format, seconds, deadline)
+
+
+def _read(what: str, format: Format, seconds: float, deadline: float, rank: int, world: int) -> tuple[float, str]:
+    judge = Judge(format, ScriptedEngine(in_order))
+    session = RewardSession(judge, {"deadline": deadline, "max_failure_rate": 1.0, "on_failure": "abstain"})
+    slow = what if rank == 0 else "nothing"
+    start = time.perf_counter()
+    try:
+        values = session.score(lambda columns: slow_rows(slow, seconds)).rewards
+        ended = "none" if all(value is None for value in values) else "rewards"
+    except Exception as error:
+        ended = type(error).__name__
+    return time.perf_counter() - start, ended
 
 
 def waits(how: str, seconds: float, deadline: float) -> Job:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flexjudge_reward import Listwise
-from support.layouts import Misbehaving, mismatches, reward, rows, run, waits
+from flexjudge_reward import Listwise, Pointwise
+from support.layouts import Misbehaving, mismatches, reads, reward, rows, run, waits
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -53,3 +53,22 @@ def test_no_rank_waits_past_the_deadline_and_all_end_well(tmp_path: Path) -> Non
     assert ended == {how: expected for how, (_, expected) in CASES.items()}
     assert all(seconds < DEADLINE + 10 for ranks in found for seconds, _ in ranks)
     assert random == [True, True]
+
+
+SLOW = {  # what rank 0 is slow to read, for which format, for how many seconds, and how the call ends on both ranks
+    "rows": ("rows", Pointwise(), 60, ("EngineError", "OtherRankError")),
+    "prompts": ("prompts", Pointwise(), 60, ("none", "rewards")),
+    "prompts of groups": ("prompts", Listwise(), 60, ("none", "none")),
+    "prompts, but in time": ("prompts", Listwise(), 0.2, ("rewards", "rewards")),
+    "candidates": ("candidates", Pointwise(), 60, ("none", "rewards")),
+    "molecules": ("molecules", Pointwise(), 60, ("none", "rewards")),
+    "nothing": ("nothing", Listwise(), 0, ("rewards", "rewards")),
+}
+
+
+def test_reading_is_within_the_deadline(tmp_path: Path) -> None:
+    jobs = [reads(what, format, seconds, DEADLINE) for what, format, seconds, _ in SLOW.values()]
+    found = run(2, jobs, tmp_path)
+    ended = {how: tuple(how_it_ended for _, how_it_ended in ranks) for how, ranks in zip(SLOW, found, strict=True)}
+    assert ended == {how: expected for how, (*_, expected) in SLOW.items()}
+    assert all(seconds < DEADLINE + 10 for ranks in found for seconds, _ in ranks)

@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_a_folder_in_the_place_of_the_file(cache_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache_file.mkdir(parents=True)
-    continues_without(cache_file, caplog, "unable to open")
+    continues_without(cache_file, caplog, "not a regular file")
 
 
 def test_a_folder_that_cannot_be_written(shut: Path, unprivileged: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.cache.keys import Key, document_of, keys_of
 from flexjudge_reward.engines.cache.store import Store
 from flexjudge_reward.engines.cache.tables import VERSION, Row
+from flexjudge_reward.errors import EngineError
 from flexjudge_reward.types import Generation, Request, TokenLogprob
 
 MAX_BYTES = 2 << 30
@@ -69,7 +70,8 @@ class CachedEngine(Engine):
         Raises ConfigError if the engine's identity is not made of JSON values, and EngineError as the engine; what was
         finished before is stored.
         """
-        keys = keys_of(self.engine.identity(), requests)
+        identity = self.engine.identity()
+        keys = keys_of(identity, requests)
         stored = self.store.get([key.digest for key in keys])
         replies = {digest: reply for digest, value in stored.items() if (reply := decode(value)) is not None}
         first: dict[bytes, int] = {}
@@ -82,7 +84,8 @@ class CachedEngine(Engine):
             part = missing[start : start + REQUESTS_PER_CALL]
             fresh = self.engine.generate([requests[index] for index in part])
             replies.update(zip([keys[index].digest for index in part], fresh, strict=True))
-            self._keep([(requests[index], keys[index], replies[keys[index].digest]) for index in part])
+            if self._is_still(identity):
+                self._keep([(requests[index], keys[index], replies[keys[index].digest]) for index in part])
         results = [replies[key.digest] for key in keys]
         for index, key in enumerate(keys):
             if first.get(key.digest, index) != index:  # a duplicate: it shares a failure, but that is not a cache hit
@@ -92,6 +95,10 @@ class CachedEngine(Engine):
     def identity(self) -> dict[str, object]:
         """That of the engine inside: a cache does not change replies."""
         return self.engine.identity()
+
+    def findings(self) -> dict[str, object]:
+        """As the engine inside."""
+        return self.engine.findings()
 
     def supports(self, modality: str) -> bool:
         """As the engine inside."""
@@ -104,6 +111,13 @@ class CachedEngine(Engine):
 
     def __reduce__(self) -> tuple[type[CachedEngine], tuple[Engine, Path, int]]:
         return CachedEngine, (self.engine, self.store.path, self.store.max_bytes)
+
+    def _is_still(self, identity: dict[str, object]) -> bool:
+        """A server that was started again meanwhile may have other weights under its name."""
+        try:
+            return self.engine.identity() == identity
+        except EngineError:  # it is gone, and no other one has replied
+            return True
 
     def _keep(self, finished: Sequence[tuple[Request, Key, Generation]]) -> None:
         rows = [

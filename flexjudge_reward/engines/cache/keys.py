@@ -19,6 +19,7 @@ from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.cache.tables import Row
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import Media
+from flexjudge_reward.prompts.quoting import VERSION
 from flexjudge_reward.types import Part, Request, Untrusted
 
 SCHEMA = "flexjudge-reply-2"
@@ -53,7 +54,7 @@ def keys_of(identity: Mapping[str, object], requests: Sequence[Request]) -> list
             {"role": message.role, "parts": [_part(part) for part in message.parts]}
             for message in request.prompt.messages
         ]
-        entries = {"schema": SCHEMA, "engine": engine, "sampling": sampling, "messages": messages}
+        entries = {"schema": SCHEMA, "quoting": VERSION, "engine": engine, "sampling": sampling, "messages": messages}
         # Not escaped: an escaped lone surrogate pair and the character it would spell look the same.
         text = json.dumps(entries, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         document = text.encode("utf-8", "surrogatepass")

@@ -5,9 +5,11 @@ It does not know what keys and values mean.
 Promised:
 * what `put` returned for is there after a SIGKILL of any process;
 * a row whose checksum over key and value fails is never served: it is a miss, and is removed;
-* a damaged file is renamed to `<name>.damaged-<time>` and a new one started; nothing is deleted unseen. A healthy
-  database of another application is left alone;
-* a file that cannot be used (not writable, disk full, remote file system, locked) costs one warning, not the run;
+* a damaged cache is renamed to `<name>.damaged-<time>` and a new one started; nothing is deleted unseen;
+* what is no cache (`place.py`) is left alone, byte for byte; a link leads to its file and stays;
+* a file that cannot be used (not ours, not writable, disk full, remote file system, locked) costs one warning, not the
+  run;
+* users outside the file's group get no right to it, also where it had one; a new file is for its user only;
 * the file, with its log, stays below its size limit: the least recently used replies are evicted first.
 
 Not promised: keeping the last commits through a power loss (the file stays consistent), network file systems, Windows,
@@ -20,6 +22,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 import weakref
@@ -27,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from flexjudge_reward.engines.cache import tables
+from flexjudge_reward.engines.cache import place, tables
 from flexjudge_reward.engines.cache.tables import MAX_VALUE, MAX_WAL, ROWS_AT_ONCE, FileSummary, Row
 from flexjudge_reward.errors import ConfigError
 
@@ -61,7 +64,8 @@ class Store:
         """
         if max_bytes < 1 << 20:
             raise ConfigError(f"the size limit of a cache must be at least {1 << 20} bytes, found {max_bytes!r}")
-        self.path = path.expanduser().absolute()
+        # Side files belong beside the file itself, and a link is never replaced.
+        self.path = Path(os.path.realpath(path.expanduser()))
         self.max_bytes = max_bytes
         self.set_aside: list[Path] = []
         """Damaged files that this object moved away, by their new names."""
@@ -180,6 +184,7 @@ class Store:
         with self._file_lock():
             if damaged != _inode(self.path):
                 return  # another process was faster
+            place.is_cache(self.path, anew=True)  # a new file may have the number of one that was deleted
             target = self._rename(("", "-wal", "-shm"))
         self.set_aside.append(target)
         log.warning(
@@ -206,9 +211,10 @@ class Store:
                 f"cannot use the cache {self.path}: it is on a {kind} file system, where file locks may not hold;"
                 " give a path on a local disk, for example in FLEXJUDGE_CACHE"
             )
-        if not _size(self.path):
+        if not place.is_cache(self.path):
             self._create()
             inode = _inode(self.path)
+        place.shut_out_others(self.path)
         self._connection, self._opened = tables.connect(self.path), inode
         tables.prepare(self._connection, self.path)
         return self._connection
@@ -223,14 +229,15 @@ class Store:
         """A complete file appears under its name at once, so no process opens half of one."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._file_lock():
-            if _size(self.path):
+            if place.is_cache(self.path):
                 return  # another process was faster
             self._rename(("-wal", "-shm"))  # without their file; a crash while it was set aside leaves them
-            fresh = self._beside(".new")
-            fresh.unlink(missing_ok=True)
-            fresh.touch(0o600, exist_ok=False)
-            tables.create(fresh)
-            fresh.replace(self.path)
+            with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}.new-") as folder:
+                fresh = Path(folder) / self.path.name
+                fresh.touch(0o600)
+                tables.create(fresh)
+                if not place.is_cache(self.path):
+                    fresh.replace(self.path)
 
     @contextlib.contextmanager
     def _file_lock(self) -> Iterator[None]:

@@ -65,7 +65,9 @@ def test_verify(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_verify_of_a_broken_file(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled.write_bytes(b"x" * 9000)
+    with filled.open("r+b") as file:
+        file.seek(100)
+        file.write(b"x" * 9000)
     code, shown = run(capsys, "verify")
     (aside,) = filled.parent.glob("*.damaged-*")
     assert code == 1 and shown.startswith(f"the file was damaged and is now {aside}\n0 replies checked")
@@ -87,6 +89,46 @@ def test_prune_by_size_gives_the_space_back(filled: Path, capsys: pytest.Capture
     code, _ = run(capsys, "prune", "--max-size", "200K", "--older-than", "1w")
     assert code == 0 and before > 400_000 and 100_000 < filled.stat().st_size <= 200 << 10
     assert CachedEngine(Judge("new")).generate([ask("2 399")])[0].cached, "the newest stay"
+
+
+@pytest.mark.parametrize("command", [["stats"], ["verify"], ["explain"], ["prune", "--max-size", "0"]])
+@pytest.mark.parametrize("content", [b'{"question": "q"}\n', b"", b"SQLite format 3\0" + bytes(99)])
+def test_a_file_that_is_no_cache_stays_as_it_is(
+    tmp_path: Path, command: list[str], content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(content)
+    code, shown = run(capsys, *command, "--path", str(file))
+    assert code == 2 and str(file) in shown and shown.startswith("flexjudge: error: ")
+    assert file.read_bytes() == content and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        pytest.param(10**14, "100000000000000 s after 1970", id="far_ahead"),
+        pytest.param(2**62, f"{2**62} s after 1970", id="farther"),
+        pytest.param(-(2**62), f"{-(2**62)} s after 1970", id="far_back"),
+        pytest.param(253402300800 + 10**6, "s after 1970", id="after_the_year_9999"),
+        pytest.param(-1, "19", id="before_1970"),
+        pytest.param(0, "19", id="no_clock"),
+    ],
+)
+def test_a_wrong_clock_is_no_error(filled: Path, seconds: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(filled)) as db:
+        db.execute("UPDATE replies SET stored = ?", (seconds,))
+        db.commit()
+    for command in ("stats", "explain"):
+        code, text = run(capsys, command)
+        assert code == 0 and shown in text
+
+
+def test_names_reach_the_terminal_without_escape_sequences(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("\x1b[2Jold", "a\rb", "a\u202eb", "\x9b31m", "a\0b", "a\nb"):
+        with CachedEngine(Judge(model)) as engine:
+            engine.generate([ask("a")])
+    assert all(line.isprintable() for line in run(capsys, "stats")[1].splitlines())
+    assert all(line.isprintable() for line in run(capsys, "explain")[1].splitlines())
 
 
 def test_explain_compares_two_requests(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:

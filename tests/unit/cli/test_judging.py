@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,15 @@ def test_a_wrong_flag_is_refused(arguments: list[str], message: str, capsys: pyt
         pytest.param(["rerank", "in.jsonl", "--split", "train"], "a file of lines, which has no splits", id="split"),
         pytest.param(["annotate", "in.jsonl", "-o", "out.md"], "the pairs go to a .jsonl file", id="output"),
         pytest.param(["score", "in.jsonl", "-o", "in.jsonl"], "would change the input", id="output_is_the_input"),
+        pytest.param(["score", "in.jsonl", "-o", "none/out.jsonl"], "there is no folder 'none'", id="no_folder"),
+        pytest.param(["rerank", "in.jsonl", "-o", "."], "the output '.' is a folder", id="a_folder"),
+        pytest.param(["score", "in.jsonl", "--limit", "0"], "limit must be at least 1, found 0", id="limit"),
+        pytest.param(["score", "in.jsonl", "--rubric", "in.jsonl"], "not valid TOML", id="rubric_that_is_no_toml"),
+        pytest.param(["score", "in.jsonl", "--rubric", sys.executable], "cannot be read as text", id="binary_rubric"),
+        pytest.param(
+            ["score", "in.jsonl", "--prompt-set", sys.executable], "cannot be read as text", id="binary_prompt"
+        ),
+        pytest.param(["score", sys.executable], "line 1: ", id="binary_source"),
     ],
 )
 def test_an_error_is_one_line(
@@ -188,6 +199,66 @@ def test_an_error_is_one_line(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("flexjudge: error: ") and message in line
     assert not engine.requests and [path.name for path in source.parent.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), id="full_disk"),
+        pytest.param(PermissionError(errno.EACCES, "Permission denied", "out.jsonl"), id="no_right"),
+        pytest.param(FileNotFoundError(errno.ENOENT, "No such file or directory", "out"), id="folder_removed"),
+        pytest.param(OSError(errno.EIO, "Input/output error"), id="broken_disk"),
+        pytest.param(BrokenPipeError(errno.EPIPE, "Broken pipe"), id="closed_pipe"),
+        pytest.param(OSError(errno.EROFS, "Read-only file system\n\x1b[2J"), id="read_only"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_and_the_next_run_is_whole(
+    engine: ScriptedEngine,
+    source: Path,
+    command: str,
+    error: OSError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> str:
+        raise error
+
+    with monkeypatch.context() as patch:
+        for module in ("score", "journal"):
+            patch.setattr(f"flexjudge_reward.offline.{module}.json_line", fail)
+        assert main([command, str(source), "-o", str(source.with_name("out.jsonl")), *NANO]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("flexjudge: error: ") and str(error.strerror).split("\n")[0] in line and "\x1b" not in line
+    assert len(run(command, source)) == 2
+
+
+def test_parts_of_a_set_and_of_completions_are_flags(engine: ScriptedEngine, tmp_path: Path) -> None:
+    rows = [
+        {"id": n, "question": "q", "candidates": [f"<think>{n}</think>3 a", f"<think>{n}</think>9 b"]} for n in range(9)
+    ]
+    source = write(tmp_path / "in.jsonl", *rows)
+    assert [row["id"] for row in run("score", source, "--limit", "2")] == [0, 1]
+    first, same, other = ([row["id"] for row in run("score", source, "--shuffle-seed", n)] for n in ("1", "1", "2"))
+    assert first == same != other and sorted(first) == list(range(9))
+    assert "<think>0" not in str(engine.prompts)
+    engine.requests.clear()
+    with pytest.raises(ValueError, match="<think>"):  # the scripted judge reads the number that a candidate begins with
+        run("score", source, "--limit", "1", "--completion", "all")
+    assert "<think>0" in str(engine.prompts)
+
+
+def test_bad_rows_are_counted_and_strict_ends_at_the_first(
+    engine: ScriptedEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.jsonl", GROUP, {"id": 2, "question": "q", "candidates": []})
+    run("annotate", source)
+    assert "1 pairs from 2 rows; skipped: 2 not_selected, 1 rows that cannot be used" in capsys.readouterr().err
+    run("score", source)
+    assert "3 judged (0 from the cache, 3 new), 0 failed, 1 rows skipped" in capsys.readouterr().err
+    for command in COMMANDS:
+        assert main([command, str(source), "-o", str(tmp_path / "out2.jsonl"), *NANO, "--strict"]) == 2
+        assert "in.jsonl, line 2: 'candidates' is empty" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_the_extra_the_error_has_the_pip_command(

@@ -64,7 +64,9 @@ def any_row(row: Row) -> None:
 
 
 def read(source: str | Path, **options: Any) -> list[Row]:
-    return list(Rows(source, **options).read(any_row))
+    """All rows; a bad one is an error."""
+    found = Rows(source, **{"strict": True, **options}).read(any_row)
+    return [row for row in found if isinstance(row, Row)]
 
 
 # ---------------------------------------------------------------- sources
@@ -310,14 +312,14 @@ ROW = {"question": "q", "candidates": ["a", "b"]}
             id="candidates",
         ),
         pytest.param(ROW, {"columns": {"images": ["img"]}}, "no column 'img'; it has question, candidates", id="named"),
-        pytest.param(ROW, {"columns": {"image": ["x"]}}, "there is no entry 'image' to name; there", id="entry"),
+        pytest.param(ROW, {"columns": {"picture": ["x"]}}, "there is no entry 'picture' to name; there", id="entry"),
         pytest.param(ROW, {"split": "test"}, "has the splits train; not 'test'", id="split"),
         pytest.param({**ROW, "id": 0.5}, {}, "row 0: an id is a text or a whole number, found 0.5", id="id"),
-        pytest.param({"question": 4, "answer": "a"}, {}, "row 0: a part is a text", id="number"),
+        pytest.param({"question": True, "answer": "a"}, {}, "row 0: a part is a text", id="truth"),
         pytest.param({"question": "q", "candidates": "a"}, {}, "row 0: 'candidates' must be a list", id="text"),
         pytest.param({"question": None, "answer": "a"}, {}, "row 0: a part is a text", id="null"),
         pytest.param(
-            {**ROW, "videos": [b"clip"]}, {"media_root": Path()}, "row 0: the video is given by its path", id="video"
+            {**ROW, "videos": [4]}, {"media_root": Path()}, "row 0: the video is given by its path", id="video"
         ),
     ],
 )
@@ -366,7 +368,7 @@ def test_an_entry_that_means_something_else_is_left_out(tmp_path: Path) -> None:
     Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
     left_out: dict[str, list[str]] = {"rubric": [], "reference": []}
     with pytest.raises(ConfigError, match="row 1: the id 'same' is that of row 0, too; --column id= numbers the rows"):
-        Rows(tmp_path / "in.parquet", columns=left_out).verify(any_row, unique=True)
+        Rows(tmp_path / "in.parquet", columns=left_out, strict=True).verify(any_row, unique=True)
     assert [row.id for row in read(tmp_path / "in.parquet", columns={**left_out, "id": []})] == [0, 1]
 
 
@@ -390,12 +392,12 @@ def test_without_datasets_files_of_lines_are_still_read(tmp_path: Path, monkeypa
 
 
 def test_images_that_are_not_used_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"question": "q", "answer": "a", "image": png(3), "views": [png(3)]}]
+    rows = [{"question": "q", "answer": "a", "photo": png(3), "views": [png(3)]}]
     parquet = tmp_path / "in.parquet"
-    write(parquet, rows, image=datasets.Image(), views=List(datasets.Image()))
+    write(parquet, rows, photo=datasets.Image(), views=List(datasets.Image()))
     with caplog.at_level(logging.WARNING):
         Rows(parquet, columns={"images": ["views"]})
-    assert "in 'image' are not used; --column images=image shows them" in caplog.text and "'views'" not in caplog.text
+    assert "in 'photo' are not used; --column images=photo shows them" in caplog.text and "'views'" not in caplog.text
 
 
 @pytest.mark.parametrize("run", [score_file, rerank_file])

@@ -56,6 +56,33 @@ def test_another_engine_on_the_same_file_is_served(cache_file: Path) -> None:
     assert engine.generate([ask("a")])[0].cached and judge.requests == []
 
 
+class Restarted(ScriptedEngine):
+    """A server that ends with its first batch; then another one is there, or none."""
+
+    def __init__(self, afterwards: str | None) -> None:
+        super().__init__(echo)
+        self.afterwards = afterwards
+
+    def identity(self) -> dict[str, object]:
+        if self.requests and self.afterwards is None:
+            raise EngineError("no server answers")
+        return {"engine": "server", "model": "judge", "root": self.afterwards if self.requests else "/one"}
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "stored"),
+    [
+        pytest.param("/one", 1, id="the-same"),
+        pytest.param("/other", 0, id="other-weights"),
+        pytest.param(None, 1, id="none"),
+    ],
+)
+def test_a_reply_is_stored_only_under_who_gave_it(afterwards: str | None, stored: int, cache_file: Path) -> None:
+    """Whose weights replied is not known where a server with others has taken its place meanwhile."""
+    engine = CachedEngine(Restarted(afterwards), cache_file)
+    assert engine.generate([ask("a")])[0].text == echo(ask("a")) and engine.stats.stored == stored
+
+
 def test_duplicates_in_a_batch_are_generated_once(cache_file: Path) -> None:
     engine, judge = cached(cache_file)
     replies = engine.generate([ask(name) for name in "abaa"])

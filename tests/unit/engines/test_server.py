@@ -39,7 +39,7 @@ from flexjudge_reward import (
     ServerEngine,
     Untrusted,
 )
-from flexjudge_reward.engines import http, model
+from flexjudge_reward.engines import http, model, throttle
 from flexjudge_reward.media.base import KINDS
 from support.fault_server import Fault, FaultServer, reply
 
@@ -80,7 +80,8 @@ def at_item_3(fault: Fault) -> Callable[[str, int], Fault | None]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """No waiting between attempts; what the server demanded for each."""
     demanded: list[float | None] = []
-    monkeypatch.setattr(http, "_pause", lambda attempt, pause: demanded.append(pause) or 0.001)
+    for module in (http, throttle):
+        monkeypatch.setattr(module, "_pause", lambda attempt, pause: demanded.append(pause) or 0.001)
     return demanded
 
 
@@ -90,7 +91,6 @@ PASSING = {
     "408": Fault(status=408),
     "409": Fault(status=409),
     "425": Fault(status=425),
-    "429": Fault(status=429, headers={"Retry-After": "2"}),
     "500": Fault(status=500, body='{"error": {"message": "out of memory"}}'),
     "503": Fault(status=503, body="<html>loading</html>"),
     "reset": Fault("reset"),
@@ -116,6 +116,7 @@ def test_a_fault_is_retried_and_fails_alone_if_it_stays(fault: Fault, pauses: li
     assert server.attempts == Counter({f"item {n}": 3 if n in (3, 4) else 1 for n in range(6)})
 
 
+@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
     ("header", "low", "high"),
     [
@@ -125,12 +126,12 @@ def test_a_fault_is_retried_and_fails_alone_if_it_stays(fault: Fault, pauses: li
     ],
 )
 def test_the_server_demands_a_pause(
-    header: str, low: float | None, high: float | None, pauses: list[float | None]
+    status: int, header: str, low: float | None, high: float | None, pauses: list[float | None]
 ) -> None:
     # The date is made here: among the parameters it would be as old as the suite has been running.
     header = header.format(in_an_hour=formatdate(time() + 3600, usegmt=True))
     with FaultServer(
-        lambda name, nth: Fault(status=429, headers={"Retry-After": header}) if nth < 2 else None
+        lambda name, nth: Fault(status=status, headers={"Retry-After": header}) if nth < 2 else None
     ) as server:
         texts(generate(server, 1))
     assert len(pauses) == 2
@@ -156,7 +157,7 @@ def test_pauses(attempt: int, demanded: float | None, low: float, high: float) -
 def test_a_rejected_request_is_not_retried(pauses: list[float | None]) -> None:
     with FaultServer(at_item_3(Fault(status=400, body='{"error": {"message": "bad image"}}'))) as server:
         generations = generate(server)
-    assert kinds(generations) == [None, None, None, "engine", None, None]
+    assert kinds(generations) == [None, None, None, "refused", None, None]
     assert "400: bad image" in detail(generations[3]) and server.attempts["item 3"] == 1
 
 
@@ -164,18 +165,20 @@ def test_a_rejected_request_is_not_retried(pauses: list[float | None]) -> None:
 def test_a_token_limit_beyond_the_context_is_left_out(fits: bool) -> None:
     """vLLM rejects a limit that does not fit beside the prompt; without one it cuts the reply there."""
     too_long = Fault(status=400, body='{"error": {"message": "max_tokens is too large: 5000"}}')
-    with FaultServer(lambda name, nth: None if fits and nth else too_long) as server:
+    with FaultServer(lambda name, nth: None if not name or (fits and nth) else too_long) as server:
         (generation,) = generate(server, 1)
-    assert kinds([generation]) == [None if fits else "engine"]
-    assert [body.get("max_tokens") for body in server.requests] == [2048, None]
+    assert kinds([generation]) == [None if fits else "refused"]
+    assert [body.get("max_tokens") for body in server.requests] == [2048, None, *([] if fits else [16])]
 
 
 def test_a_key_that_is_revoked_keeps_the_replies_before_it() -> None:
-    with FaultServer(at_item_3(Fault(status=401))) as server:
+    with FaultServer(lambda name, nth: Fault(status=401) if name in ("item 3", "") else None) as server:
         generations = generate(server, concurrency=1)
     assert kinds(generations) == [None] * 3 + ["engine"] * 3
     assert all("rejected the API key (401)" in detail(generation) for generation in generations[3:])
-    assert server.attempts.total() == 4
+    assert server.attempts == Counter(
+        {f"item {n}": 1 for n in range(4)} | {"": 2}
+    )  # a harmless request, whole and bare
 
 
 def test_hundreds_of_requests_through_a_storm(pauses: list[float | None]) -> None:
@@ -284,7 +287,7 @@ def test_closing_ends_what_is_running(encoding: bool, monkeypatch: pytest.Monkey
     """Also where a thread encodes a large image, which cannot be interrupted."""
     over, started = threading.Event(), threading.Event()
 
-    def encode(media: Media) -> str:
+    def encode(media: Media, **options: object) -> str:
         started.set()
         over.wait(60)
         return ""
@@ -335,7 +338,8 @@ def test_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             engine.generate([item(f"{' '.join(CONTROL)} ok", media, sampling=sampling), item(2)])
     parts = server.requests[0].pop("messages")[1]["content"]
     messages = server.requests[1].pop("messages")
-    shared = {"model": "judge", "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "priority": 2}
+    shared = {"model": "judge", "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
+    shared["priority"] = 2
     assert server.requests == [
         {
             **{"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "seed": 105, "stop": ["end"]},
@@ -352,7 +356,7 @@ def test_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shared_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidates of a group share their image, and are sent at the same time. It is large: over a megabyte."""
     encoded, encode = [], Media.data_uri
-    monkeypatch.setattr(Media, "data_uri", lambda media: encoded.append(media) or encode(media))
+    monkeypatch.setattr(Media, "data_uri", lambda media, **options: encoded.append(media) or encode(media))
     noise = np.random.default_rng(0).integers(0, 255, (640, 640, 3), dtype=np.uint8)
     with FaultServer() as server, ServerEngine(server.url) as engine:
         generations = engine.generate([item(n, Media.image(noise.copy())) for n in range(6)])
@@ -394,6 +398,9 @@ def test_a_login_in_the_address_is_sent() -> None:
     [
         pytest.param("localhost:8000", {}, "http", id="no scheme"),
         pytest.param("ftp://localhost/v1", {}, "http", id="other scheme"),
+        pytest.param("http://[::1/v1", {}, "http", id="broken host"),
+        pytest.param("http://localhost:99999/v1", {}, "http", id="no port"),
+        pytest.param("http:///v1", {}, "http", id="no host"),
         pytest.param("http://localhost/v1", {"max_attempts": 0}, "max_attempts must be positive", id="no attempts"),
         pytest.param("http://localhost/v1", {"timeout": float("nan")}, "timeout must be positive", id="nan"),
         pytest.param("http://localhost/v1", {"extra_body": {"n": 2}}, "may not set 'n'", id="taken field"),
@@ -485,7 +492,8 @@ def test_recorded_replies_of_a_server_with_a_reasoning_parser(
     The parser takes a whole continuation for reasoning, because the closing tag is in its prompt. The scores are those
     of the same judge in TransformersEngine, without a parser.
     """
-    bodies = [json.dumps(RECORDED[name]).replace('"reasoning":', f'"{field}":') for name in replies]
+    # The prompt was another one, with fewer tokens than this one has words.
+    bodies = [json.dumps(RECORDED[name] | {"usage": {}}).replace('"reasoning":', f'"{field}":') for name in replies]
     with FaultServer(lambda name, nth: Fault(body=bodies[nth])) as server, ServerEngine(server.url) as engine:
         (verdict,) = Judge(format, engine, Sampling(max_tokens=limit))([Example(QUESTION, ["yes"])])
     assert verdict.scores == (score and pytest.approx((score,), abs=1e-4))

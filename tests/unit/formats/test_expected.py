@@ -11,7 +11,6 @@ import pytest
 from flexjudge_reward import (
     BudgetForcing,
     ConfigError,
-    EngineError,
     Example,
     ExpectedScore,
     Format,
@@ -217,8 +216,9 @@ def test_a_follow_up_that_fails_is_that_failure() -> None:
 
 
 def test_an_engine_without_log_probabilities() -> None:
-    with pytest.raises(EngineError, match="no log probabilities"):
-        judged(ExpectedScore(Pointwise()), ["<think></think><answer>7</answer>"], "a")
+    failed = judged(ExpectedScore(Pointwise()), ["<think></think><answer>7</answer>"], "a")
+    assert failed.failure is not None and failed.failure.kind == "unsupported"
+    assert "no log probabilities" in failed.failure.detail
 
 
 def test_formats_and_scales_without_an_expected_score() -> None:
@@ -229,6 +229,14 @@ def test_formats_and_scales_without_an_expected_score() -> None:
     for scale in (Scale(0, 1, decimals=True), Scale(-5, 5), Scale(0.5, 3)):
         with pytest.raises(ConfigError, match="whole numbers, none of them negative"):
             judged(ExpectedScore(Pointwise(Rubric("x", scale))), [], "a")
+
+
+@pytest.mark.parametrize("scale", [Scale(0, 1, decimals=True), Scale(-5, 5), Scale(0.5, 3)])
+def test_a_row_whose_own_scale_does_not_fit_fails_alone(scale: Scale) -> None:
+    fits = reply(*HEAD, ("7", {"7": 1.0}), END)
+    rows = [Example("q", ["a"], rubric=Rubric("x", scale)), Example("q", ["a"])]
+    unfit, other = Judge(ExpectedScore(Pointwise()), ScriptedEngine([fits]))(rows)
+    assert unfit.failure is not None and unfit.failure.kind == "unsupported" and other.scores is not None
 
 
 def test_a_choice_without_any_weight_is_a_failure() -> None:

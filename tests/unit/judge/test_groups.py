@@ -14,6 +14,7 @@ from flexjudge_reward import (
     Example,
     Failure,
     Format,
+    Generation,
     Judge,
     Listwise,
     Media,
@@ -29,6 +30,7 @@ from flexjudge_reward import (
     judge_groups,
     read_record,
 )
+from flexjudge_reward.judge.rewards import cause_of
 from support.judging import candidates, grade, scores, tags
 
 BROKEN = Media.image(b"not an image")
@@ -170,3 +172,174 @@ def test_labels_go_to_the_record_of_their_group(format: Format, expected: list[d
     judge_groups(judge, [Example("q", first), Example("q", ["5", "6"])], [{"id": 1}, {"id": 2}])
     lines = list(read_record(tmp_path / "record.jsonl"))
     assert [{name: line[name] for name in ("id", "candidate") if name in line} for line in lines] == expected
+
+
+# ---- asked once more
+
+
+def fails_on(*bad: str, with_seed: int | None = None, reply: str = "?") -> Callable[[Request], str]:
+    """Replies that cannot be read wherever one of these candidates is shown, with any seed or with this one."""
+
+    def replies(request: Request) -> str:
+        texts = candidates(request)
+        hit = with_seed is None or request.sampling.seed == with_seed
+        if hit and any(text in bad for text in texts):
+            return reply
+        return best(request) if "letter" in str(request.prompt.messages[0].parts) else scores(request)
+
+    return replies
+
+
+def kinds(found: Any) -> list[Any]:
+    return [(one.kind, one.cause) if isinstance(one, Failure) else one for one in found.outcomes]
+
+
+GROUPS = [Pointwise(), Listwise(), Pairwise(), PositionSwap(Pairwise())]
+
+
+@pytest.mark.parametrize("format", GROUPS, ids=Format.described)
+@pytest.mark.parametrize("reply", ["?", "", "<think>x</think>", tags(99), tags(*range(12)), "I'm sorry, I can't."])
+def test_the_candidate_that_breaks_the_judge_is_found(format: Format, reply: str) -> None:
+    """The others are scored as if it were not there."""
+    judge = Judge(for_group_size(format), ScriptedEngine(fails_on("4", reply=reply)))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9", "5"])], again=True)
+    (without,) = judge_groups(judge, [Example("q", ["2", "9", "5"])])
+    outcome = found.outcomes[1]
+    assert isinstance(outcome, Failure) and outcome.cause == "candidate"
+    assert found.outcomes[:1] + found.outcomes[2:] == without.outcomes
+    assert found.raw_score(1) is None
+    assert [found.raw_score(i) for i in (0, 2, 3)] == [without.raw_score(i) for i in range(3)]
+
+
+@pytest.mark.parametrize("format", GROUPS, ids=Format.described)
+def test_a_judge_that_errs_once_blames_no_candidate(format: Format) -> None:
+    judge = Judge(for_group_size(format), ScriptedEngine(fails_on("2", "4", "9", with_seed=0)))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9"])], again=True)
+    (sound,) = judge_groups(Judge(for_group_size(format), ScriptedEngine(scores)), [Example("q", ["2", "4", "9"])])
+    assert found.outcomes == sound.outcomes
+    failed = [one for verdict in found.verdicts for one in verdict.outcomes if one]
+    assert failed and all(one.kind == "malformed" for one in failed)  # the first judgements count, too
+
+
+def test_breaking_some_comparisons_is_breaking_the_judge() -> None:
+    """It would be ranked by the comparisons that are left, of which it need not lose as many."""
+
+    def replies(request: Request) -> str:
+        texts = candidates(request)
+        return "?" if "4" in texts and "9" not in texts else scores(request)
+
+    judge = Judge(for_group_size(Pairwise()), ScriptedEngine(replies))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9", "5"])], again=True)
+    (without,) = judge_groups(judge, [Example("q", ["2", "9", "5"])])
+    assert kinds(found) == [without.outcomes[0], ("malformed", "candidate"), *without.outcomes[1:]]
+
+
+def test_a_comparison_that_no_candidate_broke_is_left_out() -> None:
+    def replies(request: Request) -> str:
+        return "?" if set(candidates(request)) == {"2", "4"} else scores(request)
+
+    judge = Judge(for_group_size(Pairwise()), ScriptedEngine(replies))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9", "5"])], again=True)
+    assert found.outcomes[0] <= found.outcomes[1] < found.outcomes[3] < found.outcomes[2]  # type: ignore[operator]
+
+
+def test_a_choice_names_the_candidate_that_breaks_it() -> None:
+    def replies(request: Request) -> str:
+        return "?" if "4" in candidates(request) else best(request)
+
+    judge = Judge(for_group_size(MultipleChoice()), ScriptedEngine(replies))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9"])], again=True)
+    assert kinds(found) == [0.0, ("malformed", "candidate"), 1.0]
+
+
+@pytest.mark.parametrize(
+    ("group", "bad", "expected"),
+    [
+        pytest.param(["2", "4", "7", "9"], ["4", "7"], ["", "candidate", "candidate", ""], id="two-of-four"),
+        pytest.param(["2", "4", "4", "9"], ["4"], ["", "candidate", "candidate", ""], id="twins"),
+        pytest.param(["2", "4", "7"], ["4", "7"], ["ours", "candidate", "candidate"], id="one-is-left"),
+        pytest.param(["4", "7"], ["4", "7"], ["candidate", "candidate"], id="all"),
+        pytest.param(["2", "4"], ["4"], ["ours", "candidate"], id="one-of-two"),
+        pytest.param([BROKEN, "4", "2", "9"], ["4"], ["candidate", "candidate", "", ""], id="beside-a-broken-image"),
+        pytest.param([BROKEN, "4", "2"], ["4"], ["candidate", "candidate", "ours"], id="none-to-compare-with"),
+    ],
+)
+def test_who_broke_a_list(group: list[Any], bad: list[str], expected: list[str]) -> None:
+    judge = Judge(for_group_size(Listwise()), ScriptedEngine(fails_on(*bad)))
+    found, other = judge_groups(judge, [Example("q", group), Example("q", ["5", "6"])], again=True)
+    assert [one.cause if isinstance(one, Failure) else "" for one in found.outcomes] == expected
+    assert other.outcomes == (4 / 9, 5 / 9)
+
+
+@pytest.mark.parametrize("format", GROUPS, ids=Format.described)
+@pytest.mark.parametrize("bad", [["2", "4"], ["4"]], ids=["both", "one"])
+def test_a_pair_that_cannot_be_compared_after_all_has_no_comparisons(format: Format, bad: list[str]) -> None:
+    judge = Judge(for_group_size(format), ScriptedEngine(fails_on(*bad)))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4"])], again=True)
+    assert isinstance(found.outcomes[1], Failure) and found.outcomes[1].cause == "candidate"
+    assert not any(verdict.comparisons for verdict in found.verdicts)
+
+
+def test_a_group_that_fails_though_none_of_its_members_does_is_ours() -> None:
+    def replies(request: Request) -> str:
+        return "?" if len(set(candidates(request))) > 1 else scores(request)
+
+    judge = Judge(for_group_size(Listwise()), ScriptedEngine(replies))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9"])], again=True)
+    assert kinds(found) == [("malformed", "ours")] * 3
+
+
+class Three(Listwise):
+    """Judges three or more."""
+
+    min_candidates = 3
+
+
+def test_a_format_that_cannot_judge_two_tells_nothing_about_one() -> None:
+    judge = Judge(Three(), ScriptedEngine(fails_on("4")))
+    (found,) = judge_groups(judge, [Example("q", ["2", "4", "9"])], again=True)
+    assert kinds(found) == [("malformed", "ours")] * 3
+
+
+@pytest.mark.parametrize("reply", ["<think>hm", Generation.failed("transport", "lost")], ids=["cut", "lost"])
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=Format.described)
+def test_what_is_ours_is_not_asked_again(format: Format, reply: Any) -> None:
+    engine = ScriptedEngine(lambda request: reply)
+    (found,) = judge_groups(Judge(for_group_size(format), engine), [Example("q", ["2", "4"])], again=True)
+    assert len(engine.prompts) == (2 if format.max_candidates == 1 else 1)
+    assert all(isinstance(one, Failure) and cause_of(one) == "ours" for one in found.outcomes)
+
+
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=Format.described)
+@pytest.mark.parametrize(
+    ("question", "reference", "cause"),
+    [("q", None, "candidate"), ([BROKEN, "q"], None, "ours"), ("q", [BROKEN], "ours")],
+    ids=["the-candidate's", "the-question's", "the-reference's"],
+)
+def test_whose_image_is_broken(format: Format, question: Any, reference: Any, cause: str) -> None:
+    candidate: Any = BROKEN if cause == "candidate" else "5"
+    judge = Judge(format, ScriptedEngine(scores))
+    (found,) = judge_groups(judge, [Example(question, [candidate, "6", "7"], reference)], again=True)
+    failed = found.outcomes[0]
+    assert isinstance(failed, Failure) and failed.kind == "media" and cause_of(failed) == cause
+
+
+def test_without_again_nothing_is_asked_twice() -> None:
+    engine = ScriptedEngine(lambda request: "?")
+    (found,) = judge_groups(Judge(for_group_size(Listwise()), engine), [Example("q", ["2", "4", "9"])])
+    assert len(engine.prompts) == 1 and kinds(found) == [("malformed", None)] * 3
+
+
+def test_the_record_has_the_cause_and_both_replies(tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.jsonl")
+    judge = Judge(Pointwise(), ScriptedEngine(fails_on("4")), record=record)
+    judge_groups(judge, [Example("q", ["2", "4"])], [{"id": 1}], again=True)
+    judge_groups(judge, [Example("q", ["4"])])
+    lines = list(read_record(tmp_path / "record.jsonl"))
+    assert [(line["cause"], len(line["replies"])) for line in lines] == [(None, 1), ("candidate", 2), ("unclear", 1)]
+    lists = Judge(for_group_size(Listwise()), ScriptedEngine(fails_on("4")), record=record)
+    judge_groups(lists, [Example("q", ["2", "4", "9"])], [{"id": 1}], again=True)
+    lines = list(read_record(tmp_path / "record.jsonl"))[3:]
+    assert [(line.get("candidate"), line["cause"]) for line in lines] == [
+        (None, "candidate"), (0, None), (1, "candidate"), (2, None), (None, None)
+    ]  # fmt: skip

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flexjudge_reward import ConfigError, Failure, JudgementFailed, Scale, Verdict
-from flexjudge_reward.judge.rewards import FailureWatch, group_ids, rewards, unit_score
+from flexjudge_reward.judge.rewards import FailureWatch, causes, group_ids, rewards, unit_score
 
 CUT = Failure("truncated", "cut")
 ODD = Failure("malformed", "no answer tag")
@@ -65,6 +67,75 @@ def test_policies(policy: Any, expected: list[float | None]) -> None:
     assert rewards([0.2, CUT, 0.6, ODD, CUT], ["a", "a", "a", "b", "b"], policy) == pytest.approx(expected)
 
 
+BROKEN, REFUSED = Failure("malformed", "?", "candidate"), Failure("refused", "no", "candidate")
+NO_IMAGE, LOST = Failure("media", "broken", "candidate"), Failure("transport", "lost")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "lowest", "average", "none"),
+    [
+        pytest.param([0.2, BROKEN, 0.6], [0.2, 0.2, 0.6], [0.2, 0.4, 0.6], [0.2, None, 0.6], id="one"),
+        pytest.param(
+            [0.2, BROKEN, NO_IMAGE, 0.6], [0.2, 0.2, 0.2, 0.6], [0.2, 0.4, 0.4, 0.6], [0.2, None, None, 0.6], id="two"
+        ),
+        pytest.param(
+            [0.2, BROKEN, LOST, 0.8], [0.2, 0.2, 0.4, 0.8], [0.2, 0.5, 0.5, 0.8], [0.2, None, 0.5, 0.8], id="mixed"
+        ),
+        pytest.param([BROKEN, NO_IMAGE], [0.0, 0.0], [None, None], [None, None], id="all-theirs"),
+        pytest.param([BROKEN, LOST, CUT], [0.0, 0.0, 0.0], [None] * 3, [None] * 3, id="all-failed"),
+        pytest.param([LOST, CUT], [None, None], [None, None], [None, None], id="all-ours"),
+        pytest.param([BROKEN], [0.0], [None], [None], id="alone"),
+        pytest.param([LOST], [None], [None], [None], id="alone-ours"),
+        pytest.param([ODD, 0.4, 0.6], [0.5, 0.4, 0.6], [0.5, 0.4, 0.6], [0.5, 0.4, 0.6], id="unclear-is-ours"),
+        pytest.param(
+            [REFUSED, 0.4, 0.6], [0.4, 0.4, 0.6], [0.5, 0.4, 0.6], [None, 0.4, 0.6], id="refused-beside-others"
+        ),
+        pytest.param([REFUSED, REFUSED], [None, None], [None, None], [None, None], id="all-refused-is-the-question's"),
+        pytest.param([0.7, BROKEN], [0.7, 0.7], [0.7, 0.7], [0.7, None], id="one-score"),
+    ],
+)
+def test_a_candidate_that_breaks_the_judge_gets_what_the_setting_says(
+    outcomes: Any, lowest: list[float], average: list[float], none: list[float]
+) -> None:
+    groups = ["g"] * len(outcomes)
+    for policy, expected in (("lowest", lowest), ("mean", average), ("abstain", none)):
+        assert rewards(outcomes, groups, "group_mean", policy) == pytest.approx(expected), policy  # type: ignore[arg-type]
+
+
+failure = st.sampled_from([BROKEN, REFUSED, NO_IMAGE, LOST, CUT, ODD])
+group = st.lists(st.one_of(st.floats(0, 1), failure), min_size=1, max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(group, min_size=1, max_size=4), st.sampled_from(["lowest", "mean", "abstain"]), st.randoms())
+def test_a_failed_row_moves_no_baseline(groups: list[list[Any]], policy: Any, rng: Any) -> None:
+    """In mixed groups, in groups that failed whole, in groups of one, and however the rows are mixed."""
+    rows = [(number, outcome) for number, outcomes in enumerate(groups) for outcome in outcomes]
+    rng.shuffle(rows)
+    found = rewards([outcome for _, outcome in rows], [number for number, _ in rows], "group_mean", policy)
+    for number in range(len(groups)):
+        own = [(value, outcome) for value, (group, outcome) in zip(found, rows, strict=True) if group == number]
+        caused = causes([outcome for _, outcome in own], [0] * len(own))
+        known = [value for (value, _), cause in zip(own, caused, strict=True) if value is not None and cause != "ours"]
+        judged = [outcome for _, outcome in own if not isinstance(outcome, Failure)]
+        low, high = (min(judged), max(judged)) if judged else (0.0, 0.0)
+        for (value, outcome), cause in zip(own, caused, strict=True):
+            if cause is None:
+                assert value == outcome
+            elif cause == "ours":
+                assert value == pytest.approx(sum(known) / len(known)) if known else value is None
+            assert value is None or low <= value <= high
+            if cause == "candidate" and policy == "lowest":
+                assert value == low
+                again = [low if one is outcome else one for _, one in own]  # as if the judge had given that score
+                assert rewards(again, [0] * len(own), "group_mean", policy) == pytest.approx([v for v, _ in own])
+
+
+def test_unknown_policies_for_candidates() -> None:
+    with pytest.raises(ConfigError, match="on_candidate_failure must be one of lowest, mean, abstain, found 'zero'"):
+        rewards([0.5], "a", "group_mean", "zero")  # type: ignore[arg-type]
+
+
 def test_the_policy_raise_names_the_row_and_the_reason() -> None:
     assert rewards([0.2, 0.3], "ab", "raise") == [0.2, 0.3]
     with pytest.raises(JudgementFailed, match=r"1 of 2 judgements failed.*Row 1: truncated: cut.*group_mean"):
@@ -89,6 +160,11 @@ def test_wrong_arguments() -> None:
         pytest.param("aabb", "0011", id="one-per-prompt"),
         pytest.param("abab", "0101", id="interleaved"),
         pytest.param("aabbaa", "001122", id="a-prompt-twice-is-two-groups"),
+        pytest.param("aabbaabb", "00112233", id="every-prompt-twice"),
+        pytest.param("aabbbbaa", "00112233", id="one-of-them-adjacent"),
+        pytest.param("aaabbbaaabbbaaabbb", "000111222333444555", id="every-prompt-thrice"),
+        pytest.param("aaaabbbb", "00001111", id="adjacent-in-all-prompts-looks-like-one"),
+        pytest.param("abbaab", "011001", id="mixed"),
         pytest.param("aaaabb", "001122", id="twice-in-a-row"),
         pytest.param("aab", "001", id="no-common-size-keeps-keys"),
         pytest.param("", "", id="nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import ConfigError, Judge, JudgeConfig, Pairwise, RewardConfig, Rubric
+from flexjudge_reward import ConfigError, Judge, JudgeConfig, Pairwise, RewardConfig, Rubric, ServerEngine
 from flexjudge_reward.judge.config import KNOWN_SETTINGS
 from flexjudge_reward.judge.settings import add_flags, checked, settings_of
 
@@ -418,3 +419,35 @@ def test_plugins_are_imported_once_and_in_order(plugins: Path) -> None:
     assert sys.modules["first"].loads == ["second"]
     with pytest.raises(ConfigError, match="'absent' cannot be imported"):
         resolve({}, {"FLEXJUDGE_PLUGINS": "first,absent"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        pytest.param("headers", '{"api-key": "x"}', {"api-key": "x"}, id="headers"),
+        pytest.param("extra_body", '{"provider": {"order": ["a"]}}', {"provider": {"order": ["a"]}}, id="extra-body"),
+        pytest.param("concurrency", "8", 8, id="concurrency"),
+        pytest.param("timeout", "30", 30.0, id="timeout"),
+        pytest.param("max_attempts", "3", 3, id="attempts"),
+        pytest.param("max_pixels", "100000", 100_000, id="pixels"),
+        pytest.param("image_format", "jpeg", "jpeg", id="image-format"),
+    ],
+)
+def test_a_servers_settings_reach_it_from_every_place(name: str, text: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "judge.toml"
+    file.write_text(f"{name} = {text if text.isdigit() else json.dumps(text)}")
+    places: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({name: value}, {}),
+        ({}, {f"FLEXJUDGE_{name.upper()}": text}),
+        ({}, {"FLEXJUDGE_CONFIG": str(file)}),
+    ]
+    for given, environ in places:
+        config = JudgeConfig.resolve({"base_url": "http://127.0.0.1:9/v1", "cache": "off", **given}, environ)
+        with config.build() as judge:
+            assert isinstance(judge.engine, ServerEngine) and getattr(judge.engine, name) == value
+
+
+@pytest.mark.parametrize("wrong", ["no json", "[1]", "7"])
+def test_an_object_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="headers is a JSON object"):
+        resolve({"base_url": "http://127.0.0.1:9/v1", "headers": wrong}).build()

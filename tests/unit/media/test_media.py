@@ -89,9 +89,13 @@ def test_audio_cannot_be_judged_and_names_what_can() -> None:
 
 
 def test_a_server_gets_a_lossless_data_uri() -> None:
-    media = Media.image(saved(noise(), "JPEG"))
-    assert media.data_uri().startswith("data:image/png;base64,")
-    assert Media.image(media.data_uri()) == media
+    """Of what was JPEG one of about its size, or, on demand, without loss."""
+    media, png = Media.image(saved(noise(), "JPEG")), Media.image(saved(noise(), "PNG"))
+    assert png.data_uri().startswith("data:image/png;base64,") and Media.image(png.data_uri()) == png
+    assert media.data_uri().startswith("data:image/jpeg;base64,")
+    assert Media.image(media.data_uri(image_format="png")) == media
+    small = Media.image(media.data_uri(max_pixels=100)).images()[0]
+    assert 50 < small.width * small.height <= 100
     video = Media.video([noise(seed=1), noise(seed=2)])
     head, *frames = video.data_uri().split(",")
     assert head == "data:video/jpeg;base64"

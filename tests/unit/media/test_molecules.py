@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,11 @@ from flexjudge_reward import (
     score_file,
 )
 from flexjudge_reward.engines.chat_codec import ChatCodec
+from flexjudge_reward.media.base import Limits
+from flexjudge_reward.media.child import Children
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, flatten
+from support.attacks import slow_smiles
+from support.images import refused
 
 ETHANOL = (
     "SMILES: CCO\nDescriptors: molecular weight 46, logP 0.0, H-bond donors 1, H-bond acceptors 1, TPSA 20, "
@@ -180,6 +187,136 @@ def test_none_takes_long() -> None:
     assert time.perf_counter() - start < 5
 
 
+CAGE = slow_smiles(1)[0]
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        pytest.param(CAGE, id="a_cage"),
+        pytest.param(CAGE.replace("%60", "6"), id="other_ring_numbers"),
+        pytest.param(CAGE.replace("%60", "6").upper(), id="without_aromatic_letters"),
+        pytest.param(CAGE + ".[Na+].[Cl-]", id="a_salt_of_it"),
+        pytest.param("[c:7]" + CAGE[1:], id="with_a_label"),
+        pytest.param("[13c]" + CAGE[1:], id="with_an_isotope"),
+        pytest.param(f" {slow_smiles(2)[1]}\n", id="with_white_space"),
+        pytest.param(f"CCO.{CAGE}", id="behind_another_molecule"),
+    ],
+)
+def test_one_that_takes_too_long_fails_soon_and_blocks_no_thread(smiles: str) -> None:
+    """Of processor time, because a busy machine is no reason to refuse; the interpreter stays free meanwhile."""
+    media = Media("molecule", smiles, limits=Limits(seconds=5))
+    error: list[str] = []
+
+    def load() -> None:
+        with pytest.raises(MediaError) as caught:
+            media.load()
+        error.append(str(caught.value))
+
+    thread, before = threading.Thread(target=load), time.thread_time()
+    thread.start()
+    steps = 0
+    while thread.is_alive():
+        time.sleep(0.01)
+        steps += 1
+    assert "RDKit needs more than 0.5 s of processor time for this SMILES" in error[0] or "within 5 s" in error[0]
+    assert time.thread_time() - before < 2 and steps > 5
+    refused(media, "RDKit")
+    assert text_of(Media.molecule("OCC")) == ETHANOL  # the next one has a process of its own
+
+
+WORKERS = [
+    pytest.param("import time; time.sleep(60)", "did not read this SMILES within 1 s", id="hangs"),
+    pytest.param("import os; os.abort()", "crashed RDKit", id="crashes"),
+    pytest.param("import sys; sys.exit(1)", "crashed RDKit", id="ends"),
+    pytest.param("print('no JSON', flush=True)", "cannot be read", id="writes_no_JSON"),
+    pytest.param("print('{}', flush=True)", "cannot be read", id="leaves_something_out"),
+    pytest.param("print('[1]', flush=True)", "cannot be read", id="writes_a_list"),
+    pytest.param("print('7', flush=True)", "cannot be read", id="writes_a_number"),
+    pytest.param("print('\\xff' * 9, flush=True)", "cannot be read", id="writes_rubbish"),
+    pytest.param(
+        """print('{"smiles": "*", "facts": {}, "drawing": ""}', flush=True)""", "no plain SMILES", id="shows_a_wildcard"
+    ),
+    pytest.param("import os; os.kill(os.getpid(), 9)", "crashed RDKit", id="is_killed"),
+]
+
+
+@pytest.mark.parametrize(("program", "message"), WORKERS)
+def test_a_process_under_attack_fails_only_its_molecule(
+    program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "child.py").write_text(f"print(flush=True)\ninput()\n{program}\ninput()\n")
+    children = Children(tmp_path / "child.py")
+    monkeypatch.setattr("flexjudge_reward.media.molecule._children", children)
+    smiles = "C" * (1 + len(program))
+    refused(Media("molecule", smiles, limits=Limits(seconds=1 if "sleep" in program else 20)), message)
+    children.close()
+
+
+def test_its_process_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXJUDGE_API_KEY", "canary")
+    (tmp_path / "child.py").write_text("import os; print(flush=True); input(); print(sorted(os.environ), flush=True)")
+    children = Children(tmp_path / "child.py")
+    seen = children.ask(b"", 20)
+    children.close()
+    assert b"PATH" in seen and b"KEY" not in seen
+
+
+def test_a_process_that_ended_meanwhile_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import os\nprint(flush=True)\nwhile input() is not None: print(os.getpid(), flush=True)"
+    )
+    children = Children(tmp_path / "child.py")
+    first = int(children.ask(b"", 20))
+    assert int(children.ask(b"", 20)) == first
+    os.kill(first, signal.SIGKILL)
+    second = int(children.ask(b"", 20)) if _gone(first) else first
+    assert second != first and int(children.ask(b"", 20)) == second
+    children.close()
+    assert _gone(second) and int(children.ask(b"", 20)) not in (first, second)
+    children.close()
+
+
+def _gone(process: int) -> bool:
+    """Whether it ends within some seconds; a dead child that was not waited for counts."""
+    for _ in range(500):
+        status = Path(f"/proc/{process}/stat")
+        if not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_children_of_its_own() -> None:
+    assert text_of(Media.molecule("OCC")) == ETHANOL
+    if not (child := os.fork()):
+        try:
+            os._exit(0 if "SMILES: CCN\n" in text_of(Media.molecule("NCC")) else 2)
+        finally:
+            os._exit(1)
+    assert "SMILES: CCCl\n" in text_of(Media.molecule("ClCC"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "SMILES: CCBr\n" in text_of(Media.molecule("BrCC"))
+
+
+def test_threads_read_different_ones_at_once() -> None:
+    wrong: list[str] = []
+
+    def read(carbons: int) -> None:
+        for more in range(20):
+            text = text_of(Media.molecule("O" + "C" * (carbons + 6 * more)))
+            if not text.startswith("SMILES: " + "C" * (carbons + 6 * more) + "O\n"):
+                wrong.append(text)
+
+    threads = [threading.Thread(target=read, args=(carbons,)) for carbons in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_without_rdkit_no_row_fails_and_the_message_has_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +362,7 @@ def test_a_server_gets_the_text_and_the_drawing() -> None:
     codec = ChatCodec({"model": "m"}, KNOWN_CONTROL_TOKENS)
 
     def content(*parts: Any) -> Any:
-        return json.loads(codec.encode(Request(user(*parts)), capped=False))["messages"][0]["content"]
+        return json.loads(codec.body(Request(user(*parts)), {}).data)["messages"][0]["content"]
 
     assert content("Judge ", Media.molecule("OCC")) == f"Judge {ETHANOL}"
     image, text = content(Media.molecule("OCC", drawn=True))
@@ -278,8 +415,7 @@ def test_a_trainer_may_pass_them() -> None:
     prompts = [[{"role": "user", "content": "Write a molecule."}]] * 4
     reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(heavier)), max_failure_rate=1.0)
     rewards = reward(prompts, [completion(smiles) for smiles in ("OCC", ASPIRIN, "C1", 5)])
-    mean = pytest.approx(11 / 18)  # of the judged siblings
-    assert rewards == [2 / 9, 1.0, mean, mean]
+    assert rewards == [2 / 9, 1.0, 2 / 9, 2 / 9]  # what cannot be read gets the lowest score of its group
     group = FlexJudgeReward(Judge(Listwise(), ScriptedEngine(heavier)))
     with pytest.raises(ConfigError, match="a completion with media parts needs format='pointwise'"):
         group(prompts[:2], [completion("C"), completion("CC")])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flexjudge_reward import Media
+from flexjudge_reward import Media, MediaError
 from flexjudge_reward.media.base import Limits
 from support.images import noise, pixels, refused, saved, uri
 
@@ -88,3 +89,91 @@ def test_the_message_names_the_item_and_never_shows_its_content() -> None:
     assert repr(Media.image({"bytes": b"secret", "path": "x"})) == "<Media image (6 bytes)>"
     assert repr(Media.image({"path": "a.png"})) == "<Media image ('a.png')>"
     assert repr(Media.image(noise())) == "<Media image (Image)>"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        pytest.param("https://me:CANARY@example.com/a.png", "https://example.com/a.png", id="login"),
+        pytest.param("https://CANARY@example.com/a.png", "https://example.com/a.png", id="token_for_a_login"),
+        pytest.param("https://me:p@CANARY@example.com/a.png", "https://example.com/a.png", id="at_sign_in_a_password"),
+        pytest.param("https://me:CANARY/x@example.com/a.png", "https://...", id="slash_in_a_password"),
+        pytest.param("https://me:CANARY?x@example.com/a.png", "https://...", id="question_mark_in_a_password"),
+        pytest.param("https://me:CANARY#x@example.com/a.png", "https://...", id="fragment_sign_in_a_password"),
+        pytest.param("https://example.com/a.png?sig=CANARY", "https://example.com/a.png...", id="signature"),
+        pytest.param("https://example.com/a.png#CANARY", "https://example.com/a.png...", id="fragment"),
+        pytest.param("https://example.com?sig=CANARY", "https://example.com...", id="signature_without_a_path"),
+        pytest.param(
+            "https://example.com/a.png?X-Amz-Signature=CANARY&X-Amz-Date=" + "0" * 99,
+            "https://example.com/a.png...",
+            id="long_signature",
+        ),
+        pytest.param("HTTPS://me:CANARY@EXAMPLE.COM/a.png", "HTTPS://EXAMPLE.COM/a.png", id="capitals"),
+        pytest.param(" https://me:CANARY@example.com/a.png", " https://example.com/a.png", id="blank_before"),
+        pytest.param("s3://CANARY:CANARY@bucket/a.png", "s3://bucket/a.png", id="another_scheme"),
+        pytest.param("//me:CANARY@example.com/a.png", "//example.com/a.png", id="without_a_scheme"),
+        pytest.param(Path("https://me:CANARY@example.com/a.png?CANARY"), "https:/example.com/a.png...", id="Path"),
+        pytest.param("https:\\\\me:CANARY@example.com\\a.png", "https:\\\\example.com\\a.png", id="backslashes"),
+        pytest.param("me:CANARY@example.com/a.png", "example.com/a.png", id="login_without_a_scheme"),
+        pytest.param("a.png?sig=CANARY", "a.png...", id="signature_of_a_name"),
+        pytest.param({"path": "https://me:CANARY@example.com/a"}, "https://example.com/a", id="dict"),
+        pytest.param("http://[::1]:80/a@2x.png", "http://[::1]:80/a@2x.png", id="address_of_numbers"),
+        pytest.param("http://localhost:80/a@2x.png", "http://localhost:80/a@2x.png", id="at_sign_in_a_path"),
+        pytest.param("albums/me@home #1.png", "albums/me@home #1.png", id="file"),
+    ],
+)
+def test_no_message_shows_a_secret_of_an_address(source: Any, shown: str, tmp_path: Path) -> None:
+    media = Media.image(source, roots=[tmp_path])
+    with pytest.raises(MediaError) as caught:
+        media.load()
+    assert str(caught.value).startswith(f"image ({shown!r}): ") and repr(media) == f"<Media image ({shown!r})>"
+    assert "CANARY" not in f"{caught.value}{media!r}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("\x1b[2J.png", id="escape"),
+        pytest.param("a\x9b31mb", id="escape_in_one_byte"),
+        pytest.param("a\r\nb", id="new_line"),
+        pytest.param("a\u202eb", id="right_to_left"),
+        pytest.param("a\u2028b", id="line_separator"),
+        pytest.param("a\0b", id="null"),
+        pytest.param("a\ud800b", id="lone_surrogate"),
+        pytest.param("a\u200bb", id="zero_width"),
+    ],
+)
+def test_messages_are_printable(name: str, tmp_path: Path) -> None:
+    class Odd:
+        def __array__(self, *arguments: Any, **options: Any) -> Any:
+            raise ValueError(name)
+
+    for media in (
+        Media.image(name, roots=[tmp_path]),
+        Media.image(Odd()),
+        Media.image("a", roots=[tmp_path / "\x1b[2J"]),
+    ):
+        with pytest.raises(MediaError) as caught:
+            media.load()
+        assert str(caught.value).isprintable() and repr(media).isprintable()
+
+
+MP4 = b"\0\0\0\x18ftypmp42" + bytes(50)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(MP4, id="MP4"),
+        pytest.param(b"\0\0\0\x14ftypqt  " + bytes(50), id="MOV"),
+        pytest.param(b"\x1a\x45\xdf\xa3" + bytes(50), id="Matroska"),
+        pytest.param(b"RIFF\x24\0\0\0AVI LIST" + bytes(50), id="AVI"),
+        pytest.param(b"RIFF\x24\0\0\0WAVEfmt " + bytes(50), id="sound"),
+        pytest.param(b"ID3\x04" + bytes(50), id="MP3"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [lambda data: data, lambda data: {"bytes": data, "path": "a.png"}, uri])
+def test_a_clip_that_is_given_as_an_image_is_refused_and_the_other_way_round(data: bytes, wrapped: Any) -> None:
+    refused(Media.image(wrapped(data)), "not an image in one of the formats")
+    if importlib.util.find_spec("av"):
+        refused(Media.video(wrapped(PNG)), "not a video in one of the containers")

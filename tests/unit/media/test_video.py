@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import itertools
 import pickle
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,96 @@ def test_half_a_video_is_an_error() -> None:
     for container in CONTAINERS:
         data = encoded(container)
         refused(Media.video(data[: len(data) // 2]), "cut short")
+
+
+def recorded(container: str = "mp4", frames: int = 60, key: int = 30, **options: str) -> bytes:
+    """Frames that get brighter by 4 each, 10 a second."""
+    import av
+
+    with tempfile.NamedTemporaryFile() as out, av.open(out.name, "w", format=container, options=options) as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"g": str(key), "sc_threshold": "1000000000"}
+        for number in range(frames):
+            grey = np.full((48, 64, 3), 4 * number, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode(None))
+        file.close()
+        return Path(out.name).read_bytes()
+
+
+def trimmed(data: bytes, start: float, container: str = "mp4") -> bytes:
+    """The clip from `start` seconds on, not coded anew: what is before is there from the last key frame, and hidden."""
+    import av
+
+    out = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(io.BytesIO(data)) as source, av.open(out, "w", format=container, options=options) as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        offset = int(start / stream.time_base)
+        packets = [packet for packet in source.demux(stream) if packet.dts is not None]
+        first = max(n for n, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= offset)
+        for packet in packets[first:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, copy
+            target.mux(packet)
+    return out.getvalue()
+
+
+def with_number(data: bytes, name: bytes, behind: int, number: int) -> bytes:
+    """The file with another number of four bytes, so far behind a name in its header."""
+    at = data.index(name) + behind
+    return data[:at] + number.to_bytes(4, "little") + data[at + 4 :]
+
+
+@needs_av
+@pytest.mark.parametrize(
+    ("make", "shade"),
+    [
+        pytest.param(lambda: trimmed(recorded(), 0.0), 0, id="not_trimmed"),
+        pytest.param(lambda: trimmed(recorded(), 1.5), 60, id="half_a_second_behind_a_key_frame"),
+        pytest.param(lambda: trimmed(recorded(), 2.5), 100, id="most_of_it_hidden"),
+        pytest.param(lambda: trimmed(recorded(), 4.5), 180, id="behind_the_second_key_frame"),
+        pytest.param(lambda: trimmed(recorded(key=60), 5.5), 220, id="all_but_the_last_frames_hidden"),
+        pytest.param(lambda: trimmed(recorded(), 2.5, "mov"), 100, id="in_MOV"),
+        pytest.param(lambda: recorded(movflags="frag_keyframe+empty_moov"), 0, id="in_fragments"),
+        pytest.param(lambda: recorded() + bytes(1000), 0, id="something_behind_it"),
+        pytest.param(lambda: with_number(recorded("avi"), b"strh", 40, 100_000), 0, id="AVI_that_claims_more_frames"),
+        pytest.param(lambda: with_number(recorded("avi"), b"strh", 40, 0), 0, id="AVI_that_claims_none"),
+        pytest.param(lambda: with_number(recorded("avi"), b"avih", 24, 9_999), 0, id="AVI_that_claims_more_in_all"),
+        pytest.param(lambda: with_number(recorded("avi"), b"RIFF", 4, 0), 0, id="AVI_without_its_size"),
+        pytest.param(lambda: with_number(recorded("avi"), b"RIFF", 4, 10**9), 0, id="AVI_with_a_larger_size"),
+        pytest.param(
+            lambda: with_number(recorded("avi"), b"movi", -4, 0xFFFFFFFF), 0, id="AVI_without_the_size_of_its_list"
+        ),
+    ],
+)
+def test_a_whole_video_is_read_whatever_its_numbers(make: Callable[[], bytes], shade: int) -> None:
+    frames = Media.video(make()).images()
+    assert abs(frames[0].getpixel((5, 5))[0] - shade) <= 12 and abs(frames[-1].getpixel((5, 5))[0] - 236) <= 12  # type: ignore[index]
+
+
+@needs_av
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: recorded(movflags="faststart"), id="MP4"),
+        pytest.param(lambda: trimmed(recorded(), 2.5), id="trimmed"),
+        pytest.param(lambda: recorded(movflags="frag_keyframe+empty_moov"), id="fragments"),
+        pytest.param(lambda: recorded("avi"), id="AVI"),
+        pytest.param(lambda: with_number(recorded("avi"), b"RIFF", 4, 0), id="AVI_without_its_size"),
+        pytest.param(lambda: recorded("matroska"), id="Matroska"),
+        pytest.param(lambda: images.clip("webm", "libvpx"), id="WebM"),
+        pytest.param(lambda: images.clip("mp4", "libx264"), id="MP4_with_its_header_at_the_end"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_video_that_was_cut_is_refused(make: Callable[[], bytes], share: float) -> None:
+    data = make()
+    refused(
+        Media.video(data[: int(share * len(data))]),
+        "cut short|no frame that can be decoded|no video in it|have no pixels",
+    )
 
 
 @needs_av

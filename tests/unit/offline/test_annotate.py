@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -441,10 +442,17 @@ def test_a_damaged_progress_file_is_named(tmp_path: Path, damage: str) -> None:
         annotated(tmp_path, ROWS, Stopping())
 
 
-def test_a_partial_file_that_lost_rows_is_not_filled_up(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("left", [None, 0, 1, 400, -1], ids=["gone", "empty", "one_byte", "rows_less", "a_byte_less"])
+def test_a_partial_file_that_lost_rows_is_not_filled_up(
+    tmp_path: Path, unbroken: dict[str, bytes], left: int | None
+) -> None:
     with pytest.raises(Killed):
         annotated(tmp_path, ROWS, Stopping(120))
-    (tmp_path / "out.jsonl.partial").unlink()
+    partial = tmp_path / "out.jsonl.partial"
+    recorded = json.loads((tmp_path / "out.jsonl.progress").read_text())["sizes"][0]
+    os.truncate(partial, recorded - 1 if left == -1 else left or 0)
+    if left is None:
+        partial.unlink()
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"out\.jsonl\.partial is damaged; remove .*\.progress to begin again"):
             annotated(tmp_path, ROWS, Stopping())
@@ -459,7 +467,7 @@ def test_a_partial_file_that_lost_rows_is_not_filled_up(tmp_path: Path, unbroken
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        pytest.param(row(2, "5 a"), "line 2: a pair needs at least two candidates, found 1", id="one"),
+        pytest.param(row(2, "5 a"), "line 2: a pair needs at least two candidates .* found 1", id="one"),
         pytest.param(
             row(2, "5 a", {"image": "b"}),
             "line 2: the candidates are of unequal kind: image and text",
@@ -470,9 +478,10 @@ def test_a_partial_file_that_lost_rows_is_not_filled_up(tmp_path: Path, unbroken
         pytest.param({"id": 2, "candidates": ["a", "b"]}, "line 2: the entry 'question' is missing", id="no_question"),
     ],
 )
-def test_a_wrong_row_is_named_before_anything_is_judged(tmp_path: Path, bad: Any, message: str) -> None:
+def test_under_strict_a_wrong_row_is_named_before_anything_is_judged(tmp_path: Path, bad: Any, message: str) -> None:
+    source, engine = write(tmp_path / "in.jsonl", [row(1, "5 a", "9 b"), bad]), ScriptedEngine([])
     with pytest.raises(ConfigError, match=message):
-        annotated(tmp_path, [row(1, "5 a", "9 b"), bad])
+        annotate_file(source, Judge(Pairwise(), engine), tmp_path / "out.jsonl", media_root=tmp_path, strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 

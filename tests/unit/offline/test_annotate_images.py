@@ -257,7 +257,7 @@ def test_a_wrong_row_of_a_hub_data_set_is_named_when_it_comes(tmp_path: Path, hu
     for _ in range(2):
         engine = ScriptedEngine(bright)
         with pytest.raises(ConfigError, match=f"org/pairs, row {BATCH + 9}: a pair needs at least two candidates"):
-            annotate_file("org/pairs", Judge(Pairwise(), engine), output)
+            annotate_file("org/pairs", Judge(Pairwise(), engine), output, strict=True)
         requests.append(len(engine.requests))
     assert requests[0] > 0 and requests[1] == 0, "what was finished is kept"
 

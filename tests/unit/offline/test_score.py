@@ -162,17 +162,16 @@ def test_an_output_appears_when_it_is_complete(tmp_path: Path) -> None:
         pytest.param({**QA, "candidates": []}, "either 'answer' or 'candidates'", id="both"),
         pytest.param({"question": "q", "candidates": "a"}, "'candidates' must be a list", id="candidates_text"),
         pytest.param({"question": "q", "candidates": []}, "'candidates' is empty", id="no_candidates"),
-        pytest.param({"question": 4, "answer": "a"}, "a part is a text", id="question_number"),
-        pytest.param({**QA, "images": "p.png"}, "'images' must be a list", id="images_text"),
+        pytest.param({"question": None, "answer": "a"}, "a part is a text", id="question_null"),
         pytest.param({**QA, "images": ["p.png"]}, "--media-root", id="no_root"),
         pytest.param({**QA, "images": [3]}, "given by its path", id="path_number"),
         pytest.param({**QA, "rubric": "/etc/passwd"}, "a rubric is criteria in words", id="rubric_is_no_path"),
     ],
 )
-def test_a_wrong_row_stops_the_run_before_it_starts(tmp_path: Path, row: object, message: str) -> None:
+def test_under_strict_a_wrong_row_stops_the_run_before_it_starts(tmp_path: Path, row: object, message: str) -> None:
     source, engine = write(tmp_path / "in.jsonl", [QA, row]), ScriptedEngine([])
     with pytest.raises(ConfigError, match=f"line 2: .*{message}"):
-        score_file(source, Judge(Pointwise(), engine), tmp_path / "out.jsonl")
+        score_file(source, Judge(Pointwise(), engine), tmp_path / "out.jsonl", strict=True)
     assert not engine.requests and not (tmp_path / "out.jsonl").exists()
 
 
@@ -202,7 +201,7 @@ def test_a_row_with_more_candidates_than_the_format_takes_is_named(tmp_path: Pat
     rows = [{"id": n, "question": "q", "candidates": list("abcdefghi"[:count])} for n, count in enumerate((8, 9))]
     source, engine = write(tmp_path / "in.jsonl", rows), ScriptedEngine([])
     with pytest.raises(ConfigError, match="line 2: Listwise judges 2 to 8 candidates at a time, this example has 9"):
-        run(source, Judge(Listwise(), engine), tmp_path / "out.jsonl")
+        run(source, Judge(Listwise(), engine), tmp_path / "out.jsonl", strict=True)
     assert not engine.requests
 
 
@@ -231,7 +230,7 @@ def test_the_candidates_of_every_row_are_put_in_order(tmp_path: Path) -> None:
 def test_a_wrong_rerank_row_is_named_before_anything_is_judged(tmp_path: Path, row: object, message: str) -> None:
     source = write(tmp_path / "in.jsonl", [{"id": 1, "question": "q", "candidates": ["a", "b"]}, row])
     with pytest.raises(ConfigError, match=f"line 2: .*{message}"):
-        rerank_file(source, Judge(Pointwise(), ScriptedEngine([])), tmp_path / "out.jsonl")
+        rerank_file(source, Judge(Pointwise(), ScriptedEngine([])), tmp_path / "out.jsonl", strict=True)
 
 
 def test_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexjudge_reward import ConfigError
-from flexjudge_reward.trainers.gather import RankError, RankRows, all_gather, assign_groups, run_with_deadline
+from flexjudge_reward.trainers.gather import Deadline, RankError, RankRows, all_gather, assign_groups
 
 
 def rank_rows(keys: str, texts: str = "") -> RankRows:
@@ -59,4 +59,5 @@ def test_every_row_is_in_one_group_and_its_owner_has_the_prompt(
 
 def test_a_process_alone_exchanges_with_itself_and_has_no_deadline() -> None:
     assert all_gather("x") == ["x"] and isinstance(all_gather(RankError("own"))[0], RankError)
-    assert run_with_deadline(1e-9, lambda: 7) == 7
+    deadline = Deadline(1e-9)
+    assert deadline.run(lambda: 7) == 7 and deadline.left > 0

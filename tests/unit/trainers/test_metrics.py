@@ -32,10 +32,27 @@ def test_scores_and_failures_are_shares_of_all_rows() -> None:
     assert (found["failed_reply"], found["failed_media"], found["failed_engine"]) == (2 / 8, 1 / 8, 1 / 8)
 
 
+BROKEN, REFUSED = Failure("malformed", "?", "candidate"), Failure("refused", "no", "candidate")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "groups", "ours", "theirs"),
+    [
+        pytest.param([0.5, CUT, BROKEN, Failure("malformed")], "aaaa", 2 / 4, 1 / 4, id="unclear-is-ours"),
+        pytest.param([Failure("media", "", "candidate"), Failure("media")], "aa", 1 / 2, 1 / 2, id="whose-image"),
+        pytest.param([0.5, REFUSED, REFUSED, CUT], "aabb", 2 / 4, 1 / 4, id="refused-beside-a-score-and-alone"),
+        pytest.param([0.5, 0.1], "ab", 0, 0, id="none"),
+    ],
+)
+def test_shares_by_cause(outcomes: list[Outcome], groups: str, ours: float, theirs: float) -> None:
+    found = measured(outcomes, groups)
+    assert (found["failed_ours"], found["failed_candidate"]) == (ours, theirs)
+
+
 @pytest.mark.parametrize("kind", get_args(FailureKind))
 def test_every_kind_of_failure_is_in_one_class(kind: FailureKind) -> None:
     found = measured([Failure(kind), 0.5])
-    assert sorted(found[f"failed_{part}"] for part in ("media", "engine", "reply")) == [0, 0, 0.5]
+    assert sorted(found[f"failed_{part}"] for part in ("media", "unfinished", "engine", "reply")) == [0, 0, 0, 0.5]
 
 
 @pytest.mark.parametrize(

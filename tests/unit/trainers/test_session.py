@@ -80,8 +80,8 @@ def test_a_choice_rewards_the_chosen_wherever_it_is_and_its_twin() -> None:
 
 
 def test_a_prompt_alone_in_its_batch_is_as_many_groups_as_the_trainer_says() -> None:
-    """Two groups of four with the same prompt: the failed row gets the mean of its own siblings."""
-    replies = [*map(tags, (1, 1, 4)), "?", *map(tags, [10] * 4)]
+    """Two groups of four with the same prompt: the row that was cut gets the mean of its own siblings."""
+    replies = [*map(tags, (1, 1, 4)), "<think>hm", *map(tags, [10] * 4)]
     named, _ = reward(Pointwise(), list(replies), num_generations=4, max_failure_rate=1.0)
     assert named(["p"] * 8, list("abcdefgh"))[3] == pytest.approx((0 + 0 + 3 / 9) / 3)
     counted, _ = reward(Pointwise(), list(replies), max_failure_rate=1.0)
@@ -135,7 +135,7 @@ def mostly(share: float, good: Callable[[Request], str]) -> Callable[[Request], 
 
 
 def test_a_list_that_fails_is_one_failure_however_many_it_ranks() -> None:
-    replies = iter(["?"])
+    replies = iter(["<think>hm"])
     one, _ = reward(Listwise(), lambda request: next(replies, None) or lengths(request))
     batch = [f"{n} " + "x" * n for n in range(32)]
     assert one(["p"] * 32, batch).count(None) == 32
@@ -220,16 +220,36 @@ def test_a_group_that_is_given_as_failed_is_not_judged(format: Format) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"), [("group_mean", [1 / 9, 2 / 9, 3 / 9]), ("abstain", [1 / 9, None, 3 / 9])]
+    ("policy", "reply", "expected", "alone"),
+    [
+        pytest.param({}, "<think>hm", [1 / 9, 2 / 9, 3 / 9], None, id="cut-group-mean"),
+        pytest.param({"on_failure": "abstain"}, "<think>hm", [1 / 9, None, 3 / 9], None, id="cut-abstain"),
+        pytest.param({}, "?", [1 / 9, 1 / 9, 3 / 9], 0.0, id="broken-lowest"),
+        pytest.param({"on_failure": "abstain"}, "?", [1 / 9, 1 / 9, 3 / 9], 0.0, id="broken-lowest-whatever-the-other"),
+        pytest.param({"on_candidate_failure": "mean"}, "?", [1 / 9, 2 / 9, 3 / 9], None, id="broken-mean"),
+        pytest.param({"on_candidate_failure": "abstain"}, "?", [1 / 9, None, 3 / 9], None, id="broken-abstain"),
+    ],
 )
-def test_a_failed_row_gets_what_the_policy_says(policy: str, expected: list[float | None]) -> None:
+def test_a_failed_row_gets_what_the_policy_says(
+    policy: dict[str, str], reply: str, expected: list[float | None], alone: float | None
+) -> None:
     def replies(request: Request) -> str:
-        return "?" if candidates(request) == ["7"] else scores(request)
+        return reply if candidates(request) == ["7"] else scores(request)
 
-    found, other = session(Pointwise(), replies, on_failure=policy).score_groups([rows("2", "7", "4"), rows("7")])
-    assert found.rewards == pytest.approx(expected) and other.rewards == [None]
-    with pytest.raises(JudgementFailed, match="Row 1: malformed"):
+    found, other = session(Pointwise(), replies, **policy).score_groups([rows("2", "7", "4"), rows("7")])
+    assert found.rewards == pytest.approx(expected) and other.rewards == [alone]
+    with pytest.raises(JudgementFailed, match=r"Row 1: (malformed|truncated)"):
         session(Pointwise(), replies, on_failure="raise").score_groups([rows("2", "7", "4")])
+
+
+def test_a_reply_that_can_be_read_the_second_time_counts() -> None:
+    """Both judgements are counted: one of five failed, and the tokens of both are the reward's."""
+    once = iter(["?"])
+    one = session(Pointwise(), lambda request: next(once, None) or scores(request))
+    (found,) = one.score_groups([rows("2", "7", "4", "5")])
+    assert found.rewards == pytest.approx([1 / 9, 6 / 9, 3 / 9, 4 / 9])
+    assert (found.metrics["failure_rate"], found.metrics["failed_judgements"]) == (0, 1 / 5)
+    assert [request.sampling.seed for request in engine_of(one).requests[-2:]].count(0) == 1
 
 
 def test_too_many_failures_stop_the_run() -> None:

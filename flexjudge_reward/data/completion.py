@@ -1,0 +1,115 @@
+"""Which part of a completion is judged: the answer after the policy's own reasoning, or all of it.
+
+    answer    without the thought at the beginning of each turn of the policy (the default)
+    all       with it
+
+A thought is the text between `<think>` and `</think>` (or `<thinking>`, `[THINK]`) at the beginning, everything before
+a `</think>` that a prompt opened, a field of a message (`reasoning_content`, `reasoning`, `thinking`), or a part of the
+type "thinking" or "reasoning". A completion that ends inside its thought has no answer: it is `Unfinished`, which no
+judge is asked about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from flexjudge_reward.types import Unfinished
+
+Completion = Literal["answer", "all"]
+
+_CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
+_OPENING = re.compile(r"\s*(<think>|<thinking>|\[THINK\])")
+_BLANK = re.compile(r"\s*\Z")
+_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_PARTS = ("thinking", "reasoning")
+_Place = tuple[int, int]  # a part, and a character in it
+
+
+def judged_part(parts: Sequence[Any], thought: str, completion: Completion, opened: bool = False) -> list[Any]:
+    """The parts of one turn of the policy that are shown: texts and media, or one `Unfinished`.
+
+    Args:
+        thought: what the policy thought according to a field of its message.
+        opened: whether the prompt ends with an open thought.
+    """
+    if completion == "all":
+        return [f"<think>\n{thought}\n</think>\n\n", *parts] if thought else list(parts)
+    rest = _after_thoughts(parts, opened)
+    if rest is None:
+        return [Unfinished("".join(part for part in parts if isinstance(part, str)))]
+    if thought and not any(part.strip() if isinstance(part, str) else True for part in rest):
+        return [Unfinished(thought)]
+    return rest
+
+
+def thought_of(message: Mapping[str, Any]) -> str:
+    """What a message holds of the policy's reasoning beside its content, or as parts of it."""
+    own = [message[name] for name in _FIELDS if message.get(name)][:1]  # vLLM writes two names with one text
+    content = message.get("content")
+    if not isinstance(content, str) and isinstance(content, Sequence):
+        own += [part.get(part["type"]) or part.get("text") for part in content if is_thought(part)]
+    return "\n".join(filter(None, map(_text, own)))
+
+
+def is_thought(part: Any) -> bool:
+    """Whether a content part is a thought."""
+    return isinstance(part, Mapping) and part.get("type") in _PARTS
+
+
+def ends_open(prompt: Any) -> bool:
+    """Whether a prompt ends with an open thought, so that the completion begins inside it."""
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[-1], Mapping):
+        prompt = prompt[-1].get("content")
+    return isinstance(prompt, str) and prompt.rstrip().endswith(tuple(_CLOSING))
+
+
+def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
+    """The parts behind the thoughts at the beginning; None if the last of them never closes."""
+    text = "".join(part for part in parts if isinstance(part, str))
+    close, opening = text.find("</think>"), text.find("<think>")
+    place: _Place | None = (0, 0)
+    if opened or (close >= 0 and not 0 <= opening < close):
+        place = _behind(parts, "</think>", (0, 0))
+    # By places, not by what is left: a policy can write 10,000 thoughts in a row.
+    while place is not None and (tag := _opening(parts, place)):
+        place = _behind(parts, _CLOSING[tag], place)
+    if place is None or place == (0, 0):
+        return None if place is None else list(parts)
+    part, at = place
+    return [parts[part][at:].lstrip(), *parts[part + 1 :]]
+
+
+def _opening(parts: Sequence[Any], place: _Place) -> str:
+    """The tag that opens a thought at a place, behind blanks; "" if something else is there."""
+    first, at = place
+    for index in range(first, len(parts)):
+        part = parts[index]
+        if not isinstance(part, str):
+            break
+        if found := _OPENING.match(part, at):
+            return found[1]
+        if not _BLANK.match(part, at):
+            break
+        at = 0
+    return ""
+
+
+def _behind(parts: Sequence[Any], closing: str, place: _Place) -> _Place | None:
+    """The place behind the next occurrence of a closing tag."""
+    first, at = place
+    for index in range(first, len(parts)):
+        found = parts[index].find(closing, at) if isinstance(parts[index], str) else -1
+        if found >= 0:
+            return index, found + len(closing)
+        at = 0
+    return None
+
+
+def _text(thought: Any) -> str:
+    if isinstance(thought, str):
+        return thought.strip()
+    parts = thought if isinstance(thought, Sequence) else [thought]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return "\n".join(text.strip() for text in texts if isinstance(text, str))

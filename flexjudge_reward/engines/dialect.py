@@ -1,0 +1,119 @@
+"""What one server takes: which fields of a request it knows and under which names, learned from its refusals.
+
+A refusal that names a field changes all later requests: they are sent without it, or with its other name. What a
+request cannot do without (log probabilities, a reply that begins with the judge's own words) is then `unsupported`, by
+name, without a request. Whatever the status and the wording are: where a refusal names no field, `http.py` finds it by
+trying each on a harmless request.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from flexjudge_reward.types import Request
+
+RENAMED = {"max_tokens": "max_completion_tokens"}
+OPTIONAL = (
+    # Which one goes first where a refusal names several.
+    *("top_p", "seed", "top_logprobs", "logprobs", "continue_final_message", "add_generation_prompt", "top_k", "min_p"),
+    *("repetition_penalty", "skip_special_tokens", "stop", "temperature", "max_tokens", "max_completion_tokens"),
+)
+"""The fields of a request that a server need not know."""
+_TOGETHER = ({"logprobs", "top_logprobs"}, {"continue_final_message", "add_generation_prompt"})
+_UNKNOWN = re.compile(
+    r"un(supported|recogni[sz]ed|known|expected)|not (supported|recogni[sz]ed|permitted|allowed|available|implemented)"
+    r"|(does|do) not (support|accept|allow|know)|doesn't (support|accept)|extra|forbidden|deprecated"
+    r"|cannot both|only one"
+    r"|invalid (parameter|param|argument|field|value|request argument)|use '?max_completion_tokens",
+    re.IGNORECASE,
+)
+_PREFILL = re.compile(r"prefill|end with a user|(last|final) message|must be (a |from the )?user", re.IGNORECASE)
+_SYSTEM = re.compile(
+    r"\bsystem\b.*\b(role|message|instruction|turn|prompt)|\brole\b.*\bsystem\b", re.IGNORECASE | re.DOTALL
+)
+_TOO_LONG = re.compile(r"context|maximum|too (large|long|many)|exceed|at most|less than or equal", re.IGNORECASE)
+_log = logging.getLogger("flexjudge_reward")
+
+
+class Dialect:
+    """What is known of one server so far."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.lacking: set[str] = set()
+        """Fields that the server does not know."""
+        self.names: dict[str, str] = {}
+        """Other names of fields."""
+        self.system_turn = True
+        """Whether it takes a system turn; else the instructions go in front of the first user turn."""
+        self.version = 0
+        """Grows with everything that is learned."""
+
+    def fields(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a request as this server takes them."""
+        return {self.names.get(name, name): value for name, value in wanted.items() if name not in self.lacking}
+
+    def unsupported(self, request: Request) -> str:
+        """What the request needs and the server does not know; empty if nothing."""
+        if request.prompt.messages[-1].role == "assistant" and "continue_final_message" in self.lacking:
+            return f"the server at {self.where} cannot continue a reply (continue_final_message)"
+        if request.sampling.logprobs is not None and "logprobs" in self.lacking:
+            return f"the server at {self.where} returns no log probabilities (logprobs)"
+        return ""
+
+    def learn(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> bool:
+        """Whether a refusal says something new of the server.
+
+        Args:
+            message: what the server says.
+            named: the fields that its refusal points at, beside those in the message.
+            fields: those of the refused request.
+            roles: of its messages; "assistant" at the end are the judge's own words, to be continued.
+        """
+        unknown = _UNKNOWN.search(message) is not None
+        blamed = [f for f in OPTIONAL if f in fields and (f in named or (unknown and re.search(rf"\b{f}\b", message)))]
+        if blamed and not (blamed[0].startswith("max_") and is_too_long(message)):
+            return self.drop(blamed[0])
+        if roles[-1] == "assistant" and _PREFILL.search(message):
+            return self.drop("continue_final_message")
+        if roles[0] == "system" and ((_SYSTEM.search(message) and unknown) or "alternate" in message):
+            return self.merge_system()
+        return False
+
+    def findings(self) -> dict[str, object]:
+        """Everything that was learned, for records."""
+        return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names)}
+
+    def drop(self, field: str) -> bool:
+        """Sends `field` under its other name from now on, or no more."""
+        wanted = next((name for name, other in self.names.items() if other == field), field)
+        if wanted in self.lacking:
+            return False
+        if wanted in RENAMED and wanted not in self.names:
+            self.names[wanted] = RENAMED[wanted]
+            self._learned(f"calls {wanted} {RENAMED[wanted]}")
+            return True
+        self.lacking |= next((both for both in _TOGETHER if wanted in both), {wanted})
+        self._learned(f"does not take {wanted}; requests are sent without it")
+        return True
+
+    def merge_system(self) -> bool:
+        """Puts the instructions in front of the first user turn from now on."""
+        if self.system_turn:
+            self.system_turn = False
+            self._learned("takes no system turn, or drops it; the instructions go in front of the user's")
+            return True
+        return False
+
+    def _learned(self, what: str) -> None:
+        self.version += 1
+        _log.warning("the judge server at %s %s", self.where, what)
+
+
+def is_too_long(message: str) -> bool:
+    """Whether a refusal says that prompt and longest reply together do not fit."""
+    names_limit = "max_tokens" in message or "max_completion_tokens" in message or "context" in message
+    return names_limit and "instead" not in message and _TOO_LONG.search(message) is not None

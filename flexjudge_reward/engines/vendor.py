@@ -1,0 +1,103 @@
+"""VendorEngine: a hosted judge of a vendor whose protocol is not OpenAI's (Anthropic, Gemini, Bedrock, ...).
+
+    pip install 'flexjudge-reward[vendors]'
+    engine = VendorEngine("anthropic:MODEL")        # its key in the vendor's own variable, such as ANTHROPIC_API_KEY
+
+The client is `any-llm`, which calls the vendors' own packages. LiteLLM knows more vendors, but it is a hundred times
+larger, and releases of it were once published by an attacker.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from flexjudge_reward.engines.base import StatefulEngine
+from flexjudge_reward.engines.chat_codec import ChatCodec, least_tokens, whole
+from flexjudge_reward.engines.dialect import Dialect
+from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
+from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
+from flexjudge_reward.types import Generation, Request
+
+_ONLY_VLLM = {"continue_final_message", "add_generation_prompt"}  # a vendor continues a last assistant turn, or refuses
+
+
+class VendorEngine(StatefulEngine):
+    """One model of one vendor. Nothing is sent before the first `generate`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_base: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 300.0,
+        max_attempts: int = 8,
+    ) -> None:
+        """`model` is vendor:model; `api_base` another address of its protocol; the rest as of `ServerEngine`.
+
+        Raises ConfigError for a model without its vendor.
+        """
+        self.vendor, _, self.model = model.partition(":")
+        if not self.model:
+            raise ConfigError(f"a vendor's model is vendor:model, such as anthropic:NAME, found {model!r}")
+        self.api_base, self.concurrency, self.timeout, self.max_attempts = api_base, concurrency, timeout, max_attempts
+        self._dialect, self._served = Dialect(self.vendor), False
+        super().__init__()
+
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        """As `Engine.complete`. Raises MissingExtra, and EngineError if the vendor refuses key, model or account."""
+        try:
+            import any_llm  # noqa: F401
+        except ImportError:
+            raise MissingExtra("any-llm-sdk", "vendors") from None
+        codec = ChatCodec({"model": self.model}, KNOWN_CONTROL_TOKENS)
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return list(pool.map(lambda request: self._reply(codec, request), requests))
+
+    def identity(self) -> dict[str, object]:
+        """Vendor, model and address."""
+        return {"engine": "vendor", "vendor": self.vendor, "model": self.model, "api_base": self.api_base}
+
+    def _reply(self, codec: ChatCodec, request: Request) -> Generation:
+        from any_llm import AnyLLMError
+
+        roles, attempt = [message.role for message in request.prompt.messages], 0
+        while True:
+            if lacking := self._dialect.unsupported(request):
+                return Generation.failed("unsupported", lacking)
+            version = self._dialect.version  # other threads learn, too
+            try:
+                reply = codec.decode(self._send(codec, request))
+                self._served = True
+                return whole(reply, least_tokens(request.prompt))
+            except (
+                Exception
+            ) as error:  # of the vendor's own package, also a TypeError for a field that it does not take
+                said, status = f"{type(error).__name__}: {error}"[:300], getattr(error, "status_code", None)
+                if version != self._dialect.version or self._dialect.learn(
+                    str(error), (), codec.wanted(request, capped=True), roles
+                ):
+                    continue
+                lost = status is None and isinstance(error, AnyLLMError | ImportError)
+                if lost or (status in (401, 402, 403, 404) and not self._served):
+                    raise EngineError(f"{self.vendor} cannot serve {self.model}: {said}") from error
+            if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
+                return Generation.failed("refused", f"{self.vendor} answered {status}: {said}")
+            attempt += 1
+            if attempt == self.max_attempts:
+                return Generation.failed("transport", f"{self.vendor}: {said}, after {attempt} attempts")
+            time.sleep(min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0))
+
+    def _send(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
+        from any_llm import completion
+
+        wanted = {name: value for name, value in codec.wanted(request, capped=True).items() if name not in _ONLY_VLLM}
+        messages = json.loads(codec.body(request, {}, self._dialect.system_turn).data)["messages"]
+        options = {"api_base": self.api_base, "timeout": self.timeout, **self._dialect.fields(wanted)}
+        answer = completion(self.model, messages, provider=self.vendor, **options)
+        return answer.model_dump()  # type: ignore[union-attr,no-any-return]

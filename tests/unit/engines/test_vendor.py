@@ -1,0 +1,134 @@
+"""VendorEngine on a loopback server that speaks Anthropic's protocol, through the vendor's own package."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import (
+    ConfigError,
+    EngineError,
+    Example,
+    ExpectedScore,
+    Judge,
+    JudgeConfig,
+    MissingExtra,
+    Pointwise,
+)
+from flexjudge_reward.engines import vendor
+from flexjudge_reward.engines.vendor import VendorEngine
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the vendors' packages
+Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+def message(text: str = "<answer>7</answer>", stop: str = "end_turn") -> tuple[int, dict[str, Any]]:
+    content = [{"type": "thinking", "thinking": "fine", "signature": "s"}, {"type": "text", "text": text}]
+    usage = {"input_tokens": 400, "output_tokens": 5}
+    whole = {"id": "m", "type": "message", "role": "assistant", "model": "judge", "stop_reason": stop}
+    return 200, {**whole, "content": content, "usage": usage}
+
+
+def error(status: int, kind: str, said: str) -> tuple[int, dict[str, Any]]:
+    return status, {"type": "error", "error": {"type": kind, "message": said}}
+
+
+@contextmanager
+def served(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of the server, and the bodies that it gets."""
+    bodies: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, body = answer(bodies[-1])
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", bodies
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    monkeypatch.setattr(vendor.time, "sleep", lambda seconds: None)
+
+
+def judged(answer: Answer, count: int = 3, **options: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    with served(answer) as (url, bodies), VendorEngine("anthropic:judge", api_base=url, **options) as engine:
+        verdicts = Judge(Pointwise(), engine)([Example("q", [f"answer {n}"]) for n in range(count)])
+    return verdicts, bodies
+
+
+def test_a_judge_of_another_protocol() -> None:
+    """What its package does not take is left out; thoughts come as chunks; the instructions are its system text."""
+    verdicts, bodies = judged(lambda body: message())
+    assert [(verdict.scores, verdict.reasoning) for verdict in verdicts] == [((7.0,), "fine")] * 3
+    assert len(bodies) == 3 and "careful judge" in json.dumps(bodies[0]["system"]) and bodies[0]["max_tokens"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        pytest.param(error(400, "invalid_request_error", "prompt is too long"), "refused", id="too-long"),
+        pytest.param(error(413, "request_too_large", "too large"), "refused", id="too-large"),
+        pytest.param(error(529, "overloaded_error", "overloaded"), "transport", id="overloaded"),
+        pytest.param(error(429, "rate_limit_error", "slow down"), "transport", id="rate-limit-that-stays"),
+        pytest.param(message("<think>so", "max_tokens"), "truncated", id="cut"),
+    ],
+)
+def test_a_row_that_fails_fails_alone(fault: tuple[int, dict[str, Any]], kind: str) -> None:
+    verdicts, _ = judged(lambda body: fault if "answer 1" in json.dumps(body) else message(), max_attempts=2)
+    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == [None, kind, None]
+
+
+def test_a_trouble_that_passes_costs_no_row() -> None:
+    attempts: list[str] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        attempts.append(json.dumps(body))
+        return error(529, "overloaded_error", "overloaded") if attempts.count(attempts[-1]) < 2 else message()
+
+    assert [verdict.scores for verdict in judged(answer)[0]] == [(7.0,)] * 3
+
+
+def test_a_key_that_is_refused_stops_the_run() -> None:
+    with pytest.raises(EngineError, match="anthropic cannot serve judge"):
+        judged(lambda body: error(401, "authentication_error", "invalid x-api-key"))
+
+
+def test_what_a_vendor_does_not_have_is_unsupported_by_name() -> None:
+    with served(lambda body: message()) as (url, _), VendorEngine("anthropic:judge", api_base=url) as engine:
+        (verdict,) = Judge(ExpectedScore(Pointwise()), engine)([Example("q", ["a"])])
+    assert verdict.failure.kind == "unsupported" and "logprobs" in verdict.failure.detail
+
+
+def test_settings_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="vendor:model"):
+        VendorEngine("judge")
+    config = JudgeConfig.resolve({"engine": "vendor", "model": "anthropic:judge", "cache": "off", "concurrency": 3}, {})
+    with config.build(processes=8) as judge:
+        assert isinstance(judge.engine, VendorEngine) and judge.engine.concurrency == 3
+        monkeypatch.setitem(sys.modules, "any_llm", None)
+        with pytest.raises(MissingExtra, match=r"flexjudge-reward\[vendors\]"):
+            judge.score("q", "a")
