@@ -16,6 +16,7 @@ import multiprocessing
 import random
 import resource
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -26,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figures import record
 
-from flexjudge_reward import Generation, Media, MediaError, Verdict
+from flexjudge_reward import Example, Generation, Judge, Media, MediaError, ScriptedEngine, ServerEngine, Verdict
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.prompts import quoting
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, neutralise
 from support import attacks, families, images, measures
+from support.fault_server import FaultServer
 
 FUZZ = 50_000
 _TURNS = frozenset({"<|im_start|>", "<|im_end|>"})
@@ -74,6 +76,47 @@ def _harm(files: list[tuple[str, str, bytes]]) -> tuple[list[str], dict[str, int
     if mate != good:
         wrong.append("a good image changed")
     return wrong, dict(kinds), slowest, _peak_mb() - before
+
+
+PHOTOS, PHOTO = 64, (4000, 3000)
+
+
+def batch_memory(put: Recorder, photos: int) -> None:
+    """A batch of photographs of 12 MP, with an engine in this process and with a server (R2)."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{number}.jpg") for number in range(photos)]
+        for number, file in enumerate(files):
+            file.write_bytes(images.saved(images.photo(*PHOTO, seed=number), "JPEG", quality=88))
+        size = sum(file.stat().st_size for file in files) / photos / 1e6
+        with FaultServer() as server:
+            for name, url in (("ScriptedEngine", ""), ("ServerEngine", server.url)):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process, as above
+                    grown, seconds, failures = pool.apply(_judged_photos, (files, url))
+                print(*failures, sep="\n", end="\n" if failures else "")
+                note = f"{photos} JPEG files of 12 MP and {size:.1f} MB through {name}; {seconds:.0f} s"
+                put(
+                    f"hardening.batch_memory_mib{'_server' if url else ''}",
+                    grown,
+                    unit="MiB",
+                    target="<= 1024",
+                    note=note,
+                )
+
+
+def _judged_photos(files: list[Path], url: str) -> tuple[float, float, list[str]]:
+    """The growth of the peak of memory in MiB over one batch, its seconds, and what failed."""
+    engine = ServerEngine(url) if url else ScriptedEngine(lambda request: "<think>so</think><answer>7</answer>")
+    judge = Judge(FORMATS["pointwise"](), engine)
+    judge([Example([Media.image(images.noise()), "item warm"], ["a"])])
+    before, start = _peak_mb(), time.perf_counter()
+    batch = [
+        Example([Media.image(file.name, roots=[file.parent]), f"item {number}"], ["a"])
+        for number, file in enumerate(files)
+    ]
+    failures = [str(verdict.failure) for verdict in judge(batch) if verdict.failure]
+    grown, seconds = _peak_mb() - before, time.perf_counter() - start
+    judge.close()
+    return grown, seconds, failures
 
 
 def malformed(put: Recorder, seed: int) -> None:
@@ -209,6 +252,7 @@ def main() -> None:
             print(f"{name} = {value:g} {about}")
 
     bad_media(put, options.seed)
+    batch_memory(put, PHOTOS if whole else 8)
     malformed(put, options.seed)
     parser_cost(put, options.seed)
     forged(put, options.seed)

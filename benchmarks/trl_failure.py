@@ -3,8 +3,10 @@
     python benchmarks/trl_failure.py
 
 A tiny text policy, two aggregation modes, 20 steps of four groups of eight each; one judgement in five fails in one of
-six ways (never finished, malformed, inf, nan, 1e39, out of range); the other reward is constant. The trainer's own
-advantages are read. Records `trl.failed_row_advantage_max`.
+six ways that no candidate causes (never finished, cut, lost, late, broken, prompt cut); the other reward is constant.
+`breaking.py` has those that a candidate causes. The same again with every prompt twice in a batch, since the reward is
+not told the group size (`num_generations`). The trainer's own advantages are read. Records
+`trl.failed_row_advantage_max` and `trl.failed_row_advantage_max_repeated`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from figures import record
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from flexjudge_reward import FlexJudgeReward, Judge, Pointwise, Request, ScriptedEngine, nano
+from flexjudge_reward import FlexJudgeReward, Generation, Judge, Pointwise, Request, ScriptedEngine, nano
+from flexjudge_reward.types import FailureKind
 
 STEPS, GROUPS, SIZE = 20, 4, 8
-FAILED = ["<think>never done", "<think>x</think>seven"]
-FAILED += [f"<think>x</think><answer>{number}</answer>" for number in ("inf", "nan", "1e39", "11")]
+KINDS: tuple[FailureKind, ...] = ("transport", "timeout", "engine", "prompt_cut")
+FAILED = ["<think>never done", Generation("<think>cut", "length"), *(Generation.failed(kind, "") for kind in KINDS)]
 MODES = ("sum_then_normalize", "normalize_then_sum")
 
 
@@ -34,7 +37,7 @@ class Replies:
         self.rng = random.Random(seed)
         self.failed: list[bool] = []
 
-    def __call__(self, request: Request) -> str:
+    def __call__(self, request: Request) -> Generation | str:
         self.failed.append(self.rng.random() < 0.2)
         return (
             self.rng.choice(FAILED)
@@ -68,8 +71,8 @@ class Advantages(GRPOTrainer):  # type: ignore[misc]
         return found
 
 
-def measure(mode: str, seed: int) -> tuple[list[float], int]:
-    """The advantages of the failed rows, and how many rows there were."""
+def measure(mode: str, seed: int, prompts: int) -> tuple[list[float], int]:
+    """The advantages of the failed rows, and how many rows there were; with so many different prompts."""
     replies = Replies(seed)
     reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(replies)), max_failure_rate=1)
     model, tokenizer = policy()
@@ -88,22 +91,25 @@ def measure(mode: str, seed: int) -> tuple[list[float], int]:
             save_strategy="no",
             disable_tqdm=True,
             logging_steps=STEPS,
+            shuffle_dataset=False,
         )
-        rows = Dataset.from_list([{"prompt": f"Question {n}?"} for n in range(64)])
+        rows = Dataset.from_list([{"prompt": f"Question {n % prompts}?"} for n in range(64)])
         trainer = Advantages(model, [reward, constant], args=config, train_dataset=rows, processing_class=tokenizer)
         trainer.train()
     return [value for value, failed in zip(trainer.seen, replies.failed, strict=True) if failed], len(trainer.seen)
 
 
 def main() -> None:
-    """Measures both modes and records the largest advantage."""
-    worst, failed, rows = 0.0, 0, 0
-    for seed, mode in enumerate(MODES):
-        advantages, count = measure(mode, seed)
-        print(f"{mode}: {len(advantages)} failed rows of {count}, largest advantage {max(map(abs, advantages)):.2e}")
-        worst, failed, rows = max(worst, *map(abs, advantages)), failed + len(advantages), rows + count
-    note = f"{failed} failed of {rows} rows, both aggregation modes, six kinds of failure, a constant second reward"
-    record("trl.failed_row_advantage_max", worst, unit="advantage", target="<= 1e-06", note=note)
+    """Measures both modes, with each prompt once and twice in a batch, and records the largest advantages."""
+    for prompts, name in ((64, "trl.failed_row_advantage_max"), (GROUPS // 2, "trl.failed_row_advantage_max_repeated")):
+        worst, failed, rows = 0.0, 0, 0
+        for seed, mode in enumerate(MODES):
+            advantages, count = measure(mode, seed, prompts)
+            largest = max(map(abs, advantages))
+            print(f"{mode}: {len(advantages)} failed rows of {count}, largest advantage {largest:.2e}")
+            worst, failed, rows = max(worst, largest), failed + len(advantages), rows + count
+        note = f"{failed} failed of {rows} rows, both aggregation modes, six kinds of failure, constant second reward"
+        record(name, worst, unit="advantage", target="<= 1e-06", note=note)
 
 
 if __name__ == "__main__":
