@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flexjudge_reward.data.rows import RowOptions
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.config import JudgeConfig, RewardConfig
 from flexjudge_reward.judge.judge import Judge
-from flexjudge_reward.judge.settings import add_flags, settings_of
+from flexjudge_reward.judge.settings import PREFIX, add_flags, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.annotate import annotate_file
 from flexjudge_reward.offline.score import rerank_file, score_file
+from flexjudge_reward.types import FailureKind
 
-Job = Callable[[argparse.Namespace, Judge, RowOptions], RunSummary | str]
+Job = Callable[[argparse.Namespace, Judge, RowOptions], RunSummary | Counter[str]]
 _FORM = """A row: {"id": 7, "question": "What is top left?", "answer": "a cat", "images": ["pics/7.png"]}, or with
 "candidates" as a list in place of "answer"; a question or candidate is a text, a list of parts ({"text": ..},
 {"image": path or data URI}, {"molecule": SMILES}) or a list of chat messages; candidates may be whole conversations
 with the question in them. "reference" (one or a list) and "rubric" are optional. A row that cannot be used is noted in
 the output (of annotate: OUTPUT.skipped.jsonl) and skipped."""
 
-_SOURCE = "a .jsonl, .csv (also .gz, .zst) or .parquet file, a folder, or org/name on the Hub"
+_SOURCE = "- for standard input, a .jsonl, .csv (also .gz, .zst) or .parquet file, a folder, or org/name on the Hub"
 
 
 def add_commands(commands: Any) -> None:
@@ -48,11 +55,18 @@ def rerank(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> 
     return rerank_file(arguments.source, judge, arguments.output, judge.sampling.seed, **options)
 
 
-def annotate(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> str:
-    """Makes pairs of a file; returns a summary."""
+def annotate(arguments: argparse.Namespace, judge: Judge, options: RowOptions) -> Counter[str]:
+    """Makes pairs of a file; returns the counts."""
     if arguments.output is None:
         raise ConfigError("give the file of the pairs: -o pairs.jsonl")
-    counts = annotate_file(arguments.source, judge, arguments.output, arguments.pairs, arguments.margin, **options)
+    return annotate_file(arguments.source, judge, arguments.output, arguments.pairs, arguments.margin, **options)
+
+
+def _said(result: RunSummary | Counter[str]) -> str:
+    """A result in words."""
+    if isinstance(result, RunSummary):
+        return str(result)
+    counts = result
     reasons = sorted(set(counts) - {"rows", "pairs", "row"})
     skipped = [f"{counts[why]} {why}" for why in reasons]
     skipped += [f"{counts['row']} rows that cannot be used"] if counts["row"] else []
@@ -90,6 +104,10 @@ def _add(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentPars
     command.add_argument("--limit", type=int, metavar="N", help="the most rows, after shuffling")
     seeded = "for a random order; without one the rows come as they are (a Hub stream is shuffled through a buffer)"
     command.add_argument("--shuffle-seed", type=int, metavar="N", help=seeded)
+    command.add_argument("--config", type=Path, metavar="FILE", help="settings of the judge, TOML or YAML")
+    command.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
+    limit = "exit with 3 if more judgements failed than this share, 0 to 1 (default: 0.05)"
+    command.add_argument("--max-failure-rate", type=float, default=0.05, metavar="X", help=limit)
     command.add_argument("--strict", action="store_true", help="end at the first row that cannot be used")
     add_flags(command, [settings_of(RewardConfig)["completion"]], {"completion": RewardConfig.completion})
     group = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
@@ -100,7 +118,9 @@ def _add(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentPars
 
 def _run(job: Job, arguments: argparse.Namespace) -> int:
     """Runs a job with the judge that the flags, the environment and the machine choose; prints a summary."""
-    config = JudgeConfig.resolve({name: getattr(arguments, name) for name in settings_of(JudgeConfig)})
+    environ = dict(os.environ) | ({PREFIX + "CONFIG": str(arguments.config)} if arguments.config else {})
+    config = JudgeConfig.resolve({name: getattr(arguments, name) for name in settings_of(JudgeConfig)}, environ)
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for data
     columns: dict[str, list[str]] = {}
     for name, given in arguments.column or ():
         columns.setdefault(name, []).extend([given] if given else [])
@@ -111,10 +131,38 @@ def _run(job: Job, arguments: argparse.Namespace) -> int:
         columns=columns,
         limit=arguments.limit,
         shuffle_seed=arguments.shuffle_seed,
-        completion=RewardConfig.resolve({"completion": arguments.completion}).completion,
+        completion=RewardConfig.resolve({"completion": arguments.completion}, environ).completion,
         strict=arguments.strict,
     )
-    with config.build() as judge:
+    with _source(arguments), config.build() as judge:
         print(config.describe(), file=sys.stderr)
-        print(job(arguments, judge, options), file=sys.stderr)
+        result = job(arguments, judge, options)
+    found = result.as_dict() if isinstance(result, RunSummary) else dict(result)
+    print(json.dumps(found) if arguments.json else _said(result), file=sys.stderr)
+    return _exit_code(result, arguments.max_failure_rate)
+
+
+def _exit_code(result: RunSummary | Counter[str], limit: float) -> int:
+    """3 if too many judgements failed, which a program that goes on with the file should know."""
+    if isinstance(result, RunSummary):
+        failed, judged = result.failed, result.judged
+    else:
+        failed = sum(count for why, count in result.items() if why in get_args(FailureKind))
+        judged = sum(count for why, count in result.items() if why not in ("rows", "row"))
+    if judged and failed > limit * judged:
+        print(f"flexjudge: {failed} of {judged} judgements failed, more than {limit:.1%}", file=sys.stderr)
+        return 3
     return 0
+
+
+@contextmanager
+def _source(arguments: argparse.Namespace) -> Iterator[None]:
+    """Standard input as a file of lines, since a source is read twice: to check it, and to judge it."""
+    if arguments.source != "-":
+        yield
+        return
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        arguments.source = file.name
+        yield

@@ -1,43 +1,79 @@
 """The command line `flexjudge`: judges files and data sets, looks after the cache, and brings the recipes.
 
     flexjudge score answers.jsonl -o verdicts.jsonl --media-root images/
+    cat answers.jsonl | flexjudge score - --limit 100 | jq .scores
     flexjudge rerank samples.jsonl -o ranked.jsonl --format listwise
     flexjudge annotate samples.jsonl -o pairs.jsonl --format pairwise --margin 2
     flexjudge annotate org/name -o pairs.jsonl --split train --column question=prompt --column candidates=responses
+    flexjudge report runs/x -o report.html
+    flexjudge compare verdicts.jsonl others.jsonl
     flexjudge cache stats | verify | prune | explain
+    flexjudge nano                          where the embedded judge is, and how it is served
     flexjudge recipes list | copy | run
 
-Exit codes: 0 done, 1 verify found damage, 2 an error, in one line on stderr.
+Only data goes to standard output. Exit codes: 0 done; 1 verify found damage, or two files differ; 2 an error, in one
+line on stderr; 3 done, with more failed judgements than --max-failure-rate; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, util
+from contextlib import suppress
+from importlib import import_module, metadata, util
+from typing import Any
 
-from flexjudge_reward.cli import cache, judging
-from flexjudge_reward.errors import ConfigError, FlexJudgeError, printable
+from flexjudge_reward.cli import cache, compare, judging, nano, report
+from flexjudge_reward.errors import ConfigError, FlexJudgeError, MissingExtra, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    judging.add_commands(commands)
-    cache.add_command(commands)
-    recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     try:
-        if words[:1] == ["recipes"]:
-            _add_recipes(recipes)
+        parser = _parser(words[:1] == ["recipes"])
+        if words[:1] == ["completion"]:
+            return _completion(parser, words[1:])
         arguments = parser.parse_args(words)
         code: int = arguments.run(arguments)
-    except (FlexJudgeError, OSError) as error:  # a disk that is full, a folder that is gone, a pipe that was closed
+    except BrokenPipeError:  # such as `| head -1`: the reader has what it wanted
+        with suppress(OSError):  # not a file; else the interpreter fails at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FlexJudgeError, OSError) as error:  # a disk that is full, a folder that is gone
         print(f"flexjudge: error: {' '.join(printable(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = "finished judgements are kept, and the same command continues with them"
+        print(f"\nflexjudge: interrupted; {kept}", file=sys.stderr)
+        return 130
     return code
+
+
+def _parser(with_recipes: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    judging.add_commands(commands)
+    compare.add_command(commands)
+    report.add_command(commands)
+    cache.add_command(commands)
+    nano.add_command(commands)
+    recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
+    commands.add_parser("completion", help="completion for a shell: flexjudge completion bash | zsh | tcsh")
+    if with_recipes:
+        _add_recipes(recipes)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Reads the version when it is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"flexjudge {metadata.version('flexjudge-reward')}")
+        parser.exit()
 
 
 def _add_recipes(parser: argparse.ArgumentParser) -> None:
@@ -47,3 +83,15 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
             "the recipes are not installed: install flexjudge-reward from a wheel or with pip install -e ."
         )
     import_module("flexjudge_recipes.cli").add_commands(parser)
+
+
+def _completion(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Prints the completion of a shell."""
+    try:
+        shtab = import_module("shtab")
+    except ImportError:
+        raise MissingExtra("shtab", "completion") from None
+    if len(words) != 1 or words[0] not in shtab.SUPPORTED_SHELLS:
+        raise ConfigError(f"name a shell: {', '.join(shtab.SUPPORTED_SHELLS)}")
+    print(shtab.complete(parser, words[0]))
+    return 0

@@ -85,6 +85,7 @@ class JudgeConfig:
     chunk: int = setting(8, "the most candidates in one list, 2 to 8", 2, 8)
     cache: str | None = setting(None, "the file of judge replies, or off; by default one per user")
     record: str | None = setting(None, "a JSONL file that notes every judgement")
+    record_media: bool = setting(True, "keep a thumbnail of each image and video beside the record")
     device: str | None = setting(None, "of the transformers engine: cpu, cuda, ...")
     gpu_memory_utilization: float = setting(0.3, "of in-process vLLM, up to 1; modest: a trainer is beside it", 0.01, 1)
     plugins: str | None = setting(None, "modules or .py files to import first, separated by commas, such as a modality")
@@ -142,7 +143,8 @@ class JudgeConfig:
         format = for_group_size(self._format(), self.schedule, self.budget, self.chunk, self.seed)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens or 4096, seed=self.seed)
         engine = self._engine() if self.cache == OFF else CachedEngine(self._engine(), self.cache)
-        return Judge(format, engine, sampling, None if self.record is None else Record(self.record))
+        record = None if self.record is None else Record(self.record, self.record_media)
+        return Judge(format, engine, sampling, record)
 
     def describe(self) -> str:
         """One line for the log: what judges, why, and how to change it."""

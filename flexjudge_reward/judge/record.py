@@ -3,17 +3,21 @@
     FlexJudgeReward(record="runs/x/judgements.jsonl")         # or FLEXJUDGE_RECORD, or --record
 
     {"time", "judge", "question", "candidates", "reference", "rubric", "scores", "scale", "failure", "cause",
-     "replies", "counters", "seconds", "batch", ...}
+     "replies", "counters", "seconds", "batch", "run", ...}
 
-Texts are whole, media are {kind: digest}. `cause` is who caused the failure (`rewards.py`). `replies` holds every
-reply with its tokens; `time` is when the line was written, `seconds` is how long the whole batch of `batch` judgements
-took. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; jobs the
-row's id. Judging that passed a reward's `deadline` is recorded when it ends: a line with more seconds than that was no
-answer, and its rows are `timeout` failures.
+Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them. `cause` is who caused the
+failure (`rewards.py`). `replies` holds every reply with its tokens; `time` is when the line was written, `seconds` how
+long its batch of `batch` judgements took, and `run` is the same in all that one process writes. Trainers add `step`,
+`rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; jobs the row's id. Judging that passed
+a reward's `deadline` is recorded when it ends: a line with more seconds than that was no answer, and its rows are
+`timeout` failures.
+
+The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video, for `flexjudge report`.
 
 Promised: a line is written whole or, after a kill, completed by the next writer's line break, and `read_record` skips
 it. Several processes may append to one file of a local disk; training ranks above 0 write files of their own beside it
-(judgements.rank3.jsonl). A file that cannot be written costs one warning with the reason.
+(judgements.rank3.jsonl) and share the thumbnails, each of which appears whole. What cannot be written costs one warning
+with the reason.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import json
 import logging
 import math
 import os
+import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
@@ -36,18 +41,23 @@ except ImportError:  # Windows
 
 from flexjudge_reward.errors import MediaError
 from flexjudge_reward.judge.rewards import cause_of
+from flexjudge_reward.media import image
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Content, Example, Failure, Generation, PairVerdict, Verdict
 
 _log = logging.getLogger("flexjudge_reward")
 _appending = threading.Lock()
+_RUN = secrets.token_hex(4)
+_MOST_THUMBNAILS = 100_000  # that one process writes, so that a long run does not fill a disk with small files
 
 
 class Record:
     """The file of one run. Thread-safe; pickles; opened for each batch, so that a fork or a kill leaves it usable."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path, self._warned = Path(path), False
+    def __init__(self, path: str | os.PathLike[str], media: bool = True) -> None:
+        """Without `media` no thumbnails are written."""
+        self.path, self._media, self._warned = Path(path), media, False
+        self._drawn: set[str] = set()
 
     def add(
         self,
@@ -59,36 +69,61 @@ class Record:
     ) -> None:
         """Appends one line per judgement. Never raises for a file that cannot be written."""
         shared = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "judge": dict(judge)}
-        cost = {"seconds": round(seconds, 3), "batch": len(examples)}
+        cost = {"seconds": round(seconds, 3), "batch": len(examples), "run": _RUN}
         lines = [
-            json_line({**shared, **_asked(example), **_replied(verdict), **cost, **label})
+            json_line({**shared, **asked_entry(example), **_replied(verdict), **cost, **label})
             for example, verdict, label in zip(examples, verdicts, labels, strict=True)
         ]
         try:
             with _appending:
                 _append(_own_file(self.path), "".join(lines).encode())
+                if self._media:
+                    self._draw({media for example in examples for media in example.media if media.is_usable})
         except OSError as error:
             if not self._warned:
                 _log.warning("judgements are not recorded: %s cannot be written (%s)", self.path, error)
             self._warned = True
 
+    def _draw(self, shown: Collection[Media]) -> None:
+        folder = self.path.with_suffix(".media")
+        for media in shown:
+            file = folder / f"{media.digest}.jpg"
+            known = media.digest in self._drawn or len(self._drawn) >= _MOST_THUMBNAILS
+            if known or media.load().text or file.exists():
+                continue
+            folder.mkdir(exist_ok=True)
+            fresh = file.with_suffix(f".{os.getpid()}")  # several ranks may draw it at once
+            fresh.write_bytes(image.thumbnail(media.images()))
+            fresh.replace(file)
+            self._drawn.add(media.digest)
+
 
 def read_record(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """The judgements of a record, those of all ranks, without lines that a kill cut. Raises FileNotFoundError."""
-    path = Path(path)
-    others = sorted(path.parent.glob(f"{escape(path.stem)}.rank*{escape(path.suffix)}"))
-    files = [file for file in (path, *others) if file.exists()]
+    files = record_files(path)
     if not files:
         raise FileNotFoundError(f"there is no record of judgements at {path}")
     for file in files:
-        with file.open("rb") as lines:
-            for line in lines:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(entry, dict):
-                    yield entry
+        yield from read_lines(file)
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of one file of lines, without lines that are none."""
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+def record_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of a record, one for each rank that has one."""
+    path = Path(path)
+    others = sorted(path.parent.glob(f"{escape(path.stem)}.rank*{escape(path.suffix)}"))
+    return [file for file in (path, *others) if file.exists()]
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -135,7 +170,8 @@ def _append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _asked(example: Example) -> dict[str, object]:
+def asked_entry(example: Example) -> dict[str, object]:
+    """What is judged, as JSON: texts whole, media as {kind: digest}."""
     return {
         "question": _parts(example.question),
         "candidates": [_parts(candidate) for candidate in example.candidates],
@@ -150,7 +186,8 @@ def _parts(content: Content) -> list[object]:
 
 def _digest(media: Media) -> dict[str, str]:
     try:
-        return {media.kind: media.digest}
+        text = media.load().text
+        return {media.kind: media.digest, **({"content": text} if text else {})}
     except MediaError as error:
         return {media.kind: f"unusable: {error}"}
 

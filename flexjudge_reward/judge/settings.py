@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, MissingExtra
 
 PREFIX = "FLEXJUDGE_"
 _NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY"}
@@ -158,8 +158,23 @@ def _given(known: Mapping[str, Setting], values: Mapping[str, Any], where: Calla
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(file).read_text("utf-8"))
+        text = Path(file).read_text("utf-8")
+        return _yaml(file, text) if Path(file).suffix in (".yaml", ".yml") else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{PREFIX}CONFIG names {file!r}, which cannot be read: {error.strerror}") from None
     except ValueError as error:  # no TOML, or no text at all
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def _yaml(file: str, text: str) -> dict[str, Any]:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtra("yaml", "yaml") from None
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: settings are `name: value` lines, found {type(found).__name__}")
+    return found

@@ -31,6 +31,8 @@ class RunSummary:
     """Votes, swaps, forced answers and comparisons; see `formats/`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of a trainer's reward: the mean over the calls that had it, over all ranks (`trainers/metrics.py`)."""
+    alarms: dict[str, int] = field(default_factory=dict)
+    """Of a trainer's reward: how often each quiet trouble began (`trainers/alarms.py`)."""
     _calls: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -75,4 +77,5 @@ class RunSummary:
             + (f" ({kinds})" if kinds else "")
             + (f", {self.skipped} rows skipped" if self.skipped else "")
             + f"{''.join(counters)}; {self.seconds:.1f} s, {self.tokens} tokens"
+            + "".join(f"; WARNING: {name.replace('_', ' ')}" for name in sorted(self.alarms))
         )

@@ -154,6 +154,15 @@ class Media:
         return self.load().frames
 
     @property
+    def is_usable(self) -> bool:
+        """Whether it can be read."""
+        try:
+            self.load()
+        except MediaError:
+            return False
+        return True
+
+    @property
     def fps(self) -> float:
         """Frames per second of `images()`; 0 for an image. Raises MediaError."""
         return self._read_once().fps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flexjudge_reward.errors import MediaError
@@ -30,6 +30,7 @@ _MOST_BLOCKS = 100_000  # chunks of a PNG file; segments before the pixels of a 
 _MOST_SCANS = 100  # of a JPEG file; each goes over all pixels
 ImageFormat = Literal["auto", "png", "jpeg"]
 FORMATS_SENT: tuple[str, ...] = get_args(ImageFormat)
+THUMBNAIL, _THUMBNAIL_FRAMES = 160, 4  # pixels of the longer side; of a video
 _SLIMMEST = 200  # vision models refuse images whose sides differ by more, and would fail their whole batch
 
 
@@ -185,6 +186,27 @@ def _upright(image: Image) -> Image:
     image.load()
     rgb, turn = _rgb(image), _turn(image)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def thumbnail(frames: Sequence[Image]) -> bytes:
+    """A small JPEG for a page: the image, or a few frames of a video side by side."""
+    import PIL.Image
+
+    count = min(len(frames), _THUMBNAIL_FRAMES)
+    small = [_small(frames[index * (len(frames) - 1) // max(1, count - 1)]) for index in range(count)]
+    strip = PIL.Image.new("RGB", (sum(one.width for one in small), max(one.height for one in small)))
+    for index, one in enumerate(small):
+        strip.paste(one, (sum(before.width for before in small[:index]), 0))
+    out = io.BytesIO()
+    strip.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def _small(image: Image) -> Image:
+    scale = THUMBNAIL / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), reducing_gap=2.0)
 
 
 def _rgb(image: Image) -> Image:

@@ -2,15 +2,17 @@
 
 `data/rows.py` describes the input. A row of `score_file`:
 
-    {"line", "id", "scores", "failures", "scale", "reasoning", "cached"}
+    {"line", "id", "question", "candidates", "scores", "failures", "scale", "reasoning", "cached"}
 
 with one entry per candidate: `scores` on `scale` ([low, high]), null where `failures` says why; `reasoning` has one
 entry per candidate, or one for the group. A row of `rerank_file`:
 
-    {"line", "id", "order", "best", "scores", "failures", "scale", "reasoning"}
+    {"line", "id", "question", "candidates", "order", "best", "scores", "failures", "scale", "reasoning"}
 
-`order` has every candidate by its index, best first; `scores` are in [0, 1]. Here ids are required and unique. The rows
-of a data set have "row", its index, for "line", and by default it is their id.
+`question` and `candidates` have texts and {kind: digest of a media item}, as the record of judgements; `reference` and
+`rubric` are there where the row has them. `order` has every candidate by its index, best first; `scores` are in [0, 1].
+Here ids are required and unique. The rows of a data set have "row", its index, for "line", and by default it is their
+id.
 
 A row that cannot be used is {"line", "id", "error", "scores": [], "failures": []} in its place, and the next one comes;
 `strict` makes it the end of the run, before any model loads if the source is local. An image that cannot be used fails
@@ -32,7 +34,7 @@ from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.groups import GroupResult, check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
-from flexjudge_reward.judge.record import failure_entry, json_line
+from flexjudge_reward.judge.record import asked_entry, failure_entry, json_line
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.rerank import ranked
@@ -116,7 +118,8 @@ def _judged_batch(
     judged = iter(results)
     for row in batch:
         if isinstance(row, Row):
-            yield entries(row, next(judged))
+            asked = {name: value for name, value in asked_entry(row.example).items() if value is not None}
+            yield {**asked, **entries(row, next(judged))}
         else:
             yield {"error": row.why, "scores": [], "failures": []}
 

@@ -13,6 +13,7 @@ first call, pickles, and works from threads. An adapter maps a trainer's call to
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -37,6 +38,7 @@ from flexjudge_reward.judge.settings import checked, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import encodable
+from flexjudge_reward.trainers.alarms import Alarms
 from flexjudge_reward.trainers.gather import (
     Deadline,
     RankResults,
@@ -52,6 +54,7 @@ from flexjudge_reward.trainers.metrics import metrics
 from flexjudge_reward.types import Example, Failure, Unfinished, Verdict
 
 _unnamed = itertools.count(1)
+_log = logging.getLogger("flexjudge_reward")
 _REWARD_SETTINGS = settings_of(RewardConfig)
 
 
@@ -264,6 +267,10 @@ class RewardSession(Closable):
     def _watch(self) -> FailureWatch:
         return FailureWatch(self.config.max_failure_rate)
 
+    @cached_property
+    def _alarms(self) -> Alarms:
+        return Alarms(self.config.max_failure_rate)
+
     def _scored(self, ranks: Sequence[RankResults], groups: Sequence[Any], on_failure: OnFailure) -> Scored:
         """The rows of all ranks. Raises on all ranks alike, because all see the same."""
         by_id = {row_id: row for results in ranks for row_id, row in results.rows.items()}
@@ -274,6 +281,10 @@ class RewardSession(Closable):
             numbers = rewards(outcomes, groups, on_failure, self.config.on_candidate_failure)
             values = metrics(ranks, rows, groups)
             self.summary.add_metrics(values)
+            for trouble, said in self._alarms.look(outcomes, groups).items():
+                self.summary.alarms[trouble] = self.summary.alarms.get(trouble, 0) + 1
+                if rank() == 0:
+                    _log.warning("%s", said)
         return Scored(numbers, outcomes, [row.reasoning for row in rows], values)
 
 

@@ -74,7 +74,8 @@ def main() -> None:
     checkpoint = begin(args, options.resume)
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     nano = model_args.model_name_or_path == "nano"
-    settings = {"num_generations": args.num_generations} | mapping(options.judge)
+    record = str(Path(args.output_dir, "judgements.jsonl"))  # flexjudge report shows it
+    settings = {"num_generations": args.num_generations, "record": record} | mapping(options.judge)
     reward = FlexJudgeReward(name="judge", **settings)
     described = reward.session.judge.described()  # wrong settings are an error before the first sample
     trainer = GRPOTrainer(

@@ -53,7 +53,7 @@ def flexjudge(command: str, rows: list[dict[str, Any]], folder: Path, *words: ob
     """What the command line writes for some rows."""
     source, output = folder / "rows.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number, row in enumerate(rows)))
-    assert main([command, str(source), "-o", str(output), *map(str, words)]) == 0
+    assert main([command, str(source), "-o", str(output), *map(str, words)]) in (0, 3)  # 3: some judgements failed
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 

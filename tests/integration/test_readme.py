@@ -33,6 +33,8 @@ def folder(tmp_path: Path) -> Path:
     image.save(tmp_path / "images" / "1.png")
     row = {"id": 1, "question": "What is top-left?", "images": ["1.png"]}
     (tmp_path / "answers.jsonl").write_text(json.dumps({**row, "answer": truth}) + "\n")
+    verdict = {"line": 1, "id": 1, "scores": [7], "failures": [None], "scale": [1, 10], "reasoning": ["fine"]}
+    (tmp_path / "verdicts.jsonl").write_text(json.dumps(verdict) + "\n")
     candidates = {"id": 1, "question": "2 + 2?", "candidates": ["4", "5"]}
     (tmp_path / "samples.jsonl").write_text(json.dumps(candidates) + "\n")
     return tmp_path

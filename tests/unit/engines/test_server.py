@@ -184,7 +184,7 @@ def test_a_key_that_is_revoked_keeps_the_replies_before_it() -> None:
 def test_hundreds_of_requests_through_a_storm(pauses: list[float | None]) -> None:
     """Every fourth attempt fails in some way; every reply belongs to its request; the concurrency holds."""
     faults, rng = list(PASSING.values()), random.Random(1)
-    with FaultServer(lambda name, nth: rng.choice(faults) if rng.random() < 0.25 else None) as server:
+    with FaultServer(lambda name, nth: rng.choice(faults) if rng.random() < 0.25 else None, delay=0.02) as server:
         generations = generate(server, 400, concurrency=32, max_attempts=12)
     assert texts(generations) == expected(400)
     assert 16 < server.most_in_flight <= 32 and 440 < server.attempts.total() < 700

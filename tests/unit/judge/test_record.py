@@ -70,6 +70,7 @@ def test_a_line_has_everything_about_its_judgement(tmp_path: Path) -> None:
     judge(Record(path), replies)(examples, [{"step": 3}, {"id": "row 9"}])
     good, cut = read_record(path)
     assert datetime.fromisoformat(good["time"]).utcoffset() is not None and good["time"] == cut["time"]
+    assert good["run"] == cut["run"] and len(good["run"]) == 8
     assert good["judge"]["format"] == "Pointwise" and good["judge"]["engine"] == "scripted"
     assert (good["judge"]["seed"], good["judge"]["temperature"], good["judge"]["max_tokens"]) == (5, 0.0, 2048)
     assert good["judge"]["rubric"] == Rubric.load("helpfulness").criteria

@@ -56,6 +56,8 @@ def test_rows_come_back_in_order_with_their_ids(tmp_path: Path) -> None:
     assert rows[0] == {
         "line": 1,
         "id": "r1",
+        "question": ["q"],
+        "candidates": [["x"]],
         "scores": [1],
         "failures": [None],
         "scale": [1, 10],

@@ -1,0 +1,1 @@
+"""`flexjudge report`: a page that shows what a judge did."""

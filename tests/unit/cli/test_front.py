@@ -1,0 +1,226 @@
+"""The command line as programs and shells use it: pipes, exit codes, configuration files, comparisons."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import ScriptedEngine
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.nano import path as nano_path
+from support.judging import scores
+
+NANO = ("--model", "nano", "--cache", "off")
+ROWS = [{"id": n, "question": "q", "candidates": ["3 a", "9 b"]} for n in range(10)]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """What the commands get for the engine of the embedded judge; a candidate with a "?" has no score."""
+    scripted = ScriptedEngine(
+        lambda request: "no answer" if "?" in str(request.prompt.messages[-1]) else scores(request)
+    )
+    monkeypatch.setattr("flexjudge_reward.engines.transformers.TransformersEngine", lambda *_, **__: scripted)
+    return scripted
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("flexjudge ")
+    shown = subprocess.check_output([sys.executable, "-m", "flexjudge_reward", "--version"], text=True)
+    assert shown.startswith("flexjudge ")
+
+
+def test_standard_input_is_a_source(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    assert main(["score", "-", "--limit", "3", *NANO]) == 0
+    assert [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()] == [[3, 9]] * 3
+
+
+@pytest.mark.parametrize(
+    ("failed", "limit", "code"),
+    [
+        pytest.param(0, [], 0, id="none"),
+        pytest.param(1, [], 0, id="five-percent"),
+        pytest.param(2, [], 3, id="more"),
+        pytest.param(2, ["--max-failure-rate", "0.5"], 0, id="allowed"),
+        pytest.param(1, ["--max-failure-rate", "0"], 3, id="none-allowed"),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "rerank"])
+def test_too_many_failed_judgements_have_an_exit_code(
+    command: str, failed: int, limit: list[str], code: int, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    rows = [{**row, "candidates": ["3 a", "?" if n < failed else "9 b"]} for n, row in enumerate(ROWS)]
+    source = write(tmp_path / "in.jsonl", rows)
+    assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), *NANO, *limit]) == code
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10  # written all the same
+
+
+@pytest.mark.parametrize("command", ["score", "rerank", "annotate"])
+def test_a_summary_for_programs(
+    command: str, engine: ScriptedEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.jsonl", ROWS)
+    assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), "--json", *NANO]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(err.splitlines()[-1])
+    assert out == "" and (found.get("judged") == 20 or found.get("pairs") == 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param("judge.toml", 'format = "listwise"\nseed = 3', id="toml"),
+        pytest.param("judge.yaml", "format: listwise\nseed: 3\n", id="yaml"),
+        pytest.param("judge.yml", "{format: listwise, seed: 3}", id="yml"),
+    ],
+)
+def test_a_file_of_settings(name: str, text: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    source = write(tmp_path / "in.jsonl", ROWS)
+    arguments = ["--config", str(tmp_path / name), "-o", str(tmp_path / "out.jsonl"), *NANO]
+    assert main(["score", str(source), *arguments]) == 0
+    assert len(engine.requests) == 10 and engine.requests[0].sampling.seed == 3  # a list per row
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        pytest.param("judge.yaml", "- a\n", "settings are `name: value` lines, found list", id="list"),
+        pytest.param("judge.yaml", "a: [", "not valid YAML", id="broken"),
+        pytest.param("judge.yaml", "modle: x\n", "unknown setting 'modle'", id="unknown"),
+        pytest.param("judge.toml", "a =", "not valid TOML", id="toml"),
+        pytest.param("none.toml", None, "cannot be read", id="missing"),
+    ],
+)
+def test_a_wrong_file_of_settings(
+    name: str, text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    source = write(tmp_path / "in.jsonl", ROWS)
+    assert main(["score", str(source), "--config", str(tmp_path / name), *NANO]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+PROGRAM = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
+from flexjudge_reward import Request, ScriptedEngine
+import flexjudge_reward.engines.transformers as transformers
+def reply(request):
+    time.sleep(float(sys.argv[1]))
+    return "<think>x</think><answer>7</answer>"
+transformers.TransformersEngine = lambda *_, **__: ScriptedEngine(reply)
+from flexjudge_reward.cli.main import main
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
+def program(seconds: float, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(seconds), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path) -> None:
+    """As `| head -1` does."""
+    rows = [{"id": n, "question": "q" * 200, "answer": f"{n}"} for n in range(3000)]
+    with program(0, "score", str(write(tmp_path / "in.jsonl", rows)), *NANO) as running:
+        assert running.stdout is not None and json.loads(running.stdout.readline())["scores"] == [7]
+        running.stdout.close()
+        assert running.stderr is not None
+        said = running.stderr.read()
+    assert running.returncode == 0 and "Traceback" not in said and "Exception" not in said
+
+
+def test_an_interruption_is_one_line(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "q", "answer": f"{n}"} for n in range(3000)]
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    with program(0.01, "score", str(source), "-o", str(output), *NANO) as running:
+        assert running.stderr is not None
+        while "The judge is" not in running.stderr.readline():
+            pass
+        os.kill(running.pid, signal.SIGINT)
+        said = running.stderr.read()
+    assert running.returncode == 130 and "Traceback" not in said and "the same command continues" in said
+
+
+def test_the_embedded_judge_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nano"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(nano_path("judge")) and "--serve" in err
+
+
+def test_completion_needs_its_package_and_a_shell(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "flexjudge-reward[completion]" in capsys.readouterr().err
+    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash", "zsh"), complete=lambda parser, shell: f"# of {shell}")
+    monkeypatch.setitem(sys.modules, "shtab", shells)
+    assert main(["completion", "bash"]) == 0 and capsys.readouterr().out == "# of bash\n"
+    assert main(["completion", "fish"]) == 2 and "bash, zsh" in capsys.readouterr().err
+
+
+# ---- compare
+
+
+def verdicts(path: Path, *scores: list[float | None], **more: Any) -> Path:
+    return write(path, [{"line": n + 1, "id": n, "scores": row, **more} for n, row in enumerate(scores)])
+
+
+def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = verdicts(tmp_path / "a.jsonl", [1, 9], [5, 4], [3, None])
+    other = verdicts(tmp_path / "b.jsonl", [2, 9], [4, 5], [3, 7], [1, 1])
+    assert main(["compare", str(one), str(other), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows_in_both"], found["rows_in_one_only"], found["compared"], found["equal"]) == (3, 1, 5, 2)
+    assert (found["failed_in_one"], found["failed_in_other"], found["same_best"]) == (1, 0, 0.5)
+    assert found["mean_distance"] == pytest.approx(3 / 5) and 0 < found["rank_correlation"] < 1
+    assert main(["compare", str(one), str(other), "--most", "1"]) == 1
+    assert "0: [1, 9] against [2, 9], 1 apart" in capsys.readouterr().out
+    assert main(["compare", str(one), str(one)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("", "has no rows", id="empty"),
+        pytest.param("no json\n", "line 1: no row of", id="no-json"),
+        pytest.param('{"id": 1}\n', "line 1: no row of", id="no-scores"),
+        pytest.param('{"id": 1, "scores": ["x"]}\n', "line 1: no row of", id="no-number"),
+        pytest.param("[]\n", "line 1: no row of", id="list"),
+        pytest.param('{"id": "other", "scores": [1]}\n', "no row with a score in both", id="nothing-in-common"),
+        pytest.param(None, "No such file", id="missing"),
+    ],
+)
+def test_what_cannot_be_compared(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "b.jsonl"
+    if text is not None:
+        other.write_text(text)
+    assert main(["compare", str(verdicts(tmp_path / "a.jsonl", [1.0])), str(other)]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
