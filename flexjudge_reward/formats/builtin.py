@@ -29,7 +29,8 @@ from flexjudge_reward.rubric import Rubric, Scale
 from flexjudge_reward.types import Example, Failure, FailureKind, Generation, Message, Part, Prompt, Untrusted, Verdict
 
 LETTERS = "ABCDEFGH"
-_NUMBER = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,6})?")
+_NUMBER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{1,6})?")
+_BRACKETED = re.compile(r"^\(([A-H])\)$")  # (C) is the letter C
 _OPTIONS = {
     "[[A>B]]": (1.0, 0.0),
     "[[B>A]]": (0.0, 1.0),
@@ -160,7 +161,7 @@ def _option(options: Mapping[str, tuple[float, ...]], answers: Sequence[str]) ->
     """The scores that the only answer stands for."""
     if len(answers) != 1:
         return Failure("wrong_count", f"expected one answer, found {len(answers)}")
-    (answer,) = answers
+    answer = _BRACKETED.sub(r"\1", answers[0])
     kind: FailureKind = "out_of_range" if "A" in options and re.fullmatch("[A-Z]", answer) else "malformed"
     return options.get(answer) or Failure(kind, f"expected one of {', '.join(options)}, found {answer!r}")
 
@@ -168,7 +169,7 @@ def _option(options: Mapping[str, tuple[float, ...]], answers: Sequence[str]) ->
 def _fault(answer: str, scale: Scale) -> Failure | None:
     """Why an answer is no score on the scale."""
     match = _NUMBER.fullmatch(answer)
-    if match is None or (match.group(1) and not scale.decimals):
+    if match is None or not (scale.decimals or float(answer).is_integer()):  # 8.0 is a whole number, too
         expected = "a number" if scale.decimals else "a whole number"
         return Failure("malformed", f"expected {expected} of plain digits, found {answer!r}")
     if not scale.low <= float(answer) <= scale.high:

@@ -26,7 +26,7 @@ GOOD = {
 """One right answer per format, as the inner texts of its tags."""
 
 _BAD_INNER = {
-    "decimal": ["7.5", "6.0", "9.99", "1.5", "0.1", "7,5"],
+    "decimal": ["7.5", "6.01", "9.99", "1.5", "0.1", "7,5"],
     "negative": ["-3", "-10", "-1", "−4", "-0.5", "--3"],
     "fraction": ["7/10", "3 / 5", "½", "7 of 10", "7:10", "70%"],
     "exponent": ["1e1", "7e0", "1E1", "1e39", "1e-3", "7e+0"],
