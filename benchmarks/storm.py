@@ -221,7 +221,7 @@ class Replica(FaultServer):
 
 
 def router(put: Callable[..., None], rows: int) -> None:
-    """Two replicas behind a router, of which one dies in the middle and comes back after three seconds."""
+    """Two replicas behind a router; one dies in the middle and comes back after three seconds."""
     import threading
 
     with Replica() as stays, Replica(dies=rows // 8) as first, Router([stays.url, first.url]) as front:

@@ -5,7 +5,7 @@
 A tiny text policy, two aggregation modes, 20 steps of four groups of eight each; one judgement in five fails in one of
 six ways that no candidate causes (never finished, cut, lost, late, broken, prompt cut); the other reward is constant.
 `breaking.py` has those that a candidate causes. The same again with every prompt twice in a batch, since the reward is
-not told the group size (`num_generations`). The trainer's own advantages are read. Records
+not given the group size (`num_generations`). The trainer's own advantages are read. Records
 `trl.failed_row_advantage_max` and `trl.failed_row_advantage_max_repeated`.
 """
 

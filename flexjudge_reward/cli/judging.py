@@ -143,7 +143,7 @@ def _run(job: Job, arguments: argparse.Namespace) -> int:
 
 
 def _exit_code(result: RunSummary | Counter[str], limit: float) -> int:
-    """3 if too many judgements failed, which a program that goes on with the file should know."""
+    """3 if too many judgements failed, which a program that reads the file next should know."""
     if isinstance(result, RunSummary):
         failed, judged = result.failed, result.judged
     else:

@@ -9,7 +9,7 @@
                   --> failure  "engine"     unusable: the server refuses a harmless request, too (key, model, credit)
                   --> failure  "timeout"    no reply to any request for `stall_timeout` seconds
 
-Promised: every request ends as a reply or as one named failure, and never waits for another. A refusal is told apart by
+Promised: every request ends as a reply or as one named failure, and never waits for another. A refusal is classified by
 evidence, not by its status: a field that it names is left out from now on (`dialect.py`); where the server has just
 served another request, it is this request's own; else a harmless request decides, and finds a field that no message
 names. Pauses grow and are jittered, or are what the server demands. Keys and passwords appear in no message.

@@ -13,7 +13,7 @@ With `again`, as trainers call it, a reply that cannot be read does not count at
 
 Beside its copy, because a group format compares two or more; and each alone, because of a group without one member
 each, no group can be read where two of its members break the judge. A format that cannot judge two candidates tells
-nothing about one: its group fails as a whole. So does a group of which one candidate is left.
+nothing about one: its group fails as a whole. So does a group with one candidate left.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _judge_left(
     labels: Sequence[Mapping[str, object]],
     failed: Sequence[Mapping[int, Failure]],
 ) -> dict[int, Verdict]:
-    """The verdicts on those groups of which two candidates are left, or all."""
+    """The verdicts on those groups with two candidates left, or all."""
     left = [
         example.with_candidates([one for index, one in enumerate(example.candidates) if index not in failures])
         for example, failures in zip(examples, failed, strict=True)

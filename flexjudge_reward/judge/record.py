@@ -16,7 +16,7 @@ The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image 
 
 Promised: a line is written whole or, after a kill, completed by the next writer's line break, and `read_record` skips
 it. Several processes may append to one file of a local disk; training ranks above 0 write files of their own beside it
-(judgements.rank3.jsonl) and share the thumbnails, each of which appears whole. What cannot be written costs one warning
+(judgements.rank3.jsonl) and share the thumbnails, which appear whole. What cannot be written costs one warning
 with the reason.
 """
 

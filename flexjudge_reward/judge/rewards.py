@@ -100,7 +100,7 @@ def group_ids(keys: Sequence[Hashable], size: int | None = None) -> list[tuple[H
     """Which group each row belongs to: rows of one key, in order, cut to the group size that all keys share.
 
     A trainer samples the same number of completions for every prompt, so a prompt that occurs twice in a batch has a
-    multiple of the others' count and forms two groups, not one. Without `size`, two groups of one prompt are told apart
+    multiple of the others' count and forms two groups, not one. Without `size`, two groups of one prompt are separated
     unless they are adjacent and so are those of every other prompt.
 
     Args:

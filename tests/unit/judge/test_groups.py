@@ -222,7 +222,7 @@ def test_a_judge_that_errs_once_blames_no_candidate(format: Format) -> None:
 
 
 def test_breaking_some_comparisons_is_breaking_the_judge() -> None:
-    """It would be ranked by the comparisons that are left, of which it need not lose as many."""
+    """It would be ranked by the comparisons that are left, and would lose fewer of them."""
 
     def replies(request: Request) -> str:
         texts = candidates(request)
