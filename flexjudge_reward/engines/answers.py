@@ -37,6 +37,11 @@ class Refusal:
     message: str
     fields: frozenset[str] = frozenset()
 
+    @property
+    def refusal(self) -> Refusal:
+        """Itself, as `Passing.refusal`."""
+        return self
+
 
 @dataclass(frozen=True)
 class Passing:

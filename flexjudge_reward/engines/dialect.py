@@ -2,8 +2,8 @@
 
 A refusal that names a field changes all later requests: they are sent without it, or with its other name. What a
 request cannot do without (log probabilities, a reply that begins with the judge's own words) is then `unsupported`, by
-name, without a request. Whatever the status and the wording are: where a refusal names no field, `http.py` finds it by
-trying each on a harmless request.
+name, without a request. What is learned comes from harmless requests alone (`http.py`): a refusal may quote a
+candidate, which must not change what the judge is sent. Where a refusal names no field, each is tried alone.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Dialect:
             return f"the server at {self.where} returns no log probabilities (logprobs)"
         return ""
 
-    def learn(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> bool:
-        """Whether a refusal says something new of the server.
+    def blamed(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> str | None:
+        """The field that a refusal seems to blame, or "system" for the system turn; None if it blames neither.
 
         Args:
             message: what the server says.
@@ -76,12 +76,16 @@ class Dialect:
         unknown = _UNKNOWN.search(message) is not None
         blamed = [f for f in OPTIONAL if f in fields and (f in named or (unknown and re.search(rf"\b{f}\b", message)))]
         if blamed and not (blamed[0].startswith("max_") and is_too_long(message)):
-            return self.drop(blamed[0])
+            return blamed[0]
         if roles[-1] == "assistant" and _PREFILL.search(message):
-            return self.drop("continue_final_message")
-        if roles[0] == "system" and ((_SYSTEM.search(message) and unknown) or "alternate" in message):
-            return self.merge_system()
-        return False
+            return "continue_final_message"
+        said = (_SYSTEM.search(message) and unknown) or "alternate" in message
+        return "system" if roles[0] == "system" and said else None
+
+    def learn(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> bool:
+        """Whether a refusal says something new of the server. Arguments as of `blamed`."""
+        blamed = self.blamed(message, named, fields, roles)
+        return blamed is not None and (self.merge_system() if blamed == "system" else self.drop(blamed))
 
     def findings(self) -> dict[str, object]:
         """Everything that was learned, for records."""

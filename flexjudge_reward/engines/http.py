@@ -11,8 +11,8 @@
 
 Promised: every request ends as a reply or as one named failure, and never waits for another. A refusal is classified by
 evidence, not by its status: a field that it names is left out from now on (`dialect.py`); where the server has just
-served another request, it is this request's own; else a harmless request decides, and finds a field that no message
-names. Pauses grow and are jittered, or are what the server demands. Keys and passwords appear in no message.
+served another request, it is this request's own; else a harmless request decides (`probes.py`).
+Pauses grow and are jittered, or are what the server demands. Keys and passwords appear in no message.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
 from flexjudge_reward.engines.dialect import Dialect, is_too_long
+from flexjudge_reward.engines.probes import COUNTED, HARMLESS, harmless_like
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError
-from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling
+from flexjudge_reward.types import Generation, Request
 
 if TYPE_CHECKING:
     import aiohttp
@@ -48,18 +49,6 @@ _LONGEST_ANSWER = 2**24  # bytes
 _RECENT_S = 60.0  # for how long a reply shows that the server is usable
 _WORTH_A_PROBE = 32  # requests
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
-_HARMLESS = Request(
-    Prompt((Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))),
-    Sampling(max_tokens=16),
-)
-
-
-_WORDS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen " * 3
-)
-_COUNTED = Request(
-    Prompt((Message("system", (_WORDS,)), Message("user", (_WORDS, "Say yes.")))), Sampling(max_tokens=16)
-)
 
 
 @dataclass
@@ -221,24 +210,17 @@ class Client:
                 body = await self._encoded(batch.codec, request, capped)
             outcome, began = await self._attempt(body)
             if isinstance(outcome, Reply):
-                batch.served, self._proved_at, self._disconnected = True, self._loop.time(), False
-                self._replies += 1
-                reply = batch.codec.decode(outcome.body)
-                if is_plausible(reply, request.prompt):
-                    return reply
-                least = least_tokens(request.prompt)
-                if reply.prompt_tokens < _SUSPICIOUS * least:
-                    await self._check_system_turn(batch.codec)
+                reply = await self._read(batch, request, outcome)
                 if body.roles[0] == "system" and not self.dialect.system_turn:
                     continue
-                return whole(reply, least)
-            refusal = outcome if isinstance(outcome, Refusal) else outcome.refusal
-            if refusal and (body.version != self.dialect.version or self._learn(refusal, body)):
+                return reply
+            refusal = outcome.refusal
+            if refusal and await self._taught(batch.codec, request, body, refusal):
                 continue
             if isinstance(outcome, Refusal):
                 if capped and is_too_long(outcome.message):
                     body, capped = None, False
-                elif await self._refused(batch, began, outcome) and body.version == self.dialect.version:
+                elif await self._refused(batch, request, began, outcome) and body.version == self.dialect.version:
                     return Generation.failed("refused", f"the server answered {outcome.status}: {outcome.message}")
                 continue
             batch.problems[index] = outcome.problem
@@ -253,13 +235,36 @@ class Client:
                 return Generation.failed("transport", f"{outcome.problem}, after {attempt} attempts")
             await asyncio.sleep(_pause(attempt - 1, outcome.pause))
 
+    async def _read(self, batch: _Batch, request: Request, outcome: Reply) -> Generation:
+        """A completion as a reply; too few tokens of its prompt may be a dropped system turn, or a cut."""
+        batch.served, self._proved_at, self._disconnected = True, self._loop.time(), False
+        self._replies += 1
+        reply = batch.codec.decode(outcome.body)
+        if is_plausible(reply, request.prompt):
+            return reply
+        least = least_tokens(request.prompt)
+        if reply.prompt_tokens < _SUSPICIOUS * least:
+            await self._check_system_turn(batch.codec)
+        return whole(reply, least)
+
+    async def _taught(self, codec: ChatCodec, request: Request, body: Body, refusal: Refusal) -> bool:
+        """Whether more is known of the server than when this request was sent.
+
+        What the refusal blames is tried with a harmless request, because the refusal may quote a candidate.
+        """
+        if self.dialect.blamed(refusal.message, refusal.fields, body.fields, body.roles):
+            async with self._probing:
+                if body.version == self.dialect.version:
+                    await self._tried(codec, harmless_like(request))
+        return body.version != self.dialect.version
+
     async def _encoded(self, codec: ChatCodec, request: Request, capped: bool) -> Body:
         if request.prompt.media:  # images take long to encode; that must not hold up the other requests
             return await asyncio.to_thread(codec.encode, request, self.dialect, capped)
         return codec.encode(request, self.dialect, capped)
 
     async def _attempt(self, body: Body) -> tuple[Reply | Refusal | Passing, float]:
-        """What the server says to a request, and when the attempt began."""
+        """What the server says, and when the attempt began."""
         began = await self._throttle.enter()
         try:
             outcome = await self._send("POST", self._chat_url, body.data, self._timeout)
@@ -299,44 +304,51 @@ class Client:
             return Passing(f"the connection failed: {self._address.clean(error)}", unreachable=unreachable)
         return response.status, response.headers, raw
 
-    def _learn(self, refusal: Refusal, body: Body) -> bool:
-        return self.dialect.learn(refusal.message, refusal.fields, body.fields, body.roles)
-
-    async def _refused(self, batch: _Batch, began: float, refusal: Refusal) -> bool:
+    async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:
         """Whether a refusal is this request's own: else the server is unusable, or a field of it was found."""
         async with self._probing:
             # A 401 is the key's, unless the server has served something since.
             if not batch.unusable and self._proved_at <= began - (0.0 if refusal.status == 401 else _RECENT_S):
-                batch.unusable = await self._problem(batch.codec)
+                batch.unusable = await self._problem(batch.codec, harmless_like(request))
             return not batch.unusable
 
-    async def _problem(self, codec: ChatCodec) -> str:
+    async def _problem(self, codec: ChatCodec, harmless: Request) -> str:
         """Why the server serves nothing at all; empty if it serves a harmless request, in whatever form."""
-        while True:
-            body = codec.encode(_HARMLESS, self.dialect)
-            outcome, _ = await self._attempt(body)
-            if not (isinstance(outcome, Refusal) and self._learn(outcome, body)):
-                break
+        learned = True
+        while learned:
+            outcome, body, learned = await self._tried(codec, harmless)
         if isinstance(outcome, Refusal):
-            bare, _ = await self._attempt(codec.body(_HARMLESS, {}, system_turn=False))
+            bare, _ = await self._attempt(codec.body(HARMLESS, {}, system_turn=False))
             if not isinstance(bare, Reply):
                 return self._unusable(outcome)
-            await self._find_field(codec, body)
-        if not isinstance(outcome, Passing):
+            await self._find_field(codec, harmless, body)
             self._proved_at = self._loop.time()
         return ""
 
-    async def _find_field(self, codec: ChatCodec, body: Body) -> None:
+    async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Reply | Refusal | Passing, Body, bool]:
+        """What the server says to a harmless request, the request, and whether its dialect is known better now."""
+        body = codec.encode(harmless, self.dialect)
+        outcome, _ = await self._attempt(body)
+        if isinstance(outcome, Reply):
+            self._proved_at = self._loop.time()
+            return outcome, body, False
+        said = outcome.refusal
+        learned = said is not None and self.dialect.learn(said.message, said.fields, body.fields, body.roles)
+        return outcome, body, learned
+
+    async def _find_field(self, codec: ChatCodec, harmless: Request, body: Body) -> None:
         """Tries each field and the system turn alone, since a request without all of them is served."""
-        wanted = codec.wanted(_HARMLESS, capped=True)
+        wanted = codec.wanted(harmless, capped=True)
         for name in sorted(wanted, key=lambda name: name not in body.fields):
             sent = self.dialect.fields({name: wanted[name]})
-            outcome, _ = await self._attempt(codec.body(_HARMLESS, sent, system_turn=False))
+            outcome, _ = await self._attempt(codec.body(HARMLESS, sent, system_turn=False))
             if isinstance(outcome, Refusal):
                 self.dialect.drop(name)
-        outcome, _ = await self._attempt(codec.body(_HARMLESS, {}))
+        outcome, _ = await self._attempt(codec.body(HARMLESS, {}))
         if isinstance(outcome, Refusal):
             self.dialect.merge_system()
+        if body.version == self.dialect.version and body.roles[-1] == "assistant":
+            self.dialect.drop("continue_final_message")  # nothing else of the request is left
 
     async def _check_system_turn(self, codec: ChatCodec) -> None:
         """Some templates drop a system turn without a word: then a text has fewer tokens as two turns than as one."""
@@ -344,8 +356,8 @@ class Client:
             if self._system_turn_checked or not self.dialect.system_turn:
                 return
             self._system_turn_checked, tokens = True, []
-            for prompt in (_COUNTED.prompt, _COUNTED.prompt.without_system_turn()):
-                outcome, _ = await self._attempt(codec.encode(replace(_COUNTED, prompt=prompt), self.dialect))
+            for prompt in (COUNTED.prompt, COUNTED.prompt.without_system_turn()):
+                outcome, _ = await self._attempt(codec.encode(replace(COUNTED, prompt=prompt), self.dialect))
                 count = codec.decode(outcome.body).prompt_tokens if isinstance(outcome, Reply) else 0
                 if count <= PLACEHOLDER:
                     return
@@ -356,10 +368,12 @@ class Client:
     def _unusable(self, refusal: Refusal) -> str:
         if refusal.status in (401, 403):
             return self._key_rejected(refusal.status)
-        known = ", ".join(str(entry["id"]) for entry in self._listed or ()) or "none"
-        models = f". It lists the models: {known}" if refusal.status == 404 else ""
         said = f"the server at {self._where} answered {refusal.status}: {refusal.message}"
-        return said + (models or ", to a harmless request, too: look at the model's name, the account and the address")
+        if refusal.status == 404:
+            return (
+                f"{said}. It lists the models: {', '.join(str(entry['id']) for entry in self._listed or ()) or 'none'}"
+            )
+        return f"{said}, to a harmless request, too: look at the model's name, the account and the address"
 
     def _key_rejected(self, status: int) -> str:
         return (

