@@ -34,7 +34,10 @@ _PREFILL = re.compile(r"prefill|end with a user|(last|final) message|must be (a 
 _SYSTEM = re.compile(
     r"\bsystem\b.*\b(role|message|instruction|turn|prompt)|\brole\b.*\bsystem\b", re.IGNORECASE | re.DOTALL
 )
-_TOO_LONG = re.compile(r"context|maximum|too (large|long|many)|exceed|at most|less than or equal", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context|maximum|too (large|long|many|big|high)|exceed|at most|(less|fewer|greater|larger|more|higher|longer) than|limit",
+    re.IGNORECASE,
+)
 _log = logging.getLogger("flexjudge_reward")
 
 
@@ -119,5 +122,9 @@ class Dialect:
 
 def is_too_long(message: str) -> bool:
     """Whether a refusal says that prompt and longest reply together do not fit."""
-    names_limit = "max_tokens" in message or "max_completion_tokens" in message or "context" in message
-    return names_limit and "instead" not in message and _TOO_LONG.search(message) is not None
+    return names_limit(message, ()) and "instead" not in message and _TOO_LONG.search(message) is not None
+
+
+def names_limit(message: str, named: Collection[str]) -> bool:
+    """Whether a refusal is about the length of the reply, by its message or the fields that it points at."""
+    return any(limit in message or limit in named for limit in ("max_tokens", "max_completion_tokens", "context"))

@@ -31,7 +31,7 @@ from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
-from flexjudge_reward.engines.dialect import Dialect, is_too_long
+from flexjudge_reward.engines.dialect import Dialect, names_limit
 from flexjudge_reward.engines.probes import COUNTED, HARMLESS, harmless_like
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError
@@ -218,7 +218,7 @@ class Client:
             if refusal and await self._taught(batch.codec, request, body, refusal):
                 continue
             if isinstance(outcome, Refusal):
-                if capped and is_too_long(outcome.message):
+                if capped and names_limit(outcome.message, outcome.fields):
                     body, capped = None, False
                 elif await self._refused(batch, request, began, outcome) and body.version == self.dialect.version:
                     return Generation.failed("refused", f"the server answered {outcome.status}: {outcome.message}")
