@@ -35,7 +35,8 @@ _SYSTEM = re.compile(
     r"\bsystem\b.*\b(role|message|instruction|turn|prompt)|\brole\b.*\bsystem\b", re.IGNORECASE | re.DOTALL
 )
 _TOO_LONG = re.compile(
-    r"context|maximum|too (large|long|many|big|high)|exceed|at most|(less|fewer|greater|larger|more|higher|longer) than|limit",
+    r"context|maximum|too (large|long|many|big|high)|exceed|at most|limit"
+    r"|(less|fewer|greater|larger|more|higher|longer) than",
     re.IGNORECASE,
 )
 _log = logging.getLogger("flexjudge_reward")
