@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 
+_numbers = itertools.count()
 _connect = socket.socket.connect
 
 
@@ -33,13 +35,19 @@ def _loopback_only(self: socket.socket, address: Any) -> None:
 socket.socket.connect = _loopback_only  # type: ignore[method-assign]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole trainings and drawn inputs run without the coverage tracer, which would take a third of their time."""
+    for item in items:
+        if {"recipes", "fuzz"} & set(item.path.parts) or item.path.name == "test_breaking.py":
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No FLEXJUDGE_* setting from outside, and a cache of the test's own."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No FLEXJUDGE_* setting from outside, and a cache of the test's own, in a folder that few of them make."""
     for name in [name for name in os.environ if name.startswith("FLEXJUDGE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(_HOME.name, f"cache-{next(_numbers)}"))
 
 
 @pytest.fixture

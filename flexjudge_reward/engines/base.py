@@ -40,6 +40,9 @@ class Closable:
 class Engine(Closable):
     """Base class of all engines."""
 
+    remote: bool = False
+    """Whether the model runs elsewhere, so that this process only waits: other judges may be asked meanwhile."""
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """One Generation per request, in order. Raises EngineError if the engine can answer nothing.
 

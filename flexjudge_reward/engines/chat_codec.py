@@ -30,19 +30,22 @@ _THOUGHTS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")  # 
 _READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
 _CUT_FROM = 1000  # tokens; no server has a context so short that it would cut a shorter prompt
-MOST_URI_CHARACTERS = 64 << 20  # of the data URIs that wait for another request with the same media
+MOST_URI_CHARACTERS = 32 << 20  # of the data URIs that wait for another request with the same media
 PLACEHOLDER = 16  # tokens; what some gateways report where they do not count
 
 
-@dataclass(frozen=True)
+@dataclass
 class Body:
     """A request as it is sent, and what `Dialect.learn` looks at."""
 
     data: bytes
+    """Empty after a large one was sent."""
     fields: frozenset[str]
     roles: tuple[str, ...]
     version: int
     """Of the dialect."""
+    held: int = 0
+    """Bytes of `Room` that it holds."""
 
 
 class ChatCodec:
@@ -136,7 +139,7 @@ class ChatCodec:
         with self._lock:
             self._uris[media] = uri
             self._kept += len(uri)
-            while self._kept > MOST_URI_CHARACTERS:
+            while self._kept > MOST_URI_CHARACTERS and len(self._uris) > 1:
                 self._kept -= len(self._uris.pop(next(iter(self._uris))))
 
 

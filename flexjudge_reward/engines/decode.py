@@ -28,7 +28,7 @@ class Decoder:
         config = transformers.AutoConfig.from_pretrained(source.model, **where)
         sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
         family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        self.processor = _processor(source.model, config, {**where, **pixels}) if sees else None
+        self.processor = load_processor(source.model, config, {**where, **pixels}) if sees else None
         self.tokenizer = load_tokenizer(source) if self.processor is None else self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.chat = Chat(self.tokenizer, source.template())
@@ -164,7 +164,7 @@ class _Draw:
         return tuple(found)
 
 
-def _processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
+def load_processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:
     """The processor of a model that sees; without its part for videos where torchvision is missing."""
     try:
         import torchvision  # type: ignore[import-untyped,import-not-found] # noqa: F401

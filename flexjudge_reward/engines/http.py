@@ -18,21 +18,21 @@ Pauses grow and are jittered, or are what the server demands. Keys and passwords
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import random
 import threading
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
-from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.chat_codec import Body, ChatCodec, is_plausible, least_tokens, whole
 from flexjudge_reward.engines.dialect import Dialect, names_limit
-from flexjudge_reward.engines.probes import COUNTED, HARMLESS, harmless_like
+from flexjudge_reward.engines.probes import Prober
+from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError
 from flexjudge_reward.types import Generation, Request
@@ -44,9 +44,10 @@ _T = TypeVar("_T")
 
 _PROBE_S = 5.0
 _CLOSE_S = 5.0
-_LARGE = 2**20  # bytes; aiohttp wants larger bodies as a file
+_LARGE = 2**20  # bytes; larger bodies are sent in parts
+_PART = 2**18
+_ENCODERS = 8  # threads, at most one for two processors
 _LONGEST_ANSWER = 2**24  # bytes
-_RECENT_S = 60.0  # for how long a reply shows that the server is usable
 _WORTH_A_PROBE = 32  # requests
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
 
@@ -75,17 +76,17 @@ class Client:
         self._concurrency, self._timeout, self._max_attempts = concurrency, timeout, max_attempts
         self._listed: list[dict[str, Any]] | None = None
         self._disconnected = False  # whether a connection failed since the last reply
-        self._proved_at = float("-inf")  # when the server last showed that it serves requests
         self._replies = 0
-        self._system_turn_checked = False
         self._closed = False
         self._lock = threading.Lock()
         self.dialect = Dialect(self._where)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
         self._thread.start()
+        # Each thread keeps the memory of the largest images that it encoded.
+        self._encoders = ThreadPoolExecutor(min(_ENCODERS, ((os.cpu_count() or 1) + 1) // 2), "flexjudge-encoder")
         self._chat_url = address.url("chat/completions")
-        self._throttle, self._probing = Throttle(concurrency), asyncio.Lock()
+        self._throttle, self._room, self._prober = Throttle(concurrency), Room(), Prober(self.dialect, self._attempt)
         self._session = self._wait(self._open())
 
     def models(self, start_command: str, needed: bool) -> list[dict[str, Any]]:
@@ -120,6 +121,7 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_S)
         self._loop.close()
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs `work` on the loop's thread and waits for it here."""
@@ -173,7 +175,7 @@ class Client:
     async def _post_all(self, batch: _Batch) -> None:
         used = any(request.prompt.messages[0].role == "system" for request in batch.requests)
         if used and self._replies + len(batch.requests) >= _WORTH_A_PROBE:
-            await self._check_system_turn(batch.codec)
+            await self._prober.check_system_turn(batch.codec)
         waiting, batch.last_reply = iter(range(len(batch.requests))), self._loop.time()
 
         async def work() -> None:
@@ -206,7 +208,7 @@ class Client:
                 return Generation.failed("transport", f"not sent: the server at {self._where} is down")
             if lacking := self.dialect.unsupported(request):
                 return Generation.failed("unsupported", lacking)
-            if body is None or body.version != self.dialect.version:
+            if body is None or not body.data or body.version != self.dialect.version:
                 body = await self._encoded(batch.codec, request, capped)
             outcome, began = await self._attempt(body)
             if isinstance(outcome, Reply):
@@ -215,7 +217,7 @@ class Client:
                     continue
                 return reply
             refusal = outcome.refusal
-            if refusal and await self._taught(batch.codec, request, body, refusal):
+            if refusal and await self._prober.taught(batch.codec, request, body, refusal):
                 continue
             if isinstance(outcome, Refusal):
                 if capped and names_limit(outcome.message, outcome.fields):
@@ -237,39 +239,50 @@ class Client:
 
     async def _read(self, batch: _Batch, request: Request, outcome: Reply) -> Generation:
         """A completion as a reply; too few tokens of its prompt may be a dropped system turn, or a cut."""
-        batch.served, self._proved_at, self._disconnected = True, self._loop.time(), False
+        batch.served, self._disconnected = True, False
+        self._prober.served()
         self._replies += 1
         reply = batch.codec.decode(outcome.body)
         if is_plausible(reply, request.prompt):
             return reply
         least = least_tokens(request.prompt)
         if reply.prompt_tokens < _SUSPICIOUS * least:
-            await self._check_system_turn(batch.codec)
+            await self._prober.check_system_turn(batch.codec)
         return whole(reply, least)
 
-    async def _taught(self, codec: ChatCodec, request: Request, body: Body, refusal: Refusal) -> bool:
-        """Whether more is known of the server than when this request was sent.
-
-        What the refusal blames is tried with a harmless request, because the refusal may quote a candidate.
-        """
-        if self.dialect.blamed(refusal.message, refusal.fields, body.fields, body.roles):
-            async with self._probing:
-                if body.version == self.dialect.version:
-                    await self._tried(codec, harmless_like(request))
-        return body.version != self.dialect.version
-
     async def _encoded(self, codec: ChatCodec, request: Request, capped: bool) -> Body:
-        if request.prompt.media:  # images take long to encode; that must not hold up the other requests
-            return await asyncio.to_thread(codec.encode, request, self.dialect, capped)
-        return codec.encode(request, self.dialect, capped)
+        if not request.prompt.media:
+            return codec.encode(request, self.dialect, capped)
+        await self._room.enter()
+        held = 0
+        try:  # images take long to encode; that must not hold up the other requests
+            body = await self._loop.run_in_executor(self._encoders, codec.encode, request, self.dialect, capped)
+            body.held = held = len(body.data) if len(body.data) > _LARGE else 0
+        finally:
+            self._room.leave(EXPECTED - held)
+        return body
+
+    def _sent(self, body: Body) -> None:
+        """Gives up what a large body with media holds."""
+        if body.held:
+            self._room.leave(body.held)
+            body.held, body.data = 0, b""
+
+    async def _parts(self, body: Body) -> AsyncIterator[bytes]:
+        for at in range(0, len(body.data), _PART):
+            yield body.data[at : at + _PART]
+        self._sent(body)
 
     async def _attempt(self, body: Body) -> tuple[Reply | Refusal | Passing, float]:
         """What the server says, and when the attempt began."""
-        began = await self._throttle.enter()
         try:
-            outcome = await self._send("POST", self._chat_url, body.data, self._timeout)
+            began = await self._throttle.enter()
+            try:
+                outcome = await self._send("POST", self._chat_url, body, self._timeout)
+            finally:
+                self._throttle.leave()
         finally:
-            self._throttle.leave()
+            self._sent(body)
         found = outcome if isinstance(outcome, Passing) else answers.read(*outcome, clean=self._address.clean)
         if isinstance(found, Reply):
             self._throttle.served()
@@ -277,17 +290,20 @@ class Client:
             self._throttle.limited(began, found.pause)
         return found, began
 
-    async def _send(
-        self, method: str, url: Any, body: bytes | None, timeout: float
-    ) -> tuple[int, Any, bytes] | Passing:
+    async def _send(self, method: str, url: Any, body: Body | None, timeout: float) -> tuple[int, Any, bytes] | Passing:
         """The status, the headers and the body of an answer, or why there is none."""
         import aiohttp
 
-        proxy, data = self._address.proxy, io.BytesIO(body) if body is not None and len(body) > _LARGE else body
+        proxy, data, headers = self._address.proxy, None if body is None else body.data, None
+        parts: AsyncIterator[bytes] | None = None
+        if body is not None and len(body.data) > _LARGE:
+            headers, data, parts = {"Content-Length": str(len(body.data))}, None, self._parts(body)
         try:
             async with (
                 asyncio.timeout(timeout) as limit,  # costs less than aiohttp's own
-                self._session.request(method, url, data=data, allow_redirects=False, proxy=proxy) as response,
+                self._session.request(
+                    method, url, data=parts or data, headers=headers, allow_redirects=False, proxy=proxy
+                ) as response,
             ):
                 raw = await response.content.readany()
                 while part := await response.content.readany():
@@ -306,64 +322,10 @@ class Client:
 
     async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:
         """Whether a refusal is this request's own: else the server is unusable, or a field of it was found."""
-        async with self._probing:
-            # A 401 is the key's, unless the server has served something since.
-            if not batch.unusable and self._proved_at <= began - (0.0 if refusal.status == 401 else _RECENT_S):
-                batch.unusable = await self._problem(batch.codec, harmless_like(request))
-            return not batch.unusable
-
-    async def _problem(self, codec: ChatCodec, harmless: Request) -> str:
-        """Why the server serves nothing at all; empty if it serves a harmless request, in whatever form."""
-        learned = True
-        while learned:
-            outcome, body, learned = await self._tried(codec, harmless)
-        if isinstance(outcome, Refusal):
-            bare, _ = await self._attempt(codec.body(HARMLESS, {}, system_turn=False))
-            if not isinstance(bare, Reply):
-                return self._unusable(outcome)
-            await self._find_field(codec, harmless, body)
-            self._proved_at = self._loop.time()
-        return ""
-
-    async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Reply | Refusal | Passing, Body, bool]:
-        """What the server says to a harmless request, the request, and whether its dialect is known better now."""
-        body = codec.encode(harmless, self.dialect)
-        outcome, _ = await self._attempt(body)
-        if isinstance(outcome, Reply):
-            self._proved_at = self._loop.time()
-            return outcome, body, False
-        said = outcome.refusal
-        learned = said is not None and self.dialect.learn(said.message, said.fields, body.fields, body.roles)
-        return outcome, body, learned
-
-    async def _find_field(self, codec: ChatCodec, harmless: Request, body: Body) -> None:
-        """Tries each field and the system turn alone, since a request without all of them is served."""
-        wanted = codec.wanted(harmless, capped=True)
-        for name in sorted(wanted, key=lambda name: name not in body.fields):
-            sent = self.dialect.fields({name: wanted[name]})
-            outcome, _ = await self._attempt(codec.body(HARMLESS, sent, system_turn=False))
-            if isinstance(outcome, Refusal):
-                self.dialect.drop(name)
-        outcome, _ = await self._attempt(codec.body(HARMLESS, {}))
-        if isinstance(outcome, Refusal):
-            self.dialect.merge_system()
-        if body.version == self.dialect.version and body.roles[-1] == "assistant":
-            self.dialect.drop("continue_final_message")  # nothing else of the request is left
-
-    async def _check_system_turn(self, codec: ChatCodec) -> None:
-        """Some templates drop a system turn without a word: then a text has fewer tokens as two turns than as one."""
-        async with self._probing:
-            if self._system_turn_checked or not self.dialect.system_turn:
-                return
-            self._system_turn_checked, tokens = True, []
-            for prompt in (COUNTED.prompt, COUNTED.prompt.without_system_turn()):
-                outcome, _ = await self._attempt(codec.encode(replace(COUNTED, prompt=prompt), self.dialect))
-                count = codec.decode(outcome.body).prompt_tokens if isinstance(outcome, Reply) else 0
-                if count <= PLACEHOLDER:
-                    return
-                tokens.append(count)
-            if tokens[0] < 0.75 * tokens[1]:
-                self.dialect.merge_system()
+        if not batch.unusable:
+            every = await self._prober.refusal_of_all(batch.codec, request, began, refusal.status)
+            batch.unusable = "" if every is None else self._unusable(every)
+        return not batch.unusable
 
     def _unusable(self, refusal: Refusal) -> str:
         if refusal.status in (401, 403):

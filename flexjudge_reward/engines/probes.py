@@ -1,9 +1,17 @@
-"""Harmless requests, which tell what a server serves and takes: they hold nothing of a judged text."""
+"""What harmless requests tell of a server: whether it serves anything, and which fields and turns it takes.
+
+They hold nothing of a judged text. A refusal of another request may quote a candidate, so it only says what to try.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from flexjudge_reward.engines.answers import Passing, Refusal, Reply
+from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
+from flexjudge_reward.engines.dialect import Dialect
 from flexjudge_reward.types import Message, Prompt, Request, Sampling
 
 _TURNS = (Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))
@@ -12,9 +20,103 @@ _WORDS = "one two three four five six seven eight nine ten eleven twelve thirtee
 HARMLESS = Request(Prompt(_TURNS), Sampling(max_tokens=16))
 COUNTED = replace(HARMLESS, prompt=Prompt((Message("system", (_WORDS,)), Message("user", (_WORDS, "Say yes.")))))
 """Its reported tokens show whether a system turn reaches the model."""
+_RECENT_S = 60.0  # for how long a reply shows that the server is usable
 
 
 def harmless_like(request: Request) -> Request:
     """A harmless request with the same fields as `request`, and a begun reply where that has one."""
     begun = (Message("assistant", ("Yes",)),) if request.prompt.messages[-1].role == "assistant" else ()
     return Request(Prompt((*_TURNS, *begun)), replace(request.sampling, max_tokens=16))
+
+
+class Prober:
+    """Asks one server one question at a time, and notes in its dialect what it learns."""
+
+    def __init__(
+        self, dialect: Dialect, ask: Callable[[Body], Awaitable[tuple[Reply | Refusal | Passing, float]]]
+    ) -> None:
+        """`ask` sends a body; it gives the answer, and when the attempt began by the clock of the loop."""
+        self._dialect, self._ask = dialect, ask
+        self._served_at = self._refused_at = float("-inf")
+        self._refusal: Refusal | None = None  # of a harmless request, at `_refused_at`
+        self._system_turn_checked = False
+        self._lock = asyncio.Lock()
+
+    def served(self) -> None:
+        """The server has served some request now."""
+        self._served_at = asyncio.get_running_loop().time()
+
+    async def taught(self, codec: ChatCodec, request: Request, body: Body, refusal: Refusal) -> bool:
+        """Whether more is known of the server than when this request was sent.
+
+        What the refusal blames is tried with a harmless request.
+        """
+        if self._dialect.blamed(refusal.message, refusal.fields, body.fields, body.roles):
+            async with self._lock:
+                if body.version == self._dialect.version:
+                    await self._tried(codec, harmless_like(request))
+        return body.version != self._dialect.version
+
+    async def refusal_of_all(self, codec: ChatCodec, request: Request, began: float, status: int) -> Refusal | None:
+        """How the server refuses even harmless requests, in whatever form; None if it serves them.
+
+        Sends nothing where this is known already. `request` began at `began`, and was refused with `status`.
+        """
+        async with self._lock:
+            # A 401 is the key's, unless the server has served something since.
+            if self._served_at > began - (0.0 if status == 401 else _RECENT_S):
+                return None
+            if self._refused_at >= began:
+                return self._refusal
+            learned = True
+            while learned:
+                outcome, body, learned = await self._tried(codec, harmless_like(request))
+            if not isinstance(outcome, Refusal):
+                return None
+            bare, _ = await self._ask(codec.body(HARMLESS, {}, system_turn=False))
+            if not isinstance(bare, Reply):
+                self._refused_at, self._refusal = asyncio.get_running_loop().time(), outcome
+                return outcome
+            await self._find_field(codec, harmless_like(request), body)
+            self.served()
+            return None
+
+    async def check_system_turn(self, codec: ChatCodec) -> None:
+        """Some templates drop a system turn without a word: then a text has fewer tokens as two turns than as one."""
+        async with self._lock:
+            if self._system_turn_checked or not self._dialect.system_turn:
+                return
+            self._system_turn_checked, tokens = True, []
+            for prompt in (COUNTED.prompt, COUNTED.prompt.without_system_turn()):
+                outcome, _ = await self._ask(codec.encode(replace(COUNTED, prompt=prompt), self._dialect))
+                count = codec.decode(outcome.body).prompt_tokens if isinstance(outcome, Reply) else 0
+                if count <= PLACEHOLDER:
+                    return
+                tokens.append(count)
+            if tokens[0] < 0.75 * tokens[1]:
+                self._dialect.merge_system()
+
+    async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Reply | Refusal | Passing, Body, bool]:
+        """What the server says to a harmless request, the request, and whether its dialect is known better now."""
+        body = codec.encode(harmless, self._dialect)
+        outcome, _ = await self._ask(body)
+        if isinstance(outcome, Reply):
+            self.served()
+            return outcome, body, False
+        said = outcome.refusal
+        learned = said is not None and self._dialect.learn(said.message, said.fields, body.fields, body.roles)
+        return outcome, body, learned
+
+    async def _find_field(self, codec: ChatCodec, harmless: Request, body: Body) -> None:
+        """Tries each field and the system turn alone, since a request without all of them is served."""
+        wanted = codec.wanted(harmless, capped=True)
+        for name in sorted(wanted, key=lambda name: name not in body.fields):
+            sent = self._dialect.fields({name: wanted[name]})
+            outcome, _ = await self._ask(codec.body(HARMLESS, sent, system_turn=False))
+            if isinstance(outcome, Refusal):
+                self._dialect.drop(name)
+        outcome, _ = await self._ask(codec.body(HARMLESS, {}))
+        if isinstance(outcome, Refusal):
+            self._dialect.merge_system()
+        if body.version == self._dialect.version and body.roles[-1] == "assistant":
+            self._dialect.drop("continue_final_message")  # nothing else of the request is left

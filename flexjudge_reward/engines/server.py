@@ -41,6 +41,8 @@ _OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "max_tokens"}  # set 
 class ServerEngine(StatefulEngine):
     """An OpenAI-compatible chat endpoint. Cheap to build: nothing is sent before the first `generate`."""
 
+    remote = True
+
     _client: Client | None = None
 
     def __init__(
@@ -66,8 +68,7 @@ class ServerEngine(StatefulEngine):
             model: the server's name for the judge; None takes the first it lists.
             api_key: sent as a bearer token; None takes the environment variable FLEXJUDGE_API_KEY, if set.
             concurrency: the most requests in flight, over all threads.
-            stall_timeout: seconds without any reply after which `generate` gives up; the remaining requests are
-                `timeout` failures. By default a little more than one attempt.
+            stall_timeout: seconds without any reply after which the requests that are left fail as `timeout`.
             timeout: seconds for one attempt of one request.
             max_attempts: per request, the first included.
             tokenizer: folder or Hub id of the judge's tokenizer: its added tokens are then neutralised in untrusted
@@ -82,19 +83,22 @@ class ServerEngine(StatefulEngine):
         Raises:
             ConfigError: no http(s) address, a number that is not positive, or an extra field that the engine sets.
         """
-        if taken := _OWN_FIELDS & set(extra_body or {}):
-            raise ConfigError(f"extra_body may not set {sorted(taken)[0]!r}: the engine sets it")
         self._base_url, self.base_url = base_url, Address(base_url).shown
         self.model, self._api_key, self.tokenizer, self.build = model, api_key, tokenizer, build
         self.concurrency, self.stall_timeout, self.timeout = concurrency, stall_timeout, timeout
         self.max_attempts, self.extra_body, self.headers = max_attempts, dict(extra_body or {}), dict(headers or {})
-        if image_format not in FORMATS_SENT:
-            raise ConfigError(f"image_format must be one of {', '.join(FORMATS_SENT)}, found {image_format!r}")
         self.max_pixels, self.image_format = max_pixels, image_format
+        self._check()
+        super().__init__()
+
+    def _check(self) -> None:
+        if taken := _OWN_FIELDS & set(self.extra_body):
+            raise ConfigError(f"extra_body may not set {sorted(taken)[0]!r}: the engine sets it")
+        if self.image_format not in FORMATS_SENT:
+            raise ConfigError(f"image_format must be one of {', '.join(FORMATS_SENT)}, found {self.image_format!r}")
         for name in ("concurrency", "stall_timeout", "timeout", "max_attempts", "max_pixels"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, found {getattr(self, name)!r}")
-        super().__init__()
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """As `Engine.complete`. Raises EngineError: no server answers, or it serves nothing (key, model, account)."""

@@ -5,6 +5,9 @@
 
 The client is `any-llm`, which calls the vendors' own packages. LiteLLM knows more vendors, but it is a hundred times
 larger, and releases of it were once published by an attacker.
+
+Promised: an error of one row teaches nothing, because it may quote a candidate. A harmless request that gets the same
+error does, and decides whether the vendor serves anything.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 from flexjudge_reward.engines.base import StatefulEngine
 from flexjudge_reward.engines.chat_codec import ChatCodec, least_tokens, whole
 from flexjudge_reward.engines.dialect import Dialect
+from flexjudge_reward.engines.probes import harmless_like
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Request
@@ -28,6 +33,9 @@ _ONLY_VLLM = {"continue_final_message", "add_generation_prompt"}  # a vendor con
 
 class VendorEngine(StatefulEngine):
     """One model of one vendor. Nothing is sent before the first `generate`."""
+
+    remote = True
+    _served = False
 
     def __init__(
         self,
@@ -46,7 +54,6 @@ class VendorEngine(StatefulEngine):
         if not self.model:
             raise ConfigError(f"a vendor's model is vendor:model, such as anthropic:NAME, found {model!r}")
         self.api_base, self.concurrency, self.timeout, self.max_attempts = api_base, concurrency, timeout, max_attempts
-        self._dialect, self._served = Dialect(self.vendor), False
         super().__init__()
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
@@ -63,10 +70,16 @@ class VendorEngine(StatefulEngine):
         """Vendor, model and address."""
         return {"engine": "vendor", "vendor": self.vendor, "model": self.model, "api_base": self.api_base}
 
-    def _reply(self, codec: ChatCodec, request: Request) -> Generation:
-        from any_llm import AnyLLMError
+    def findings(self) -> dict[str, object]:
+        """What the vendor turned out not to take."""
+        return self._dialect.findings()
 
-        roles, attempt = [message.role for message in request.prompt.messages], 0
+    @cached_property
+    def _dialect(self) -> Dialect:
+        return Dialect(self.vendor)
+
+    def _reply(self, codec: ChatCodec, request: Request) -> Generation:
+        attempt = 0
         while True:
             if lacking := self._dialect.unsupported(request):
                 return Generation.failed("unsupported", lacking)
@@ -75,23 +88,37 @@ class VendorEngine(StatefulEngine):
                 reply = codec.decode(self._send(codec, request))
                 self._served = True
                 return whole(reply, least_tokens(request.prompt))
-            except (
-                Exception
-            ) as error:  # of the vendor's own package, also a TypeError for a field that it does not take
-                said, status = f"{type(error).__name__}: {error}"[:300], getattr(error, "status_code", None)
-                if version != self._dialect.version or self._dialect.learn(
-                    str(error), (), codec.wanted(request, capped=True), roles
-                ):
+            except Exception as error:  # of the vendor's own package; a TypeError for a field that it does not take
+                if self._taught(codec, request, version, error):
                     continue
-                lost = status is None and isinstance(error, AnyLLMError | ImportError)
-                if lost or (status in (401, 402, 403, 404) and not self._served):
-                    raise EngineError(f"{self.vendor} cannot serve {self.model}: {said}") from error
+                said, status = f"{type(error).__name__}: {error}"[:300], getattr(error, "status_code", None)
             if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
                 return Generation.failed("refused", f"{self.vendor} answered {status}: {said}")
             attempt += 1
             if attempt == self.max_attempts:
                 return Generation.failed("transport", f"{self.vendor}: {said}, after {attempt} attempts")
             time.sleep(min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0))
+
+    def _taught(self, codec: ChatCodec, request: Request, version: int, error: Exception) -> bool:
+        """Whether more is known of the vendor than at `version`; tries what the error blames with a harmless request.
+
+        Raises EngineError if the vendor does not serve that one either: key, model, account, a missing package.
+        """
+        with self._lock:
+            harmless = harmless_like(request)
+            roles = [message.role for message in harmless.prompt.messages]
+            fields = codec.wanted(harmless, capped=True)
+            doubted = _is_final(error) and not self._served
+            blamed = self._dialect.blamed(str(error), (), fields, roles)
+            if version == self._dialect.version and (doubted or blamed):
+                try:
+                    self._send(codec, harmless)
+                    self._served = True
+                except Exception as again:
+                    if not self._dialect.learn(str(again), (), fields, roles) and doubted and _is_final(again):
+                        said = f"{type(again).__name__}: {again}"[:300]
+                        raise EngineError(f"{self.vendor} cannot serve {self.model}: {said}") from again
+            return version != self._dialect.version
 
     def _send(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
         from any_llm import completion
@@ -101,3 +128,11 @@ class VendorEngine(StatefulEngine):
         options = {"api_base": self.api_base, "timeout": self.timeout, **self._dialect.fields(wanted)}
         answer = completion(self.model, messages, provider=self.vendor, **options)
         return answer.model_dump()  # type: ignore[union-attr,no-any-return]
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether an error may be that of every request: key, model, account, or a package that is not installed."""
+    from any_llm import AnyLLMError
+
+    status = getattr(error, "status_code", None)
+    return status in (401, 402, 403, 404) or (status is None and isinstance(error, AnyLLMError | ImportError))

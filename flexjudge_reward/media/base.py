@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexjudge_reward.errors import ConfigError, MediaError, printable
@@ -127,6 +128,16 @@ class Media:
         """
         return cls("molecule", smiles, drawn=drawn)
 
+    @classmethod
+    def recorded(cls, kind: str, digest: str, folder: Path, frames: int, fps: float = 0.0, text: str = "") -> Media:
+        """What a record kept whole: FOLDER/DIGEST-0.png and so on (`judge/record.py`), equal to what was judged.
+
+        Loading it raises MediaError where a file is missing or is not what was judged.
+        """
+        media = cls(kind, digest)
+        media._read = partial(_of_record, kind, digest, folder, frames, fps, text)
+        return media
+
     def load(self) -> Loaded:
         """Reads and decodes, at the first call; later calls return the same, or raise the same error.
 
@@ -152,6 +163,11 @@ class Media:
     def images(self) -> tuple[Image, ...]:
         """The RGB frames, one for an image or a drawn molecule; shared, so copy before drawing. Raises MediaError."""
         return self.load().frames
+
+    def file(self) -> bytes:
+        """The first frame as an encoded image: the file it came from, or PNG. Raises MediaError."""
+        self._read_once()
+        return self._frames.encoded()[0]
 
     @property
     def is_usable(self) -> bool:
@@ -238,6 +254,14 @@ class Media:
         self._lock = threading.Lock()
         if "_frames" in state:
             self._frames = Frames.of(state["_frames"])  # type: ignore[arg-type]
+
+
+def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, text: str) -> Loaded:
+    files = [Media.image(Path(f"{digest}-{number}.png"), [folder]) for number in range(frames)]
+    loaded = Loaded(tuple(file.images()[0] for file in files), fps, text)
+    if _digest(kind, loaded) != digest:
+        raise MediaError("the files that the record kept of it are not what was judged")
+    return loaded
 
 
 def _digest(kind: str, loaded: Loaded) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -61,14 +60,12 @@ class TestServer(EngineContract):
         return loopback
 
 
-@pytest.mark.xdist_group("transformers")
 class TestTransformers(ModelContract):
     @pytest.fixture
     def engine(self, nano_transformers: TransformersEngine) -> Engine:
         return nano_transformers
 
 
-@pytest.mark.xdist_group("transformers")
 @pytest.mark.parametrize("name", ["scripted", "server", "transformers"])
 def test_closes_twice_and_opens_again(name: str, loopback: ServerEngine) -> None:
     engine: Engine = {
@@ -105,7 +102,6 @@ def test_closing_does_not_wait_forever_for_a_judgement_that_hangs(kind: Any, mon
     assert not engine._lock.locked()
 
 
-@pytest.mark.xdist_group("transformers")
 def test_vllm_takes_the_longest_context_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: list[int] = []
     fake = SimpleNamespace(LLM=lambda *, max_model_len, **settings: contexts.append(max_model_len))
@@ -155,7 +151,6 @@ def no_template(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.xdist_group("transformers")
 @pytest.mark.parametrize("engine", [VLLMEngine, TransformersEngine])
 @pytest.mark.parametrize(
     ("model", "message"),
@@ -201,20 +196,6 @@ def test_other_weights_have_another_identity(tmp_path: Path) -> None:
     weights[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(weights)
     assert TransformersEngine(str(tmp_path)).identity()["weights"] != same
-
-
-def test_images_need_no_torchvision() -> None:
-    code = """
-import sys
-sys.modules["torchvision"] = None
-from support.engine_contract import judgement
-from flexjudge_reward import TransformersEngine
-words, image, video = TransformersEngine("nano").generate([judgement(1, m) for m in ("words", "image", "video")])
-assert words.failure is None and image.text.endswith("</answer>"), (words, image)
-assert video.failure.kind == "engine" and "torchvision" in video.failure.detail, video
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent.parent)])}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_a_forked_child_has_connections_of_its_own(loopback: ServerEngine) -> None:

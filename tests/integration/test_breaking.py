@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.xdist_group("trl"),
-    # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
+# Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 SEEDS = range(3)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -28,18 +26,10 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.nano import path as nano_path
+from support.jsonl import read, write
 
 FLAGS = ("--model", "nano", "--engine", "transformers", "--cache", "off")
 QUESTION = "top-left red circle top-right nothing bottom-left blue square bottom-right red star\nWhat is top-left?"
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # ---------------------------------------------------------------- commands
@@ -48,7 +38,7 @@ CANDIDATES = {"id": 1, "question": QUESTION, "candidates": ["blue square", "red 
 
 
 def test_the_commands_find_the_right_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, output = write(tmp_path / "in.jsonl", CANDIDATES), tmp_path / "out.jsonl"
+    source, output = write(tmp_path / "in.jsonl", [CANDIDATES]), tmp_path / "out.jsonl"
     for command, flags in (
         ("score", ()),
         ("rerank", ("--format", "listwise")),
@@ -136,7 +126,7 @@ def test_a_judge_that_cannot_see_is_found_before_it_loads(
     row = {"id": 1, "question": "q", "candidates": ["a", "b"], "images": ["a.png"]}
     with Judge(Pairwise(), CachedEngine(engine, tmp_path / "c.sqlite") if cached else engine) as judge:
         with pytest.raises(ConfigError, match="line 1: the judge model reads text only and cannot be shown images"):
-            annotate_file(write(tmp_path / "in.jsonl", row), judge, tmp_path / "out.jsonl", media_root=tmp_path)
+            annotate_file(write(tmp_path / "in.jsonl", [row]), judge, tmp_path / "out.jsonl", media_root=tmp_path)
         assert engine._decoder is None
 
 

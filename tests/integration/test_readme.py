@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from flexjudge_recipes.nano import shapes
@@ -14,6 +11,7 @@ from flexjudge_recipes.nano import shapes
 import pytest
 
 import flexjudge_reward
+from support.forked import run
 
 README = (Path(flexjudge_reward.__file__).parent.parent / "README.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -21,8 +19,6 @@ TEXT = re.sub(r"```python\n.*?```", "", README, flags=re.DOTALL)
 SHELL = [line[4:].split("  #")[0].strip() for line in TEXT.splitlines() if re.match(r"    \w", line)]
 ELSEWHERE = ("pip install", "git clone", "CUDA_VISIBLE_DEVICES", "export", "flexjudge_reward/", "recipes/")
 COMMANDS = [line for line in SHELL if not line.startswith(ELSEWHERE)]
-
-pytestmark = pytest.mark.xdist_group("readme")
 
 
 @pytest.fixture
@@ -40,22 +36,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEXJUDGE_")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def check(words: list[str], folder: Path) -> None:
+    done = run(words, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.split()[1])
 def test_python_blocks(block: str, folder: Path) -> None:
-    run([sys.executable, "-c", block], folder)
+    (folder / "pasted.py").write_text(block, "utf-8")
+    check(["pasted.py"], folder)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[:2]))
 def test_commands(command: str, folder: Path) -> None:
     program, *words = command.split()
     assert program == "flexjudge", f"the README has a command that no test runs: {command}"
-    run([sys.executable, "-m", "flexjudge_reward", *words], folder)
+    check(["-m", "flexjudge_reward", *words], folder)
 
 
 def test_there_are_blocks_and_commands() -> None:

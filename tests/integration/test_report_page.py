@@ -14,10 +14,7 @@ from flexjudge_reward.report.serve import Server
 from support.browser import CHROMIUM, Browser
 from support.pages import BENIGN, PAYLOADS, changes, failed, hostile, line, training, write
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium"),
-    pytest.mark.xdist_group("chromium"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """FlexJudgeReward in real trainers: GRPO on text and images, RLOO, two ranks, `trl grpo`, AsyncGRPO's scoring.
 
-The policies are tiny and real; the judges are scripted, except that a command line takes the embedded one.
+The policies are tiny and real; the judges are scripted, except that a program takes the embedded one.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +16,10 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import FlexJudgeReward, Judge, Listwise, Pointwise, Request, ScriptedEngine, Untrusted, nano
+from support.forked import run
 
-pytestmark = [
-    pytest.mark.xdist_group("trl"),
-    # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
+# Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 BASE = nano.path("base")
 CUT = "<think>never done"
 
@@ -191,8 +187,17 @@ def test_a_group_without_a_verdict_does_not_move_the_policy(text_policy: str, tm
     assert list(trainer._logs["advantages"])[:4] == [0.0] * 4
 
 
-def test_two_instances_have_their_own_metrics(text_policy: str, tmp_path: Path) -> None:
+def test_two_instances_run_side_by_side_with_their_own_metrics(
+    text_policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     high, low = scripted([reply(10)]), scripted([reply(1)])
+    meeting = threading.Barrier(2)
+    for one in (high, low):  # as on servers: TRL awaits both, and each answers once the other one is asked
+        monkeypatch.setattr(one.session.judge.engine, "remote", True)
+        answer = one.session.judge.engine.complete
+        monkeypatch.setattr(
+            one.session.judge.engine, "complete", lambda asked, do=answer: (meeting.wait(30), do(asked))[1]
+        )
     log = finite(trained(text_policy, [high, low], tmp_path, TEXT_ROWS))
     assert high.__name__ != low.__name__
     assert [log[f"rewards/{one.__name__}/mean"] for one in (high, low)] == [1.0, 0.0]
@@ -276,23 +281,12 @@ os._exit(0)
 """
 
 
-def run(command: list[str], cwd: Path, **environment: str) -> str:
-    """A command's output; a failure shows all of it."""
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 def test_two_ranks_share_groups_errors_and_the_limit(text_policy: str, tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     config = settings(tmp_path, per_device_train_batch_size=2, steps_per_generation=1)
     given = json.dumps([config, text_policy, TEXT_ROWS])
-    # What accelerate calls multi_gpu is several processes by torchrun; on CPUs these use gloo.
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-    launch += " --mixed_precision no --dynamo_backend no"
-    run([sys.executable, "-m", *launch.split(), "ranks.py", given], tmp_path, ACCELERATE_USE_CPU="true")
+    done = run(["ranks.py", given], tmp_path, ranks=2, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
     zero, one = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     judged = [0.0, 6 / 9, 5 / 9, 1.0]  # the third is the mean of the siblings on both ranks
     assert zero["name"] == one["name"] == "flexjudge_reward"
@@ -307,14 +301,27 @@ def test_two_ranks_share_groups_errors_and_the_limit(text_policy: str, tmp_path:
     assert zero["limit"] == one["limit"] and "1 of the last" in zero["limit"] and "JudgementFailed" in zero["limit"]
 
 
-def test_the_trl_command_line_with_the_embedded_judge(text_policy: str, tmp_path: Path) -> None:
+def test_the_program_of_trl_grpo_with_embedded_judges_by_name(text_policy: str, tmp_path: Path) -> None:
+    """Three differently set judges, each with settings of its own from TRL's file and from the environment."""
     rows = tmp_path / "rows"
     rows.mkdir()
     (rows / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TEXT_ROWS))
-    flags = {name: value for name, value in settings(tmp_path / "out").items() if name != "gradient_checkpointing"}
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    command = [str(Path(sys.executable).with_name("trl")), "grpo", "--model_name_or_path", text_policy]
-    command += ["--dataset_name", str(rows)]
-    command += ["--reward_funcs", "flexjudge_reward.trainers.trl.flexjudge", "--gradient_checkpointing", "false"]
-    output = run([*command, *words], tmp_path, FLEXJUDGE_MODEL="nano", FLEXJUDGE_MAX_TOKENS="16")
-    assert "'flexjudge/failure_rate'" in output and "'rewards/flexjudge/mean'" in output
+    record = tmp_path / "r.jsonl"
+    names = ["flexjudge_reward.helpful", "flexjudge_reward.short_one", "flexjudge_reward.trainers.trl.flexjudge"]
+    config = {
+        **settings(tmp_path / "out"),
+        "model_name_or_path": text_policy,
+        "dataset_name": str(rows),
+        "reward_funcs": names,
+        "env": {"FLEXJUDGE_MAX_TOKENS": 16, "FLEXJUDGE_SHORT_ONE__FORMAT": "pairwise", "FLEXJUDGE_HELPFUL__SEED": 7},
+    }
+    (tmp_path / "grpo.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = ["-m", "trl.scripts.grpo", "--config", "grpo.yaml"]
+    environment = {"FLEXJUDGE_MODEL": "nano", "FLEXJUDGE_SHORT_ONE__MAX_TOKENS": "8", "FLEXJUDGE_RECORD": str(record)}
+    done = run(command, tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    for name in ("helpful", "short_one", "flexjudge"):
+        assert f"'{name}/failure_rate'" in done.stdout and f"'rewards/{name}/mean'" in done.stdout
+    judges = [json.loads(line)["judge"] for line in record.read_text().splitlines()]
+    found = {(judge["seed"], judge["max_tokens"], "Pairwise" in judge["format"]) for judge in judges}
+    assert found == {(7, 16, False), (0, 8, True), (0, 16, False)}

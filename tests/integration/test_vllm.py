@@ -36,8 +36,6 @@ from flexjudge_reward.nano import path
 from support import real
 from support.engine_contract import TOO_LONG, ModelContract, item, judgement, texts
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 
 @pytest.fixture(scope="module")
 def nano_vllm() -> Iterator[VLLMEngine]:

@@ -14,7 +14,7 @@ from flexjudge_reward import Example, Generation
 
 # ---------------------------------------------------------------- malformed replies (R1)
 
-COUNTS = {"pointwise": 1, "pairwise": 2, "listwise": 3, "multiple_choice": 3, "pairwise_verdict": 2}
+COUNTS = {"pointwise": 1, "pairwise": 2, "listwise": 3, "multiple_choice": 3, "pairwise_verdict": 2, "checklist": 1}
 """How many candidates the examples of each format have."""
 GOOD = {
     "pointwise": ["7"],
@@ -22,6 +22,7 @@ GOOD = {
     "listwise": ["7", "3", "9"],
     "multiple_choice": ["B"],
     "pairwise_verdict": ["[[A>B]]"],
+    "checklist": ["yes"],
 }
 """One right answer per format, as the inner texts of its tags."""
 
@@ -208,6 +209,7 @@ BEST = {
     "listwise": ["10", "1", "1"],
     "multiple_choice": ["A"],
     "pairwise_verdict": ["[[A>B]]"],
+    "checklist": ["yes"],
 }
 """What the forger, candidate 0, wants."""
 PLACES = ("candidate", "question", "reference", "both candidates", "end of candidate")

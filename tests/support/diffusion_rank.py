@@ -1,10 +1,11 @@
 """One process of a distributed diffusion-DPO that notes the pairs it trains on and the state of its noise.
 
-python -m torch.distributed.run --standalone --nproc_per_node 2 tests/support/diffusion_rank.py NOTES RECIPE_FLAGS..
+Run as `diffusion_rank.py NOTES RECIPE_FLAGS..` by `forked.run(.., ranks=2)`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def main() -> None:
 
     def noted(self: Any, model: Any, inputs: dict[str, list[str]], *args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng(), (notes / f"{PartialState().process_index}.jsonl").open("a") as file:
-            pairs = [*zip(inputs["chosen"], inputs["rejected"], strict=True)]
+            both = zip(inputs["chosen"], inputs["rejected"], strict=True)
+            pairs = [[hashlib.sha256(image.tobytes()).hexdigest() for image in pair] for pair in both]
             file.write(json.dumps({"pairs": pairs, "noise": torch.rand(1).item()}) + "\n")
         return compute_loss(self, model, inputs, *args, **kwargs)
 

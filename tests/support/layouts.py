@@ -6,9 +6,11 @@ returned. Used by tests/system/test_ranks.py and benchmarks/groups.py.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import multiprocessing
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -92,7 +94,7 @@ def own_rows(rank: int, world: int) -> list[list[list[float | None]]]:
 
 def mismatches(world: int, folder: Path) -> tuple[int, int]:
     """(rows whose reward differs from that of a single process, all rows), over every layout and format."""
-    (ranks,) = run(world, [own_rows], folder)
+    (ranks,) = run(world, [own_rows], folder, start="forkserver")
     wrong = total = 0
     for index, (per_rank, members) in enumerate(layouts(world)):
         for number, format in enumerate(FORMATS):
@@ -188,9 +190,68 @@ def _waited(how: str, seconds: float, deadline: float, rank: int, world: int) ->
     return time.perf_counter() - start, ended
 
 
-def run(world: int, jobs: Sequence[Job], folder: Path) -> list[list[Any]]:
-    """Every job in `world` gloo processes; per job, the results in rank order. The processes must end well."""
-    context = multiprocessing.get_context("spawn")
+class Remote(ScriptedEngine):
+    """A judge on a server as far as a reward can tell: it answers once the others of `meeting` are asked, too."""
+
+    remote = True
+
+    def __init__(self, meeting: threading.Barrier, seconds: float = 0.0) -> None:
+        super().__init__(in_order)
+        self.meeting, self.seconds = meeting, seconds
+
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        self.meeting.wait(30)
+        time.sleep(self.seconds)
+        return super().complete(requests)
+
+
+def gathered(*calls: Callable[[], Any]) -> list[Any]:
+    """What awaited rewards give, as TRL gathers them: on a loop in a thread of its own."""
+    found: list[Any] = []
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*(call() for call in calls), return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: found.extend(asyncio.run(all_of_them())))
+    thread.start()
+    thread.join(60)
+    return found
+
+
+def overlap(rank: int, world: int) -> list[str]:
+    """A job: what two rewards of two formats give that overlap and end in another order on each rank; then an error."""
+    meeting, ended = threading.Barrier(2), []
+    engines = [Remote(meeting, 0.3 * (rank == number)) for number in (0, 1)]
+    pair = [reward(format, engine) for format, engine in zip((Pointwise(), Listwise()), engines, strict=True)]
+    prompts, completions = rows(4 * world, 4)
+    mine = slice(rank, None, world)  # every rank has rows of every group, and judges one of them
+    for broken in (False, True):
+        given = completions[mine] if not (broken and rank == 0) else [None] * 4  # one of them breaks on one rank
+        calls = [partial(pair[0], prompts[mine], given), partial(pair[1], prompts[mine], completions[mine])]
+        if broken:
+            engines[0].meeting = engines[1].meeting = threading.Barrier(1)
+        ended += [type(one).__name__ if isinstance(one, Exception) else str(one) for one in gathered(*calls)]
+    return [*ended, str(reward(Listwise(), ScriptedEngine(in_order))(prompts[mine], completions[mine]))]
+
+
+def spends(rank: int, world: int) -> str:
+    """A job: how a call ends whose cost only all ranks together take past the ceiling."""
+    judge = Judge(Pointwise(), ScriptedEngine(lambda request: Generation(tags(7), completion_tokens=100 * (rank + 1))))
+    one = FlexJudgeReward(judge, max_judge_tokens=100 * world, name="costs")
+    try:
+        return str(one(["q"], ["a"]))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def run(world: int, jobs: Sequence[Job], folder: Path, start: str = "spawn") -> list[list[Any]]:
+    """Every job in `world` gloo processes; per job, the results in rank order. The processes must end well.
+
+    With `start="forkserver"` torch is imported once for all runs, and the processes skip the interpreter's end.
+    """
+    context: Any = multiprocessing.get_context(start)
+    if start == "forkserver":
+        context.set_forkserver_preload(["torch.distributed", "flexjudge_reward.trainers.trl", __name__])
     meeting = folder / f"meeting-{time.time_ns()}"
     results: Any = context.Queue()
     processes = [
@@ -205,7 +266,7 @@ def run(world: int, jobs: Sequence[Job], folder: Path) -> list[list[Any]]:
             rank, found = results.get(timeout=1)
             by_rank[rank] = found
     for process in processes if len(by_rank) == world else ():
-        process.join(30)
+        process.join(120)
     codes = [process.exitcode for process in processes]
     if codes != [0] * world:
         for process in processes:

@@ -30,6 +30,7 @@ LOW = {
     "listwise": ["1", "2", "3"],
     "multiple_choice": ["B"],
     "pairwise_verdict": ["[[B>A]]"],
+    "checklist": ["no"],
 }
 """What an honest judge says of a forger who is candidate 0."""
 

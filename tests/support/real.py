@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_START_S = 240
+_START_S = 480
 
 
 def prepare() -> None:

@@ -77,7 +77,7 @@ def test_processes_share_a_new_file(cache_file: Path, processes: int, count: int
     workers = [FORK.Process(target=open_and_use, args=(cache_file, i, count, start, warned)) for i in range(processes)]
     for worker in workers:
         worker.start()
-    found = [warned.get(timeout=120) for _ in workers]
+    found = [warned.get(timeout=240) for _ in workers]
     for worker in workers:
         worker.join()
     assert [warnings for _, warnings in found] == [[]] * processes

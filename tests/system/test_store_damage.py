@@ -107,7 +107,7 @@ def test_one_process_sets_the_file_aside_for_all(filled: Path) -> None:
     damaged, results = FORK.Event(), FORK.Queue()
     worker = FORK.Process(target=hold_open, args=(filled, damaged, results))
     worker.start()
-    results.get(timeout=60)
+    results.get(timeout=240)
     with filled.open("r+b") as file:
         file.seek(100)  # without its header it is not known to be ours
         file.write(b"\xff" * (filled.stat().st_size - 100))
@@ -115,8 +115,8 @@ def test_one_process_sets_the_file_aside_for_all(filled: Path) -> None:
     ask_all(engine, ["theirs", *NAMES])  # what the log does not hold is read from the file
     assert len(engine.store.set_aside) == 1
     damaged.set()
-    assert results.get(timeout=60) == 1, "the other process sees the new file"
-    assert results.get(timeout=60) == []
+    assert results.get(timeout=240) == 1, "the other process sees the new file"
+    assert results.get(timeout=240) == []
     worker.join()
     assert ask_all(engine, ["mine", "theirs", "late"]) == 3, "closing the old file harmed the new one"
     engine.close()

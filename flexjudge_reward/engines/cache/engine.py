@@ -100,6 +100,11 @@ class CachedEngine(Engine):
         """As the engine inside."""
         return self.engine.findings()
 
+    @property
+    def remote(self) -> bool:  # type: ignore[override]
+        """As the engine inside."""
+        return self.engine.remote
+
     def supports(self, modality: str) -> bool:
         """As the engine inside."""
         return self.engine.supports(modality)

@@ -40,6 +40,7 @@ from flexjudge_reward import (
     Untrusted,
 )
 from flexjudge_reward.engines import http, model, throttle
+from flexjudge_reward.engines.room import Room
 from flexjudge_reward.media.base import KINDS
 from support.fault_server import Fault, FaultServer, reply
 
@@ -253,10 +254,10 @@ def warm(server: FaultServer, **options: Any) -> ServerEngine:
 
 
 def test_a_request_without_a_reply_fails_alone() -> None:
-    with FaultServer(at_item_3(Fault("hang"))) as server, warm(server, stall_timeout=0.8) as engine:
+    with FaultServer(at_item_3(Fault("hang"))) as server, warm(server, stall_timeout=1.5) as engine:
         generations = engine.generate([item(n) for n in range(6)])
     assert kinds(generations) == [None, None, None, "timeout", None, None]
-    assert "none to any other request for 0.8 s" in detail(generations[3])
+    assert "none to any other request for 1.5 s" in detail(generations[3])
 
 
 def test_a_failed_attempt_is_no_reply() -> None:
@@ -268,18 +269,18 @@ def test_a_failed_attempt_is_no_reply() -> None:
     with FaultServer(plan) as server:
         engine = warm(server, concurrency=2, stall_timeout=0.8, timeout=0.3, max_attempts=1)
         start = monotonic()
-        generations = engine.generate([item(n) for n in range(40)])
+        generations = engine.generate([item(n) for n in range(80)])
         waited = monotonic() - start
         engine.close()
     assert set(kinds(generations)) == {"timeout", "transport"}
-    assert 0.8 <= waited < 4.0  # forty attempts, two at a time, would take 6 s
+    assert 0.8 <= waited < 12  # eighty attempts, two at a time, would take 12 s
 
 
 def test_a_batch_may_take_longer_than_the_limit_while_replies_come() -> None:
-    with FaultServer(delay=0.2) as server, warm(server, stall_timeout=0.8, concurrency=1) as engine:
+    with FaultServer(delay=0.2) as server, warm(server, stall_timeout=1.5, concurrency=1) as engine:
         start = monotonic()
-        assert texts(engine.generate([item(n) for n in range(5)])) == expected(5)
-        assert monotonic() - start > 1.0
+        assert texts(engine.generate([item(n) for n in range(8)])) == expected(8)
+        assert monotonic() - start > 1.5
 
 
 @pytest.mark.parametrize("concurrency", [1, 6])
@@ -324,6 +325,21 @@ def test_closing_ends_what_is_running(encoding: bool, monkeypatch: pytest.Monkey
         assert not thread.is_alive()
         over.set()
     assert "closed while requests were running" in str(problems)
+
+
+def test_large_bodies_wait_for_room_and_not_for_each_others_replies(
+    pauses: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is encoded and sent at a time here; a further attempt encodes it again; a long text takes no room."""
+    monkeypatch.setattr(http, "Room", lambda: Room(1))
+    faults = {("item 2", 0): Fault(status=500), ("item 3", 0): Fault("reset"), ("item 5", 0): Fault(status=429)}
+    noise = np.random.default_rng(0).integers(0, 256, (6, 700, 700, 3), dtype=np.uint8)
+    parts: list[Untrusted | Media] = [*map(Media.image, noise), Untrusted("long " * 300_000)]
+    with FaultServer(lambda *attempt: faults.get(attempt), delay=0.5) as server, ServerEngine(server.url) as engine:
+        assert texts(engine.generate([item(n, part) for n, part in enumerate(parts)])) == expected(7)
+        assert engine._client is not None and engine._client._room._left == 1
+    assert server.attempts == Counter({f"item {n}": 2 if n in (2, 3, 5) else 1 for n in range(7)})
+    assert server.most_in_flight > 2
 
 
 # ---- requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -115,6 +116,46 @@ def test_a_trouble_that_passes_costs_no_row() -> None:
 def test_a_key_that_is_refused_stops_the_run() -> None:
     with pytest.raises(EngineError, match="anthropic cannot serve judge"):
         judged(lambda body: error(401, "authentication_error", "invalid x-api-key"))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_row_whose_answer_alone_is_forbidden_does_not_stop_the_run(status: int) -> None:
+    """Also where it is the first one: a harmless request is served."""
+    fault = error(status, "permission_error", "this content is not allowed")
+    verdicts, _ = judged(lambda body: fault if "answer 0" in json.dumps(body) else message(), concurrency=1)
+    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == ["refused", None, None]
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        pytest.param("temperature is not supported", id="field"),
+        pytest.param("max_tokens is an unknown parameter", id="limit"),
+        pytest.param("Use max_completion_tokens instead; max_tokens is unsupported", id="other-name"),
+        pytest.param("System role not supported", id="system-turn"),
+        pytest.param("roles must alternate", id="roles"),
+    ],
+)
+def test_an_error_that_quotes_a_candidate_teaches_nothing(quoted: str) -> None:
+    """Else an answer could change what the judge is sent for all others."""
+    fault = error(400, "invalid_request_error", f"flagged: {quoted}")
+    verdicts, bodies = judged(lambda body: fault if "answer 0" in json.dumps(body) else message(), concurrency=1)
+    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == ["refused", None, None]
+    assert {"temperature", "max_tokens", "system"} <= bodies[-1].keys() and bodies[-1].keys() == bodies[0].keys()
+
+
+def test_what_a_vendor_refuses_of_a_harmless_request_is_left_out_for_all() -> None:
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        known = "temperature" not in body
+        return message() if known else error(400, "invalid_request_error", "temperature is not supported")
+
+    with served(answer) as (url, bodies), VendorEngine("anthropic:judge", api_base=url, concurrency=1) as engine:
+        copy = pickle.loads(pickle.dumps(engine))
+        for one in (engine, copy):
+            verdicts = Judge(Pointwise(), one)([Example("q", [f"answer {n}"]) for n in range(3)])
+            assert [verdict.scores for verdict in verdicts] == [(7.0,)] * 3
+            assert "temperature" in one.findings()["lacking"]
+    assert sum("temperature" in body for body in bodies) == 4  # of each engine, the first request and the harmless one
 
 
 def test_what_a_vendor_does_not_have_is_unsupported_by_name() -> None:
