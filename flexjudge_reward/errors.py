@@ -5,7 +5,8 @@
     │   └── MissingExtra (ImportError)  an optional package is not installed; the message has the pip command
     ├── MediaError (ValueError)       one image, video, audio clip or molecule cannot be used
     ├── EngineError (RuntimeError)    the judge model or its server cannot work at all
-    └── JudgementFailed (RuntimeError)  failures passed the limit, or the policy is "raise"
+    ├── JudgementFailed (RuntimeError)  failures passed the limit, or the policy is "raise"
+    └── CostLimitReached (RuntimeError)  judging cost more than a run may spend
 
 One judgement that fails is not an exception: it is a `Failure` value inside a `Verdict` (see `types.py`), so that it
 never fails the rest of its batch. Every class here pickles, because trainers send errors between processes.
@@ -44,6 +45,10 @@ class EngineError(FlexJudgeError, RuntimeError):
 
 class JudgementFailed(FlexJudgeError, RuntimeError):
     """Judgements failed and the caller wants to stop on that."""
+
+
+class CostLimitReached(FlexJudgeError, RuntimeError):
+    """Judging cost more than `max_cost` or `max_judge_tokens` allow."""
 
 
 def printable(text: object) -> str:

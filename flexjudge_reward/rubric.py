@@ -7,19 +7,36 @@ A `Rubric` is a value: a few criteria in words and a scale of numbers. The built
     low = 1
     high = 10
     decimals = false
+
+or, as a checklist, a table per criterion (in a JSON file, a list of such objects):
+
+    [[criteria]]
+    text = "names the colour of the shape"
+    weight = 2
+    need = "must"                         # or "should", which is the default, or "must not"
+    name = "colour"                       # optional: of its own line in a trainer's log
+    check = "my_checks:names_a_colour"    # optional: a function of the example decides it, no judge
+
+`formats/checklist.py` judges each criterion for itself; any other format shows the judge all of them as its criteria.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import pkgutil
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from flexjudge_reward.errors import ConfigError
 
 _FOLDER = Path(__file__).with_name("prompts") / "rubrics"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+Need = Literal["must", "should", "must not"]
 
 
 @dataclass(frozen=True)
@@ -41,27 +58,85 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """One line of a checklist: a statement that is true of an answer or not, such as "names the colour"."""
+
+    text: str
+    weight: float
+    """Above 0, relative to the others'."""
+    need: Need = "should"
+    """should: a yes adds the weight. must: and a no makes the score 0. must not: a yes takes the weight away."""
+    name: str = ""
+    """In the trainer's log; without one it counts only among those of its need."""
+    check: Callable[[Any], object] | str | None = field(default=None, repr=False)
+    """Decides it instead of the judge: gets the `Example` with its one candidate, returns True or False. In a file its
+    name, "module:function"; the setting `plugins` imports a module from a .py file."""
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        needs = get_args(Need)
+        named = isinstance(self.name, str) and _NAME.fullmatch(self.name) and self.name not in needs
+        wrong = {
+            f"a text is needed, found {self.text!r:.80}": not (isinstance(self.text, str) and self.text.strip()),
+            f"weight must be a number above 0, found {self.weight!r}": not number or not 0 < self.weight < math.inf,
+            f"need must be one of {', '.join(needs)}, found {self.need!r:.80}": self.need not in needs,
+            f"name must be 1 to 40 letters, digits, - or _, found {self.name!r:.80}": self.name != "" and not named,
+        }
+        if fault := next((said for said, is_wrong in wrong.items() if is_wrong), ""):
+            raise ConfigError(fault)
+        if isinstance(self.check, str):
+            object.__setattr__(self, "check", _function(self.check))
+
+    @classmethod
+    def of(cls, entries: object, checks: bool = False) -> Criterion:
+        """A criterion from its entries; with `checks` it may name a function. Raises ConfigError."""
+        if not isinstance(entries, Mapping):
+            raise ConfigError(f"expected an object with text and weight, found {entries!r:.80}")
+        known = ("text", "weight", "need", "name", *["check"] * checks)
+        if unknown := sorted(set(entries) - set(known)):
+            raise ConfigError(f"unknown entry {unknown[0]!r}; known are {', '.join(known)}")
+        if missing := [name for name in ("text", "weight") if name not in entries]:
+            raise ConfigError(f"it has no {missing[0]!r}, found {dict(entries)!r:.80}")
+        return cls(**entries)
+
+    @property
+    def entries(self) -> dict[str, object]:
+        """As `of` takes them; a check by its name."""
+        check = {} if self.check is None else {"check": getattr(self.check, "__qualname__", repr(self.check))}
+        return {"text": self.text, "weight": self.weight, "need": self.need, "name": self.name, **check}
+
+
+@dataclass(frozen=True)
 class Rubric:
     """Criteria in words, and the scale of the scores."""
 
-    criteria: str
+    criteria: str = ""
+    """Of a checklist by default its items, a line each."""
     scale: Scale | None = Scale()
-    """None is the scale of the format's own rubric: for criteria that a row gives in words."""
+    """None is the scale of the format's own rubric: for criteria that a row gives."""
+    items: tuple[Criterion, ...] = ()
+    """The criteria one by one, where it is a checklist."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "items", tuple(self.items))
+        if self.items and all(item.need == "must not" for item in self.items):
+            raise ConfigError("a checklist needs a criterion that an answer must or should meet: no answer could score")
+        if self.items and not self.criteria:
+            lines = (f"{n}. ({item.need}, weight {item.weight:g}) {item.text}" for n, item in enumerate(self.items, 1))
+            object.__setattr__(self, "criteria", "\n".join(lines))
         if not isinstance(self.criteria, str) or not self.criteria.strip():
             raise ConfigError(f"a rubric needs criteria in words, found {self.criteria!r}")
 
     @classmethod
     def load(cls, source: str | Path) -> Rubric:
-        """A built-in rubric by name (see `rubric_names`) or one from a TOML file.
+        """A built-in rubric by name (see `rubric_names`) or one from a TOML or JSON file.
 
         Raises ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
         """
         name, known = str(source), rubric_names()
         path = _FOLDER / f"{name}.toml" if name in known else Path(source)
         if not path.is_file():
-            raise ConfigError(f"no rubric {name!r}: give a TOML file or one of {', '.join(known)}")
+            raise ConfigError(f"no rubric {name!r}: give a TOML or JSON file or one of {', '.join(known)}")
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -70,20 +145,31 @@ class Rubric:
 
     @classmethod
     def parse(cls, text: str, where: str = "rubric") -> Rubric:
-        """A rubric from TOML text; `where` names it in errors."""
+        """A rubric from TOML text, or JSON text if `where` ends in .json; `where` names it in errors."""
+        form, read = ("JSON", json.loads) if where.endswith(".json") else ("TOML", tomllib.loads)
         try:
-            entries = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{where}: not valid TOML: {error}") from None
-        return cls.of(entries, where)
+            entries = read(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where}: not valid {form}: {error}") from None
+        entries = {"criteria": entries} if isinstance(entries, list) else entries
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{where}: expected an object or a list of criteria, found {entries!r:.80}")
+        return cls.of(entries, where, checks=True)
 
     @classmethod
-    def of(cls, entries: Mapping[str, object], where: str = "rubric") -> Rubric:
-        """A rubric from its entries, such as a row of a dataset holds; `where` names them in errors."""
+    def of(cls, entries: Mapping[str, object], where: str = "rubric", checks: bool = False) -> Rubric:
+        """A rubric from its entries, such as a row of a dataset holds.
+
+        Args:
+            where: names it in errors.
+            checks: whether a criterion may name a function; never for a row, since data must not choose code.
+        """
         if unknown := sorted(set(entries) - {"criteria", "low", "high", "decimals"}):
             raise ConfigError(f"{where}: unknown entry {unknown[0]!r}; known are criteria, low, high, decimals")
-        if not isinstance(criteria := entries.get("criteria"), str):
-            raise ConfigError(f"{where}: the entry 'criteria' is missing or not a text")
+        criteria = entries.get("criteria")
+        if not isinstance(criteria, str | list):
+            raise ConfigError(f"{where}: the entry 'criteria' is missing, or neither a text nor a list of criteria")
+        items = () if isinstance(criteria, str) else _items(criteria, where, checks)
         bounds = {}
         for name, default in (("low", 1.0), ("high", 10.0)):
             value = entries.get(name, default)
@@ -93,7 +179,42 @@ class Rubric:
         decimals = entries.get("decimals", False)
         if not isinstance(decimals, bool):
             raise ConfigError(f"{where}: 'decimals' must be true or false, found {decimals!r}")
-        return cls(criteria, Scale(**bounds, decimals=decimals))
+        return cls(criteria if isinstance(criteria, str) else "", Scale(**bounds, decimals=decimals), items)
+
+    @property
+    def cell(self) -> str | list[dict[str, object]] | dict[str, object]:
+        """As the cell of a row, JSON that `data/content.py` reads; it refuses a check. Words beside items are left out.
+
+        A lone word without a scale becomes a list of one criterion, since a row's lone word names a built-in rubric.
+        """
+        criteria = [item.entries for item in self.items] or self.criteria
+        if self.scale is not None:
+            return {"criteria": criteria, **asdict(self.scale)}
+        lone = isinstance(criteria, str) and len(criteria.split()) == 1
+        return [Criterion(self.criteria, 1.0).entries] if lone else criteria
+
+
+def _items(listed: list[object], where: str, checks: bool) -> tuple[Criterion, ...]:
+    if not listed:
+        raise ConfigError(f"{where}: the list 'criteria' is empty")
+    items = []
+    for number, entries in enumerate(listed, 1):
+        try:
+            items.append(Criterion.of(entries, checks))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: criterion {number}: {error}") from None
+    return tuple(items)
+
+
+def _function(name: str) -> Callable[[Any], object]:
+    """The function that "module:function" names. Raises ConfigError."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"check {name!r} cannot be imported (give its module's file to plugins=): {error}") from None
+    if not callable(found) or ":" not in name:
+        raise ConfigError(f"check must name a function, such as my_checks:is_short, found {name!r}")
+    return found  # type: ignore[no-any-return]
 
 
 def rubric_names() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from flexjudge_reward.errors import ConfigError, MediaError
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.rubric import Rubric, Scale
+from flexjudge_reward.rubric import Criterion, Rubric, Scale
 
 FailureKind = Literal[
     "truncated",  # the token limit cut the reply, or the reasoning never closed
@@ -31,6 +31,8 @@ FailureKind = Literal[
     "transport",  # the server could not be reached or broke the reply, after retries
     "timeout",  # no reply within the time limit
     "engine",  # the engine failed on this request
+    "check",  # a criterion's own check raised, or gave no yes or no
+    "uncertain",  # there is a score, and the judge is less sure of it than the setting `min_confidence`
 ]
 """The closed list of ways a judgement can fail."""
 
@@ -45,7 +47,8 @@ class Failure:
     detail: str = ""
     """Human-readable: expected against found."""
     cause: Cause | None = None
-    """Whether the candidate caused it, where that was found out (`judge/groups.py`); else the kind says it."""
+    """Whether the candidate caused it, where that was found out (`judge/groups.py`); else the kind says it. "unclear"
+    where no candidate was shown yet: it is asked once more, and then is ours."""
 
 
 NOT_SHOWN: tuple[FailureKind, ...] = ("media", "unfinished")
@@ -67,6 +70,10 @@ class Unfinished(str):
         """What its judgement is."""
         detail = f"the completion ended inside its reasoning, after {len(self)} characters"
         return Failure("unfinished", detail, "candidate")
+
+
+class OwnAnswer(str):
+    """The judge's own answer in the place of a reference (`formats/commit.py`); a criterion's check does not see it."""
 
 
 Part = str | Untrusted | Media
@@ -257,6 +264,14 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class CriterionAnswer:
+    """Whether a candidate meets one criterion of a checklist, by the judge or by the criterion's own check."""
+
+    criterion: Criterion
+    met: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One finite score per candidate, or one named failure; never both."""
 
@@ -273,6 +288,13 @@ class Verdict:
     """Per judgement that this verdict combines (votes, comparisons, lists; else itself): its failure, or None."""
     comparisons: tuple[PairVerdict, ...] = ()
     """Of a tournament: the verdict on every pair that was compared."""
+    answers: tuple[CriterionAnswer, ...] = ()
+    """Of a checklist: every criterion that was answered, in order."""
+    own_answer: str = ""
+    """The judge's own answer to the question, where it gave one before it saw the candidates (`formats/commit.py`)."""
+    spread: tuple[float, ...] = ()
+    """How unsure the judge is of each score: the standard deviation over votes, orders or the answer's distribution, on
+    `scale`. Empty where a single answer does not tell."""
 
     def __post_init__(self) -> None:
         if (self.scores is None) == (self.failure is None):
@@ -289,6 +311,16 @@ class Verdict:
         """The same verdict with a failure instead of scores; replies and counters stay."""
         outcomes = self.outcomes if len(self.outcomes) > 1 else (failure,)
         return replace(self, scores=None, failure=failure, outcomes=outcomes)
+
+    @property
+    def confidence(self) -> float | None:
+        """1 where the judge is sure of all scores, 0 where it says both ends of the scale alike; None if unknown."""
+        half = (self.scale.high - self.scale.low) / 2
+        return max(0.0, 1 - max(self.spread) / half) if self.spread else None
+
+    def is_unsure(self, least: float) -> bool:
+        """Whether `confidence` is below `least`, or failures, as of votes, left an answer that does not tell it."""
+        return any(self.outcomes) if self.confidence is None else self.confidence < least
 
     @property
     def cached(self) -> bool:

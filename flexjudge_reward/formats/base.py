@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Literal
 
 from flexjudge_reward.errors import ConfigError
@@ -33,6 +33,8 @@ class Format:
     """A score per candidate, the letter of the best one, or one of a few options. The innermost one rules groups."""
     inner: Format | None = None
     """The format that a wrapper wraps."""
+    measures_spread: bool = False
+    """Whether its verdicts say how sure the judge is (`Verdict.spread`)."""
 
     def render(self, example: Example) -> list[Prompt]:
         """The judge calls for this example."""
@@ -77,6 +79,7 @@ class Wrapper(Format):
     def __init__(self, inner: Format) -> None:
         self.inner, self.name, self.answers = inner, inner.name, inner.answers
         self.min_candidates, self.max_candidates = inner.min_candidates, inner.max_candidates
+        self.measures_spread = inner.measures_spread
 
 
 def merge(
@@ -84,13 +87,15 @@ def merge(
     scores: Sequence[float] | None,
     counters: Mapping[str, float] = {},
     scale: Scale | None = None,
+    spread: Sequence[float] = (),
 ) -> Verdict:
-    """One verdict made of several: with their reasoning, replies and outcomes, and their counters summed.
+    """One verdict made of several: with their reasoning, replies, outcomes and answers, and their counters summed.
 
     Args:
         scores: None for the first failure among `verdicts`.
         counters: what to count beside the counters of `verdicts`.
         scale: of the scores; by default that of `verdicts`. Combined scores may be fractions on any scale.
+        spread: of the scores, on the same scale (`spread_of`).
     """
     scored = [verdict for verdict in verdicts if verdict.scores is not None]
     return Verdict(
@@ -101,6 +106,9 @@ def merge(
         generations=tuple(generation for verdict in verdicts for generation in verdict.generations),
         counters=add_counters(*(verdict.counters for verdict in verdicts), counters),
         outcomes=tuple(outcome for verdict in verdicts for outcome in verdict.outcomes),
+        answers=tuple(answer for verdict in verdicts for answer in verdict.answers),
+        own_answer=next((verdict.own_answer for verdict in verdicts if verdict.own_answer), ""),
+        spread=() if scores is None else tuple(spread),
     )
 
 
@@ -111,6 +119,17 @@ def add_counters(*counters: Mapping[str, float]) -> dict[str, float]:
         for name, count in one.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def spread_of(scores: Sequence[Sequence[float]], own: Sequence[Sequence[float]] = ()) -> tuple[float, ...]:
+    """Per candidate, the standard deviation over several judgements' scores; `own` are their own, if they have any.
+
+    Empty for a lone judgement without one: how sure it is nothing tells.
+    """
+    if len(scores) < 2 and not own:
+        return ()
+    inner = [fmean(value * value for value in column) for column in zip(*own, strict=True)] or [0.0] * len(scores[0])
+    return tuple(math.sqrt(pvariance(of) + within) for of, within in zip(zip(*scores, strict=True), inner, strict=True))
 
 
 def mean(scores: Sequence[float]) -> float:

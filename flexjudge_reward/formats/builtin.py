@@ -1,7 +1,6 @@
-"""The built-in formats: Pointwise, Pairwise, Listwise, MultipleChoice and PairwiseVerdict.
+"""The built-in formats: Pointwise, Pairwise, Listwise, MultipleChoice, PairwiseVerdict and Checklist.
 
-The two halves of one agreement are in one class: the instruction (a file of a prompt set) and the grammar of the
-answer. All formats end in a `Verdict` with one number per candidate, so no later code asks which one ran:
+All formats end in a `Verdict` with one number per candidate, so no later code asks which one ran:
 
     format            candidates  answer                              scores
     Pointwise         1           <answer>7</answer>                  on the rubric's scale
@@ -9,27 +8,18 @@ answer. All formats end in a `Verdict` with one number per candidate, so no late
     Listwise          2 to 8      one tag per candidate, in order     on the rubric's scale
     MultipleChoice    2 to 8      <answer>B</answer>                  1 for the chosen, 0 for the others (MR. Judge)
     PairwiseVerdict   2           <answer>[[A>B]]</answer> and so on  1 or 0 each (the four options of GenAI-Bench)
-
-Shared parts come first (system text, question with its media), so that a group's prompts share a prefix.
+    Checklist         1           <answer>yes</answer> per criterion  weighted share of the criteria (`checklist.py`)
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from flexjudge_reward.formats.base import Format
-from flexjudge_reward.formats.reply import read_reply, reasoning
-from flexjudge_reward.media.base import KINDS, Media
-from flexjudge_reward.prompts.quoting import fence
-from flexjudge_reward.prompts.template import Template, fill
-from flexjudge_reward.rubric import Rubric, Scale
-from flexjudge_reward.types import Example, Failure, FailureKind, Generation, Message, Part, Prompt, Untrusted, Verdict
+from flexjudge_reward.formats.checklist import Checklist
+from flexjudge_reward.formats.onecall import LETTERS, OneCall
+from flexjudge_reward.types import Example, Failure, FailureKind
 
-LETTERS = "ABCDEFGH"
-_NUMBER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _BRACKETED = re.compile(r"^\(([A-H])\)$")  # (C) is the letter C
 _OPTIONS = {
     "[[A>B]]": (1.0, 0.0),
@@ -37,87 +27,6 @@ _OPTIONS = {
     "[[A=B=Good]]": (1.0, 1.0),
     "[[A=B=Bad]]": (0.0, 0.0),
 }
-
-
-class _Labels:
-    """Names the images and videos of a prompt by their order, since a server may show them all before the text."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.counts = text, Counter[str]()
-
-    def of(self, owner: str) -> Callable[[Media], str]:
-        """Names the media of one part of the prompt."""
-
-        def label(media: Media) -> str:
-            if not (self.text and KINDS[media.kind].channel):
-                return ""
-            self.counts[media.kind] += 1
-            values = {"kind": media.kind, "index": str(self.counts[media.kind]), "owner": owner}
-            return "".join(map(str, fill(self.text, values)))
-
-        return label
-
-
-class OneCall(Format):
-    """One prompt and one reply per example."""
-
-    def __init__(self, rubric: Rubric | str | Path = "helpfulness", prompt_set: str | Path = "flex") -> None:
-        """
-        Args:
-            rubric: criteria and scale, or the name or file of one. An example's own rubric overrides it.
-            prompt_set: `flex`, `nano`, or a folder or file of your own; see `prompts/template.py`.
-        """
-        self.rubric = rubric if isinstance(rubric, Rubric) else Rubric.load(rubric)
-        self.template = Template.load(prompt_set, self.name)
-
-    def scale(self, example: Example) -> Scale:
-        """The scale of the scores of this example's verdict: 0 to 1 where the judge does not answer with numbers."""
-        return self._rubric_scale(example) if self.answers == "numbers" else Scale(0.0, 1.0)
-
-    def render(self, example: Example) -> list[Prompt]:
-        """One prompt."""
-        scale, count = self._rubric_scale(example), len(example.candidates)
-        values: dict[str, str | tuple[Part, ...]] = {
-            "low": f"{scale.low:g}",
-            "high": f"{scale.high:g}",
-            # An example's own rubric is data, such as a row's.
-            "criteria": (Untrusted(example.rubric.criteria),) if example.rubric else self.rubric.criteria,
-            "count": str(count),
-            "letters": ", ".join(LETTERS[:count]),
-        }
-        label = _Labels(self.template.media)
-        user = list(fill(self.template.question, {"question": fence(example.question, label.of("the question"))}))
-        if example.reference is not None:
-            reference = fence(example.reference, label.of("the reference answer"))
-            user += fill(self.template.reference, {"reference": reference})
-        for index, candidate in enumerate(example.candidates):
-            number, letter = str(index + 1), LETTERS[index % len(LETTERS)]
-            name = letter if "{letter}" in self.template.candidate else number
-            shown = fence(candidate, label.of("the answer" if count == 1 else f"answer {name}"))
-            user += fill(self.template.candidate, {"number": number, "letter": letter, "candidate": shown})
-        user += fill(self.template.closing, values)
-        system = Message("system", fill(self.template.system, values))
-        return [Prompt((system, Message("user", tuple(user))))]
-
-    def read(self, example: Example, generations: Sequence[Generation]) -> Verdict:
-        """The verdict of the one reply."""
-        (generation,) = generations
-        answers = read_reply(generation)
-        found = answers if isinstance(answers, Failure) else self._scores(example, answers)
-        scores, failure = (None, found) if isinstance(found, Failure) else (found, None)
-        return Verdict(scores, failure, self.scale(example), reasoning(generation.text), (generation,))
-
-    def _rubric_scale(self, example: Example) -> Scale:
-        own = example.rubric.scale if example.rubric else None
-        return own or self.rubric.scale or Scale()
-
-    def _scores(self, example: Example, answers: Sequence[str]) -> tuple[float, ...] | Failure:
-        """One number on the scale per answer tag."""
-        expected, scale = len(example.candidates), self.scale(example)
-        if len(answers) != expected:
-            return Failure("wrong_count", f"expected {expected} scores, one per candidate, found {len(answers)}")
-        fault = next(filter(None, (_fault(answer, scale) for answer in answers)), None)
-        return fault or tuple(float(answer) for answer in answers)
 
 
 class Pointwise(OneCall):
@@ -166,18 +75,7 @@ def _option(options: Mapping[str, tuple[float, ...]], answers: Sequence[str]) ->
     return options.get(answer) or Failure(kind, f"expected one of {', '.join(options)}, found {answer!r}")
 
 
-def _fault(answer: str, scale: Scale) -> Failure | None:
-    """Why an answer is no score on the scale."""
-    match = _NUMBER.fullmatch(answer)
-    if match is None or not (scale.decimals or float(answer).is_integer()):  # 8.0 is a whole number, too
-        expected = "a number" if scale.decimals else "a whole number"
-        return Failure("malformed", f"expected {expected} of plain digits, found {answer!r}")
-    if not scale.low <= float(answer) <= scale.high:
-        return Failure("out_of_range", f"expected {scale.low:g} to {scale.high:g}, found {answer}")
-    return None
-
-
 FORMATS: dict[str, type[OneCall]] = {
-    format.name: format for format in (Pointwise, Pairwise, Listwise, MultipleChoice, PairwiseVerdict)
+    format.name: format for format in (Pointwise, Pairwise, Listwise, MultipleChoice, PairwiseVerdict, Checklist)
 }
 """The built-in formats by the names that settings use."""

@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import UNIT, Wrapper
-from flexjudge_reward.formats.builtin import LETTERS, OneCall
+from flexjudge_reward.formats.onecall import LETTERS, OneCall
 from flexjudge_reward.formats.reply import THINK_CLOSE, continued
 from flexjudge_reward.formats.rounds import Ask
 from flexjudge_reward.rubric import Scale
@@ -46,7 +46,7 @@ class ExpectedScore(Wrapper):
         if inner.answers == "numbers" and (unfit := _unfit(inner.rubric.scale or Scale())):
             raise ConfigError(unfit)
         super().__init__(inner)
-        self.answers = "numbers"
+        self.answers, self.measures_spread = "numbers", True
 
     async def judge(self, example: Example, ask: Ask) -> Verdict:
         """The judgement, then a round for each digit prefix whose continuation is missing."""
@@ -81,10 +81,11 @@ async def _means(prompt: Prompt, reply: Generation, verdict: Verdict, answers: S
                 silent = Failure("engine", f"no log probabilities came for what follows {digits!r}")
                 return verdict.without_scores(continuation.failure or silent)
             answer.following[digits] = _chances(continuation.logprobs[0])
-    means = [mean for answer in answers if (mean := answer.mean(scale)) is not None]
-    if len(means) < len(answers):
+    moments = [moments for answer in answers if (moments := answer.moments(scale)) is not None]
+    if len(moments) < len(answers):
         return verdict.without_scores(_NOTHING)
-    return replace(verdict, scores=tuple(means), scale=replace(scale, decimals=True))
+    means, spread = zip(*moments, strict=True)
+    return replace(verdict, scores=means, spread=spread, scale=replace(scale, decimals=True))
 
 
 def _letter_probabilities(verdict: Verdict, answer: Answer, count: int) -> Verdict:
@@ -92,7 +93,9 @@ def _letter_probabilities(verdict: Verdict, answer: Answer, count: int) -> Verdi
     total = math.fsum(letters)
     if not total > 0:
         return verdict.without_scores(_NOTHING)
-    return replace(verdict, scores=tuple(chance / total for chance in letters), scale=UNIT)
+    chances = [chance / total for chance in letters]
+    spread = tuple(math.sqrt(chance * max(0.0, 1 - chance)) for chance in chances)
+    return replace(verdict, scores=tuple(chances), spread=spread, scale=UNIT)
 
 
 @dataclass
@@ -109,15 +112,16 @@ class Answer:
         # A longer number is at least ten times this one; after a zero it counts only if the judge wrote it.
         return sorted(digits for digits in likely - self.following.keys() if 0 < int(digits) <= scale.high / 10)
 
-    def mean(self, scale: Scale) -> float | None:
-        """The mean over the numbers of the scale; None if none of them has any probability."""
+    def moments(self, scale: Scale) -> tuple[float, float] | None:
+        """Mean and standard deviation over the numbers of the scale; None if none of them has any probability."""
         numbers = [(int(digits), chance) for digits, _, chance in self._beginnings() if digits]
         inside = [(number, chance) for number, chance in numbers if scale.low <= number <= scale.high]
         total = math.fsum(chance for _, chance in inside)
         if not total > 0:
             return None
         mean = math.fsum(number * chance for number, chance in inside) / total
-        return min(max(mean, scale.low), scale.high)  # rounding may put it one step outside
+        variance = math.fsum((number - mean) ** 2 * chance for number, chance in inside) / total
+        return min(max(mean, scale.low), scale.high), math.sqrt(variance)  # rounding may put it one step outside
 
     def _beginnings(self) -> Iterator[tuple[str, float, float]]:
         """Digits, the probability that the answer begins with them, and the probability that it ends there."""

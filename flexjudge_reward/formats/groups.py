@@ -44,6 +44,7 @@ class GroupFormat(Wrapper, ABC):
                 f" and {inner.described()} takes {inner.min_candidates:g} to {inner.max_candidates:g}"
             )
         self.min_candidates, self.max_candidates, self.size, self.seed = 2, math.inf, size, seed
+        self.measures_spread = False
 
     async def judge(self, example: Example, ask: Ask) -> Verdict:
         """The verdict on the distinct candidates; identical ones share their score."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from flexjudge_reward.types import Failure, Generation, Message, Part, Prompt, Untrusted
+from flexjudge_reward.types import Failure, FailureKind, Generation, Message, Part, Prompt, Untrusted
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -27,6 +27,22 @@ _SHOWN = 80  # characters of a reply in an error message
 
 def read_reply(generation: Generation) -> tuple[str, ...] | Failure:
     """The inner texts of a reply's answer tags, at least one; or why it cannot be read. Never raises."""
+    tail = _after_reasoning(generation)
+    return tail if isinstance(tail, Failure) else _answers(tail)
+
+
+def plain_answer(generation: Generation) -> str | Failure:
+    """All that follows the reasoning, in the judge's own words; or why it cannot be read. Never raises."""
+    tail = _after_reasoning(generation)
+    if isinstance(tail, Failure):
+        return tail
+    if not tail or len(tail) > _LONGEST:
+        kind: FailureKind = "malformed" if tail else "empty"
+        return Failure(kind, f"expected an answer of up to {_LONGEST:,} characters, found {len(tail):,}")
+    return tail
+
+
+def _after_reasoning(generation: Generation) -> str | Failure:
     if generation.failure is not None:
         return generation.failure
     if generation.finish_reason == "filter":
@@ -39,7 +55,7 @@ def read_reply(generation: Generation) -> tuple[str, ...] | Failure:
     if not text.strip():
         return Failure("empty", "the reply is empty")
     _, closed, tail = text.rpartition(THINK_CLOSE)
-    return _answers(tail.strip(" \t\r\n")) if closed else _without_reasoning(text)
+    return tail.strip(" \t\r\n") if closed else _without_reasoning(text)
 
 
 def reasoning(text: str) -> str:

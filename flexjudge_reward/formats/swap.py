@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats.base import Format, Wrapper, mean, merge, winners
+from flexjudge_reward.formats.base import Format, Wrapper, mean, merge, spread_of, winners
 from flexjudge_reward.formats.rounds import Ask, gather
 from flexjudge_reward.types import Example, Verdict
 
@@ -25,7 +25,7 @@ class PositionSwap(Wrapper):
             raise ConfigError(f"margin must be None or at least 0, found {margin!r}")
         if inner.max_candidates < 2:
             raise ConfigError(f"position swap needs a format for two or more candidates, found {inner.described()}")
-        self.min_candidates, self.margin = max(2, inner.min_candidates), margin
+        self.min_candidates, self.margin, self.measures_spread = max(2, inner.min_candidates), margin, True
 
     async def judge(self, example: Example, ask: Ask) -> Verdict:
         """Both orders in one round; with a margin, the second only where it is needed."""
@@ -46,8 +46,11 @@ def _combined(orders: Sequence[Verdict]) -> Verdict:
     if original is None or mirrored is None:
         return merge(orders, None)
     mirrored = mirrored[::-1]
+    first, second = orders
+    own = [first.spread, second.spread[::-1]] if first.spread and second.spread else []
+    spread = spread_of([original, mirrored], own)
     agreed = winners(original) == winners(mirrored)
     scores = [mean(both) for both in zip(original, mirrored, strict=True)]
     if not agreed:
         scores = [mean(scores)] * len(scores)
-    return merge(orders, scores, {"swaps": 1, "swaps_agreed": int(agreed)})
+    return merge(orders, scores, {"swaps": 1, "swaps_agreed": int(agreed)}, spread=spread)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import fmean, multimode
 
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.formats.base import UNIT, Format, Wrapper, mean, merge, winners
+from flexjudge_reward.formats.base import UNIT, Format, Wrapper, mean, merge, spread_of, winners
 from flexjudge_reward.formats.rounds import Ask, gather
 from flexjudge_reward.types import Example, Verdict
 
@@ -32,7 +32,7 @@ class MajorityVote(Wrapper):
             raise ConfigError(f"k must be a whole number of at least 1, found {k!r}")
         if by not in ("majority", "mean"):
             raise ConfigError(f"votes are counted by 'majority' or 'mean', found {by!r}")
-        self.k, self.by = k, by
+        self.k, self.by, self.measures_spread = k, by, k > 1 or inner.measures_spread
 
     async def judge(self, example: Example, ask: Ask) -> Verdict:
         """The fewest votes that could settle it, then as few more at a time."""
@@ -52,13 +52,16 @@ class MajorityVote(Wrapper):
         scores = [vote.scores for vote in votes if vote.scores is not None]
         if not scores:
             return merge(votes, None, drawn)
+        spread = spread_of(scores, [vote.spread for vote in votes if vote.spread])
         if self.by == "mean":
-            return merge(votes, [mean(column) for column in zip(*scores, strict=True)], drawn)
-        leading = multimode(self._ballots(votes))
-        if len(scores[0]) == 1:
-            return merge(votes, [mean([score for (score,) in leading])], drawn)
-        shares = [fmean(candidate in ballot for ballot in leading) for candidate in range(len(scores[0]))]
-        return merge(votes, shares, drawn, UNIT)
+            return merge(votes, [mean(column) for column in zip(*scores, strict=True)], drawn, spread=spread)
+        ballots, members = self._ballots(votes), range(len(scores[0]))
+        leading = multimode(ballots)
+        if len(members) == 1:
+            return merge(votes, [mean([score for (score,) in leading])], drawn, spread=spread)
+        shares = [fmean(candidate in ballot for ballot in leading) for candidate in members]
+        spread = spread_of([[float(candidate in ballot) for candidate in members] for ballot in ballots])
+        return merge(votes, shares, drawn, UNIT, spread)
 
     def _ballots(self, votes: Sequence[Verdict]) -> list[Ballot]:
         return [self._ballot(vote.scores) for vote in votes if vote.scores is not None]

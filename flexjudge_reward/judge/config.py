@@ -11,14 +11,11 @@ command to run instead.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from flexjudge_reward.data.completion import Completion
@@ -28,25 +25,35 @@ from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.budget import BudgetForcing
-from flexjudge_reward.formats.builtin import FORMATS, OneCall
+from flexjudge_reward.formats.builtin import FORMATS
+from flexjudge_reward.formats.checklist import Checklist
+from flexjudge_reward.formats.commit import CommitFirst
+from flexjudge_reward.formats.confident import MinConfidence
 from flexjudge_reward.formats.expected import ExpectedScore
 from flexjudge_reward.formats.groups import for_group_size
+from flexjudge_reward.formats.onecall import OneCall
 from flexjudge_reward.formats.pairings import Schedule
 from flexjudge_reward.formats.swap import PositionSwap
 from flexjudge_reward.formats.votes import MajorityVote
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.machine import has_gpu_engine, is_small, training_processes
 from flexjudge_reward.judge.plugins import imported
-from flexjudge_reward.judge.record import Record
+from flexjudge_reward.judge.record import Record, RecordMedia
 from flexjudge_reward.judge.rewards import OnCandidateFailure, OnFailure
 from flexjudge_reward.judge.settings import PREFIX, Given, Setting, checked, collect, setting, settings_of
+from flexjudge_reward.judge.trainer_settings import TrainerConfig
 from flexjudge_reward.media.image import ImageFormat
+from flexjudge_reward.prompts.template import own_prompt_set
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Sampling
 
 NANO = "nano"
 LARGE = "jongwooko/Flex-VL-7B"
 OFF = "off"
-_SMALL_BYTES = 2**31  # a checkpoint up to 2 GiB may be loaded once per rank
+_OTHER_WORDS = (
+    "the judge %s is asked in other words (format %s, prompt_set %s) than those that it was trained with, which are in"
+    " %s: leave out prompt_set to use these"
+)
 _log = logging.getLogger("flexjudge_reward")
 
 
@@ -71,7 +78,9 @@ class JudgeConfig:
     revision: str | None = setting(None, "branch, tag or commit of a Hub model")
     format: str | Format = setting("pointwise", f"how to ask: {', '.join(FORMATS)}, or module:Class or file.py:Class")
     rubric: str | Rubric = setting("helpfulness", "criteria and scale: a built-in name or a TOML file")
-    prompt_set: str | None = setting(None, "the texts the model was trained with: flex, nano, a folder or a file")
+    prompt_set: str | None = setting(None, "the texts to ask in: flex, nano, a folder, a file; else the judge's own")
+    criteria_per_call: int | None = setting(None, "of a checklist, how many one call answers; by default all", low=1)
+    commit_first: bool = setting(False, "the judge answers the question itself before it sees the candidates")
     temperature: float = setting(0.0, "of sampling, 0 to 2", 0, 2)
     max_tokens: int | None = setting(None, "longest reply, reasoning included; 4096, for nano 256", low=1)
     seed: int = setting(0, "of sampling, of ties, and of the pairs and orders within a group")
@@ -80,12 +89,13 @@ class JudgeConfig:
     position_swap: bool = setting(False, "judge in both orders; a winner counts only if both name it")
     swap_margin: float | None = setting(None, "swap only where the two best scores differ by at most this", low=0)
     votes: int = setting(1, "samples per judgement; needs a temperature above 0", low=1)
+    min_confidence: float = setting(0.0, "a judgement less sure than this, 0 to 1, fails; needs several answers", 0, 1)
     schedule: Schedule = setting("all", "which pairs of a group a format for two compares")
     budget: int | None = setting(None, "the most comparisons per group", low=1)
     chunk: int = setting(8, "the most candidates in one list, 2 to 8", 2, 8)
     cache: str | None = setting(None, "the file of judge replies, or off; by default one per user")
     record: str | None = setting(None, "a JSONL file that notes every judgement")
-    record_media: bool = setting(True, "keep a thumbnail of each image and video beside the record")
+    record_media: RecordMedia = setting("thumbnails", "beside the record; rejudge needs whole ones, of every frame")
     device: str | None = setting(None, "of the transformers engine: cpu, cuda, ...")
     gpu_memory_utilization: float = setting(0.3, "of in-process vLLM, up to 1; modest: a trainer is beside it", 0.01, 1)
     plugins: str | None = setting(None, "modules or .py files to import first, separated by commas, such as a modality")
@@ -98,6 +108,7 @@ class JudgeConfig:
         given: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         gpu: Callable[[], bool] | None = None,
+        name: str = "",
     ) -> JudgeConfig:
         """The judge to use here. Loads nothing but `plugins`.
 
@@ -105,15 +116,16 @@ class JudgeConfig:
             given: explicit arguments: the fields of this class. None means "not given".
             environ: by default the process's environment.
             gpu: whether in-process vLLM can run on a CUDA device; by default it looks, which imports torch.
+            name: of a judge with settings of its own (`settings.py`).
 
         Raises:
             ConfigError: an unknown name, a wrong value or a contradiction; the message says where it came from.
         """
-        found = _merged(_layers(cls, given, environ))
+        found = _merged(_layers(cls, given, environ, name))
         values: dict[str, Any] = {name: one.value for name, one in found.items()}
         values |= _chosen(found, gpu or has_gpu_engine)
         embedded = values["model"] == NANO
-        values.setdefault("prompt_set", "nano" if embedded else "flex")
+        values.setdefault("prompt_set", NANO if embedded else str(own_prompt_set(values["model"]) or "flex"))
         values.setdefault("max_tokens", 256 if embedded else 4096)
         config = cls(**values)
         for name in filter(None, (config.plugins or "").split(",")):
@@ -129,10 +141,10 @@ class JudgeConfig:
             processes: how many training processes there are; by default it asks the environment and torch.
 
         Raises:
-            ConfigError: one large judge per training process, or an unknown rubric, prompt set or key variable.
+            ConfigError: one large judge per training process, a wrong cache, rubric, prompt set or key variable.
         """
         count = training_processes() if processes is None else processes
-        if count > 1 and self.engine not in ("server", "vendor") and not _is_small(str(self.model)):
+        if count > 1 and self.engine not in ("server", "vendor") and self.model != NANO and not is_small(self.model):
             revision = f" --revision {self.revision}" if self.revision else ""
             raise ConfigError(
                 f"there are {count} training processes and no judge server, so each would load its own copy of"
@@ -142,6 +154,8 @@ class JudgeConfig:
             )
         format = for_group_size(self._format(), self.schedule, self.budget, self.chunk, self.seed)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens or 4096, seed=self.seed)
+        if self.cache not in (None, OFF) and os.path.isdir(os.path.expanduser(self.cache or "")):
+            raise ConfigError(f"the cache {self.cache!r} is a folder: give a file in it, such as judge.sqlite, or off")
         engine = self._engine() if self.cache == OFF else CachedEngine(self._engine(), self.cache)
         record = None if self.record is None else Record(self.record, self.record_media)
         return Judge(format, engine, sampling, record)
@@ -175,8 +189,15 @@ class JudgeConfig:
     def _format(self) -> Format:
         plain = self._plain_format()
         if isinstance(plain, type):
-            plain = plain(self.rubric, self.prompt_set or "flex") if issubclass(plain, OneCall) else plain()
+            criteria = {"per_call": self.criteria_per_call} if issubclass(plain, Checklist) else {}
+            words = self.prompt_set or "flex"
+            plain = plain(self.rubric, words, **criteria) if issubclass(plain, OneCall) else plain()
+        own = None if self.model == NANO else own_prompt_set(self.model)
+        if isinstance(plain, OneCall) and own and not plain.template.is_of(own, plain.name):
+            _log.warning(_OTHER_WORDS, self.model, plain.name, self.prompt_set, own)
         format: Format = ExpectedScore(plain) if self.expected_score else plain  # type: ignore[arg-type]
+        if self.commit_first:
+            format = CommitFirst(format, self.prompt_set or "flex")
         if self.answer_tokens:
             format = BudgetForcing(format, self.answer_tokens)
         if self.position_swap:
@@ -184,7 +205,7 @@ class JudgeConfig:
         if self.votes != 1:
             listwise = plain.max_candidates > 2 and plain.answers == "numbers"
             format = MajorityVote(format, self.votes, "mean" if self.expected_score or listwise else "majority")
-        return format
+        return MinConfidence(format, self.min_confidence) if self.min_confidence else format
 
     def _contradictions(self, given: Collection[str]) -> Iterator[tuple[str, str, str]]:
         """Pairs of settings that exclude each other, or where one makes the other useless; and why."""
@@ -204,9 +225,14 @@ class JudgeConfig:
             yield "swap_margin", "position_swap", why
         if self.swap_margin is not None and not numbers and not self.expected_score:
             yield "swap_margin", "format", f"swap_margin needs scores, {found}: every margin would be the same"
+        if self.criteria_per_call is not None and format.name != Checklist.name:
+            yield "criteria_per_call", "format", f"criteria_per_call is for checklists, {found}: set format='checklist'"
         if self.votes > 1 and self.temperature == 0:
             why = f"{self.votes} votes at temperature 0 are one vote: set temperature, such as 1.0"
             yield "votes", "temperature", why
+        if self.min_confidence and not (self.votes > 1 or self.expected_score or self.position_swap):
+            why = "min_confidence needs to know how sure the judge is: set votes, expected_score or position_swap"
+            yield "min_confidence", "votes", why
         if self.chunk != 8 and not (numbers and 2 < most < float("inf")):
             yield "chunk", "format", f"chunk is for lists, {found}: set format='listwise'"
         for option, is_set in (("schedule", self.schedule != "all"), ("budget", self.budget is not None)):
@@ -252,33 +278,49 @@ class RewardConfig:
         "lowest", "what it gives where the candidate caused it: its group's lowest score, its mean, None"
     )
     max_failure_rate: float = setting(0.05, "share of failed judgements above which the run stops, 0 to 1", 0, 1)
+    prompt_price: float = setting(0.0, "per million tokens that the judge reads, in any currency", low=0)
+    completion_price: float = setting(0.0, "per million tokens that the judge writes", low=0)
+    max_cost: float | None = setting(None, "what judging may cost, by these prices; then the run stops", low=0)
+    max_judge_tokens: int | None = setting(None, "how many tokens judging may take; then the run stops", low=1)
+    probes: float = setting(0.02, "the share of the judge's tokens that go to answers of known worth; 0 for none", 0, 1)
+    on_alarm: Literal["warn", "stop"] = setting("warn", "what a trouble without an error does; of probes, at the judge")
+    shrink: bool = setting(False, "scores that the judge is unsure of move toward their group's mean; needs groups")
     question_column: str | None = setting(None, "a column shown as the question instead of the prompt's text")
     reference_column: str | None = setting(None, "a column with a reference answer")
     rubric_column: str | None = setting(None, "a column with a row's own criteria")
+    ignored_columns: str | None = setting(None, "columns with media that are not for the judge, separated by commas")
     media_root: str | None = setting(None, "the folder below which media files may be read; without one, none is")
     completion: Completion = setting("answer", "what is judged: the answer after the policy's own reasoning, or all")
     num_generations: int | None = setting(None, "the trainer's group size; by default what the rows show", low=1)
     deadline: float = setting(1200.0, "seconds after which a rank gives up; below the trainer's ddp_timeout", low=0.001)
+    reward_server: str | None = setting(None, "a `flexjudge serve` that judges instead of this process")
 
     def __post_init__(self) -> None:
         checked(KNOWN_SETTINGS, vars(self))
+        if self.max_cost is not None and not self.prompt_price + self.completion_price:
+            raise ConfigError("max_cost needs a price: set prompt_price and completion_price, per million tokens")
 
     @classmethod
     def resolve(
-        cls, given: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+        cls, given: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None, name: str = ""
     ) -> RewardConfig:
-        """The reward's settings. Raises ConfigError as `JudgeConfig.resolve`."""
-        return cls(**{name: one.value for layer in _layers(cls, given, environ) for name, one in layer.items()})
+        """The reward's settings. Takes its arguments and raises ConfigError as `JudgeConfig.resolve`."""
+        layers = _layers(cls, given, environ, name)
+        return cls(**{setting: one.value for layer in layers for setting, one in layer.items()})
 
 
-KNOWN_SETTINGS: dict[str, Setting] = settings_of(JudgeConfig, RewardConfig)
+def trainer_config(given: Mapping[str, object] | None = None) -> TrainerConfig:
+    """The settings of one trainer or of the server. Raises ConfigError as `JudgeConfig.resolve`."""
+    layers = _layers(TrainerConfig, given, None, "")
+    return TrainerConfig(**{name: one.value for layer in layers for name, one in layer.items()})
+
+
+KNOWN_SETTINGS: dict[str, Setting] = settings_of(JudgeConfig, RewardConfig, TrainerConfig)
 """All settings by name."""
 
 _ENGINES_OF = {
     **dict.fromkeys(("base_url", "concurrency", "timeout", "max_attempts"), ("server", "vendor")),
-    **dict.fromkeys(("headers", "extra_body"), ("server",)),
-    **dict.fromkeys(("image_format", "tokenizer"), ("server",)),
-    "api_key_env": ("server",),
+    **dict.fromkeys(("headers", "extra_body", "image_format", "tokenizer", "api_key_env"), ("server",)),
     "revision": ("vllm", "transformers"),
     "device": ("transformers",),
     "gpu_memory_utilization": ("vllm",),
@@ -291,43 +333,19 @@ _FALLBACK = (
 )
 
 
-def has_gpu_engine() -> bool:
-    """Whether vLLM is installed and a CUDA device is here. Imports torch if vLLM is installed."""
-    if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def training_processes() -> int:
-    """How many processes train together: WORLD_SIZE, or torch.distributed's world size if it is initialised."""
-    size, group = os.environ.get("WORLD_SIZE", ""), distributed()
-    return max(int(size) if size.isdecimal() else 1, 1 if group is None else group.get_world_size())
-
-
-def distributed() -> Any:
-    """torch.distributed where several processes train together, else None."""
-    # Without the import: a process that has not imported torch has not initialised it either.
-    torch = sys.modules.get("torch")
-    group = None if torch is None else torch.distributed
-    several = group is not None and group.is_available() and group.is_initialized() and group.get_world_size() > 1
-    return group if several else None
-
-
 def _layers(
-    owner: type, given: Mapping[str, object] | None, environ: Mapping[str, str] | None
+    owner: type, given: Mapping[str, object] | None, environ: Mapping[str, str] | None, name: str
 ) -> list[dict[str, Given]]:
-    """What the file, the environment and the arguments say about the settings of `owner`, weakest first."""
-    layers = collect(KNOWN_SETTINGS, given or {}, os.environ if environ is None else environ)
+    """What file, environment and arguments say about the settings of `owner` and the judge `name`, weakest first."""
+    layers = collect(KNOWN_SETTINGS, given or {}, os.environ if environ is None else environ, name)
     own = settings_of(owner)
-    for name, one in layers[-1].items():
-        if name not in own:
-            other = RewardConfig if owner is JudgeConfig else JudgeConfig
+    for argument, one in layers[-1].items():
+        if argument not in own:
+            other = next(one for one in (JudgeConfig, RewardConfig, TrainerConfig) if argument in settings_of(one))
             raise ConfigError(
                 f"{one.where} belongs to {other.__name__}, not to {owner.__name__}: FlexJudgeReward takes both"
             )
-    return [{name: one for name, one in layer.items() if name in own} for layer in layers]
+    return [{setting: one for setting, one in layer.items() if setting in own} for layer in layers]
 
 
 def _merged(layers: list[dict[str, Given]]) -> dict[str, Given]:
@@ -380,8 +398,3 @@ def _object(name: str, value: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f'{name} is a JSON object such as {{"name": "value"}}, found {value!r:.80}')
     return found
-
-
-def _is_small(model: str) -> bool:
-    """Whether a copy per training process is fine: the embedded judge, or a folder with little weight in it."""
-    return model == NANO or 0 < sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) < _SMALL_BYTES

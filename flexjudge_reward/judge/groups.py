@@ -29,7 +29,7 @@ from flexjudge_reward.formats.rounds import Ask
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.rewards import Outcome, cause_of, unit_score
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Example, Failure, Unfinished, Verdict
+from flexjudge_reward.types import Cause, Example, Failure, Unfinished, Verdict
 
 _OTHER_SEED = 1_000_003  # farther away than the seeds of any number of votes
 
@@ -53,8 +53,21 @@ class GroupResult:
         """A candidate's score as the judge gave it, on the scale of its verdict; None for one without a score."""
         if isinstance(self.outcomes[candidate], Failure):
             return None
-        place = candidate - sum(other < candidate for other in self.left_out) if len(self.verdicts) == 1 else 0
-        return (self.verdict_of(candidate).scores or ())[place]
+        return (self.verdict_of(candidate).scores or ())[self._place(candidate)]
+
+    def spread(self, candidate: int) -> float:
+        """How unsure the judge is of a candidate's score in [0, 1]: a standard deviation, 0 where unknown.
+
+        0.5, the largest that there is, where failures, as of votes, left an answer that does not tell.
+        """
+        verdict = self.verdict_of(candidate)
+        if isinstance(self.outcomes[candidate], Failure) or not verdict.spread:
+            return 0.5 * any(verdict.outcomes)
+        return verdict.spread[self._place(candidate)] / (verdict.scale.high - verdict.scale.low)
+
+    def _place(self, candidate: int) -> int:
+        """Where a candidate is in the verdict on its group."""
+        return candidate - sum(other < candidate for other in self.left_out) if len(self.verdicts) == 1 else 0
 
 
 class OnceMore(Wrapper):
@@ -70,8 +83,9 @@ class OnceMore(Wrapper):
             return first
         second = await self.inner.judge(example, ask.changed(seed=ask.sampling.seed + _OTHER_SEED))
         if second.failure is not None and _is_unclear(second):
-            second = second.without_scores(replace(second.failure, cause="candidate"))
-        return _after([first], second)
+            cause: Cause = "candidate" if second.failure.cause is None else "ours"  # without them (`commit.py`)
+            second = second.without_scores(replace(second.failure, cause=cause))
+        return after([first], second)
 
 
 def judge_groups(
@@ -144,9 +158,9 @@ def _judge_alone(
         first = verdicts[index]
         if index in found:
             last = rest.get(found.index(index)) or Verdict.failed(_too_few(failed[index]))
-            last = _after([first, *alone[index]], last)
+            last = after([first, *alone[index]], last)
         else:
-            last = _after(alone[index], first)
+            last = after(alone[index], first)
         if last.failure is not None:  # no candidate that is left is known to have caused it
             last = last.without_scores(replace(last.failure, cause="ours"))
         verdicts[index] = last
@@ -174,7 +188,7 @@ def _has_caused(verdict: Verdict) -> bool:
     return _is_caused(verdict) or any(_is_caused(one.verdict) for one in verdict.comparisons)
 
 
-def _after(earlier: Sequence[Verdict], last: Verdict) -> Verdict:
+def after(earlier: Sequence[Verdict], last: Verdict) -> Verdict:
     """The last verdict, with what the earlier ones cost."""
     both = [*earlier, last]
     return replace(

@@ -23,7 +23,10 @@ from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import for_group_size
 from flexjudge_reward.formats.rounds import Ask, gather, run, send
 from flexjudge_reward.judge.record import Record
+from flexjudge_reward.media.base import KINDS
 from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Unfinished, Verdict
+
+_SHOWN = ("image", "video")  # the channels that engines encode
 
 
 class Judge(Closable):
@@ -108,9 +111,12 @@ class Judge(Closable):
             ConfigError: it cannot.
             EngineError: there is no such model.
         """
-        unsupported = [kind for kind in ("image", "video") if not self.engine.supports(kind)]
+        kinds = {media.kind for media in example.media}
+        if unheard := next((kind for kind in kinds if KINDS[kind].channel and kind not in _SHOWN), None):
+            raise ConfigError(f"no judge can be shown {unheard} yet: leave it out, or judge its transcript as text")
+        unsupported = [kind for kind in _SHOWN if kinds and not self.engine.supports(kind)]
         for kind in unsupported:
-            if any(media.kind == kind for media in example.media):
+            if kind in kinds:
                 name = self.engine.identity().get("model")
                 reads = "reads text only and " if len(unsupported) == 2 else ""
                 raise ConfigError(f"the judge {name} {reads}cannot be shown {kind}s: use a model that can")

@@ -3,16 +3,20 @@
     FlexJudgeReward(record="runs/x/judgements.jsonl")         # or FLEXJUDGE_RECORD, or --record
 
     {"time", "judge", "question", "candidates", "reference", "rubric", "scores", "scale", "failure", "cause",
-     "replies", "counters", "seconds", "batch", "run", ...}
+     "replies", "counters", "own_answer", "criteria", "seconds", "batch", "run", ...}
 
-Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them. `cause` is who caused the
-failure (`rewards.py`). `replies` holds every reply with its tokens; `time` is when the line was written, `seconds` how
-long its batch of `batch` judgements took, and `run` is the same in all that one process writes. Trainers add `step`,
-`rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; jobs the row's id. Judging that passed
-a reward's `deadline` is recorded when it ends: a line with more seconds than that was no answer, and its rows are
-`timeout` failures.
+Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them, and "frames" and "fps" of
+all but lone images. A rubric of the row's own is its criteria in words or as a list, or an object with its scale.
+`cause` is who caused the failure (`rewards.py`). `replies` holds every reply with its tokens; `time` is when the line
+was written, `seconds` how long its batch of `batch` judgements took, and `run` is the same in all that one process
+writes. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; for a
+probe (`trainers/probes.py`) `step`, `rank` and `probe`, its kind. Jobs add the row's id. Judging that passed a
+`deadline` is recorded when it ends: a line with more seconds than that was no answer, and its rows are `timeout`
+failures. A line with "alarm" and "said" in place of a judgement is an alarm of a training.
 
-The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video, for `flexjudge report`.
+The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video, for `flexjudge report`. With
+`record_media` "whole" it also has every frame of every media item as PNG, DIGEST-0.png and so on, so that `flexjudge
+rejudge` shows another judge exactly what this one saw.
 
 Promised: a line is written whole or, after a kill, completed by the next writer's line break, and `read_record` skips
 it. Several processes may append to one file of a local disk; training ranks above 0 write files of their own beside it
@@ -30,9 +34,10 @@ import secrets
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 try:
     import fcntl
@@ -43,19 +48,20 @@ from flexjudge_reward.errors import MediaError
 from flexjudge_reward.judge.rewards import cause_of
 from flexjudge_reward.media import image
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Content, Example, Failure, Generation, PairVerdict, Verdict
+from flexjudge_reward.types import Content, CriterionAnswer, Example, Failure, Generation, PairVerdict, Verdict
 
 _log = logging.getLogger("flexjudge_reward")
 _appending = threading.Lock()
 _RUN = secrets.token_hex(4)
-_MOST_THUMBNAILS = 100_000  # that one process writes, so that a long run does not fill a disk with small files
+_MOST_MEDIA = 100_000  # that one process keeps, so that a long run does not fill a disk with small files
+RecordMedia = Literal["thumbnails", "whole", "off"]
 
 
 class Record:
     """The file of one run. Thread-safe; pickles; opened for each batch, so that a fork or a kill leaves it usable."""
 
-    def __init__(self, path: str | os.PathLike[str], media: bool = True) -> None:
-        """Without `media` no thumbnails are written."""
+    def __init__(self, path: str | os.PathLike[str], media: RecordMedia = "thumbnails") -> None:
+        """`media` says what is kept of images, videos and drawings beside the file."""
         self.path, self._media, self._warned = Path(path), media, False
         self._drawn: set[str] = set()
 
@@ -74,27 +80,45 @@ class Record:
             json_line({**shared, **asked_entry(example), **_replied(verdict), **cost, **label})
             for example, verdict, label in zip(examples, verdicts, labels, strict=True)
         ]
+        drawn = (
+            {media for example in examples for media in example.media if media.is_usable}
+            if self._media != "off"
+            else ()
+        )
+        self._write("".join(lines), drawn)
+
+    def note(self, entries: Mapping[str, object]) -> None:
+        """Appends one line that is no judgement, such as an alarm. Never raises, as `add`."""
+        self._write(
+            json_line({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entries, "run": _RUN}), ()
+        )
+
+    def _write(self, lines: str, drawn: Collection[Media]) -> None:
         try:
             with _appending:
-                _append(_own_file(self.path), "".join(lines).encode())
-                if self._media:
-                    self._draw({media for example in examples for media in example.media if media.is_usable})
+                _append(_own_file(self.path), lines.encode())
+                self._keep(drawn)
         except OSError as error:
             if not self._warned:
                 _log.warning("judgements are not recorded: %s cannot be written (%s)", self.path, error)
             self._warned = True
 
-    def _draw(self, shown: Collection[Media]) -> None:
+    def _keep(self, shown: Collection[Media]) -> None:
         folder = self.path.with_suffix(".media")
         for media in shown:
-            file = folder / f"{media.digest}.jpg"
-            known = media.digest in self._drawn or len(self._drawn) >= _MOST_THUMBNAILS
-            if known or media.load().text or file.exists():
+            if media.digest in self._drawn or len(self._drawn) >= _MOST_MEDIA:
                 continue
-            folder.mkdir(exist_ok=True)
-            fresh = file.with_suffix(f".{os.getpid()}")  # several ranks may draw it at once
-            fresh.write_bytes(image.thumbnail(media.images()))
-            fresh.replace(file)
+            loaded = media.load()
+            pictures = {} if loaded.text else {f"{media.digest}.jpg": partial(image.thumbnail, loaded.frames)}
+            if self._media == "whole":
+                for number, frame in enumerate(loaded.frames):
+                    pictures[f"{media.digest}-{number}.png"] = partial(image.encode, frame)
+            for name, encoded in pictures.items():
+                if not (folder / name).exists():
+                    folder.mkdir(exist_ok=True)
+                    fresh = folder / f"{name}.{os.getpid()}"  # several ranks may keep it at once
+                    fresh.write_bytes(encoded())
+                    fresh.replace(folder / name)
             self._drawn.add(media.digest)
 
 
@@ -176,7 +200,7 @@ def asked_entry(example: Example) -> dict[str, object]:
         "question": _parts(example.question),
         "candidates": [_parts(candidate) for candidate in example.candidates],
         "reference": None if example.reference is None else _parts(example.reference),
-        "rubric": None if example.rubric is None else example.rubric.criteria,
+        "rubric": None if example.rubric is None else example.rubric.cell,
     }
 
 
@@ -184,12 +208,15 @@ def _parts(content: Content) -> list[object]:
     return [_digest(part) if isinstance(part, Media) else part for part in content]
 
 
-def _digest(media: Media) -> dict[str, str]:
+def _digest(media: Media) -> dict[str, object]:
     try:
-        text = media.load().text
-        return {media.kind: media.digest, **({"content": text} if text else {})}
+        loaded = media.load()
     except MediaError as error:
         return {media.kind: f"unusable: {error}"}
+    seen: dict[str, object] = {"content": loaded.text} if loaded.text else {}
+    if media.kind != "image" and loaded.frames:
+        seen |= {"frames": len(loaded.frames), "fps": loaded.fps}
+    return {media.kind: media.digest, **seen}
 
 
 def _replied(verdict: Verdict) -> dict[str, object]:
@@ -200,6 +227,8 @@ def _replied(verdict: Verdict) -> dict[str, object]:
         "cause": None if verdict.failure is None else cause_of(verdict.failure),
         "replies": [_reply(generation) for generation in verdict.generations],
         "counters": dict(verdict.counters),
+        **({"own_answer": verdict.own_answer} if verdict.own_answer else {}),
+        **({"criteria": [_answered(answer) for answer in verdict.answers]} if verdict.answers else {}),
         **({"comparisons": [_compared(pair) for pair in verdict.comparisons]} if verdict.comparisons else {}),
     }
 
@@ -207,6 +236,12 @@ def _replied(verdict: Verdict) -> dict[str, object]:
 def _compared(pair: PairVerdict) -> dict[str, object]:
     scores, failure = pair.verdict.scores, failure_entry(pair.verdict.failure)
     return {"first": pair.first, "second": pair.second, "scores": scores, "failure": failure}
+
+
+def _answered(answer: CriterionAnswer) -> dict[str, object]:
+    criterion = answer.criterion
+    by = "judge" if criterion.check is None else "check"
+    return {"text": criterion.text, "need": criterion.need, "weight": criterion.weight, "met": answer.met, "by": by}
 
 
 def _reply(generation: Generation) -> dict[str, object]:

@@ -26,6 +26,7 @@ import numbers
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Sequence
 from itertools import groupby
+from statistics import pvariance
 from typing import Literal, get_args
 
 from flexjudge_reward.errors import ConfigError, JudgementFailed
@@ -37,8 +38,11 @@ OnCandidateFailure = Literal["lowest", "mean", "abstain"]
 Outcome = float | Failure
 """One judged candidate: its score in [0, 1], or why it has none."""
 
-UNCLEAR: frozenset[FailureKind] = frozenset({"malformed", "out_of_range", "wrong_count", "refused", "empty"})
+UNCLEAR: frozenset[FailureKind] = frozenset({"malformed", "out_of_range", "wrong_count", "refused", "empty", "check"})
 """Failures that a candidate may have caused, or a judge that errs now and then."""
+
+NO_TROUBLE: frozenset[FailureKind] = frozenset({"unfinished", "uncertain"})
+"""Failures that no judge has to answer for: the policy's own, and those that a setting makes."""
 
 _ADVICE = {
     "truncated": "raise max_tokens, give the engine memory for its context, or judge with a model that thinks shorter",
@@ -54,6 +58,8 @@ _ADVICE = {
     "unsupported": "use a server that knows the named field, or a format without it",
     "prompt_cut": "give the judge a longer context (vLLM: --max-model-len, Ollama: num_ctx)",
     "engine": "look at the judge engine's log",
+    "uncertain": "lower min_confidence",
+    "check": "mend the check that the rubric names: it returns True or False for every answer, an empty one too",
 }
 
 
@@ -162,6 +168,25 @@ def rewards(
     return numbers
 
 
+def shrunk(outcomes: Sequence[Outcome], spreads: Sequence[float], group_of: Sequence[Hashable]) -> list[Outcome]:
+    """Scores moved toward their group's mean by what the judge is unsure of: their distance times s2 / (s2 + spread^2).
+
+    s2 is the variance of the group's scores, `spreads` are the standard deviations of each in [0, 1]. It is the mean of
+    a normal posterior with the group as its prior (UARM, arXiv 2606.19818, shrinks advantages alike). Failures stay.
+    """
+    members: dict[Hashable, list[float]] = defaultdict(list)
+    for outcome, group in zip(outcomes, group_of, strict=True):
+        if not isinstance(outcome, Failure):
+            members[group].append(outcome)
+    moved: list[Outcome] = []
+    for outcome, spread, group in zip(outcomes, spreads, group_of, strict=True):
+        if not isinstance(outcome, Failure) and spread:
+            middle, variance = mean(members[group]), pvariance(members[group])
+            outcome = middle + (outcome - middle) * variance / (variance + spread**2)
+        moved.append(outcome)
+    return moved
+
+
 def _caused(policy: OnCandidateFailure, scores: Sequence[float]) -> float | None:
     """What a failure gets that the candidate caused, from the scores of its group."""
     if policy == "lowest":
@@ -206,8 +231,8 @@ class FailureWatch:
         """
         for outcome in outcomes:
             failure = outcome if isinstance(outcome, Failure) else None
-            if failure is not None and failure.kind == "unfinished":
-                failure = None  # the policy's doing: early in a training there may be many, and the judge is well
+            if failure is not None and failure.kind in NO_TROUBLE:
+                failure = None  # early in a training there may be many, and the judge is well
             self._recent.append(failure)
             if failure is not None:
                 failed = [recent for recent in self._recent if recent is not None]

@@ -4,7 +4,12 @@ Each setting comes from the first place that has it, and errors name that place:
 
     1. an explicit argument or flag        FlexJudgeReward(model="..."), flexjudge score --model ...
     2. an environment variable             FLEXJUDGE_MODEL=...
-    3. a TOML file                         FLEXJUDGE_CONFIG=judge.toml, with a line  model = "..."
+    3. a TOML or YAML file                 FLEXJUDGE_CONFIG=judge.toml, with a line  model = "..."
+
+Several judges in one run have names, and settings of their own beside the shared ones, which they go before in 2 and 3:
+
+    FLEXJUDGE_SHORT__RUBRIC=...            of the judge "short"
+    [short]                                in the file, with a line  rubric = "..."
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
@@ -22,7 +28,7 @@ from typing import Any, NamedTuple
 from flexjudge_reward.errors import ConfigError, MissingExtra
 
 PREFIX = "FLEXJUDGE_"
-_NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY"}
+_NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY", "FLEXJUDGE_SERVE_TOKEN"}
 
 
 class Given(NamedTuple):
@@ -107,24 +113,62 @@ def settings_of(*classes: type) -> dict[str, Setting]:
 
 
 def collect(
-    known: Mapping[str, Setting], arguments: Mapping[str, Any], environ: Mapping[str, str]
+    known: Mapping[str, Setting], arguments: Mapping[str, Any], environ: Mapping[str, str], name: str = ""
 ) -> list[dict[str, Given]]:
-    """What the TOML file, the environment and the arguments say, weakest first; an argument of None says nothing.
+    """What the file, the environment and the arguments say, weakest first; an argument of None says nothing.
+
+    Args:
+        name: of the judge, whose own settings go before the shared ones of file and environment.
 
     Raises ConfigError for an unknown name or a wrong value, with the place it comes from.
     """
-    texts = {
-        variable.removeprefix(PREFIX).lower(): text
-        for variable, text in environ.items()
-        if variable.startswith(PREFIX) and variable not in _NO_SETTINGS and text != ""
-    }
-    variables = {name: known[name].parsed(text) if name in known else text for name, text in texts.items()}
+    file, variables = _from_file(known, environ), _from_environment(known, environ)
+    own = [named[name] for named in (file, variables) if name and name in named]
+    return [file[""], variables[""], *own, checked(known, arguments)]
+
+
+def declared_names(known: Mapping[str, Setting], environ: Mapping[str, str]) -> list[str]:
+    """The judges with settings of their own, sorted. Raises ConfigError as `collect`."""
+    return sorted({*_from_file(known, environ), *_from_environment(known, environ)} - {""})
+
+
+def _from_environment(known: Mapping[str, Setting], environ: Mapping[str, str]) -> dict[str, dict[str, Given]]:
+    """What the variables say, by the name of the judge; "" for the shared ones."""
+    found: dict[str, dict[str, Given]] = {"": {}}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in _NO_SETTINGS or text == "":
+            continue
+        owner, named, name = variable.removeprefix(PREFIX).lower().rpartition("__")
+        value = known[name].parsed(text) if name in known else text
+        where = f"the environment variable {variable}"
+        given = _given(known, {name: value}, lambda _, where=where: where)  # type: ignore[misc]
+        found.setdefault(_checked_name(owner, where) if named else "", {}).update(given)
+    return found
+
+
+def _from_file(known: Mapping[str, Setting], environ: Mapping[str, str]) -> dict[str, dict[str, Given]]:
+    """What the file says, by the name of the judge; "" for the shared settings."""
     file = environ.get(PREFIX + "CONFIG", "")
-    return [
-        _given(known, _read(file) if file else {}, lambda name: f"{name} in the file {file}"),
-        _given(known, variables, lambda name: f"the environment variable {PREFIX}{name.upper()}"),
-        checked(known, arguments),
-    ]
+    entries = _read(file) if file else {}
+    owned = {name: entry for name, entry in entries.items() if isinstance(entry, dict) and name not in known}
+    shared = {name: entry for name, entry in entries.items() if name not in owned}
+    found = {"": _given(known, shared, lambda name: f"{name} in the file {file}")}
+    for owner, settings in owned.items():
+        where = f"in [{owner}] of the file {file}"
+        given = _given(known, settings, lambda name, where=where: f"{name} {where}")  # type: ignore[misc]
+        found[_checked_name(owner, where)] = given
+    return found
+
+
+def _checked_name(name: str, where: str) -> str:
+    """The name of a judge. Raises ConfigError."""
+    import flexjudge_reward
+
+    if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise ConfigError(f"{where}: a judge's name has lower-case letters, digits and single _, found {name!r}")
+    if name in vars(flexjudge_reward) or Path(__file__).parents[1].joinpath(name).exists():
+        raise ConfigError(f"{where}: {name!r} is a name of the package already: give this judge another name")
+    return name
 
 
 def checked(known: Mapping[str, Setting], arguments: Mapping[str, Any]) -> dict[str, Given]:

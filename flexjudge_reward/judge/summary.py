@@ -27,6 +27,8 @@ class RunSummary:
     seconds: float = 0.0
     tokens: int = 0
     """Of the judge's replies, cached ones included."""
+    cost: float = 0.0
+    """Of a trainer's reward with prices: of new replies, over all ranks (`trainers/cost.py`)."""
     counters: dict[str, float] = field(default_factory=dict)
     """Votes, swaps, forced answers and comparisons; see `formats/`."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -77,5 +79,6 @@ class RunSummary:
             + (f" ({kinds})" if kinds else "")
             + (f", {self.skipped} rows skipped" if self.skipped else "")
             + f"{''.join(counters)}; {self.seconds:.1f} s, {self.tokens} tokens"
+            + (f", cost {self.cost:.4g}" if self.cost else "")
             + "".join(f"; WARNING: {name.replace('_', ' ')}" for name in sorted(self.alarms))
         )

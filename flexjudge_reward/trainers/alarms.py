@@ -1,21 +1,41 @@
-"""Quiet trouble, made loud: what trains a policy on noise without an error.
+"""Quiet trouble, made loud: what trains a policy on noise, or on a weakness of its judge, without an error.
 
     no variance    the judge gives all candidates of a group one score, for `FLAT_GROUPS` groups in a row: no gradient
     failures       more than half of what stops the run
+    probe_KIND     the judge gets answers of known worth wrong (`probes.py`), more often than `_ALLOWED`
 
-Each is one warning in the log when it begins, again when it begins again, and a count in the run's summary.
+Each is one warning in the log when it begins, again when it begins again, a count in the run's summary, and a line of
+the record. For a kind of probe it is a cumulative sum (Page, 1954): each wrong one adds, and each right one takes, the
+logarithm of how much likelier it is at a judge that is wrong most of the time than at one that is wrong as often as
+allowed. At the allowed share a false alarm comes once in more than e^7, 1,100, probes of a kind. An answer to another
+question may be right there, too, where the task has few answers; so for it the allowed share is that of the first
+ones, and `_MORE`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Hashable, Sequence
 
-from flexjudge_reward.judge.rewards import Outcome
+from flexjudge_reward.judge.rewards import NO_TROUBLE, Outcome
+from flexjudge_reward.trainers.probes import ProbeResult
 from flexjudge_reward.types import Failure
 
 FLAT_GROUPS = 20
 _WINDOW, _LEAST = 500, 100  # rows over which failures are counted
+_SHOWN = 16  # of a kind, that a warning counts
+_MORE, _FIRST = 0.25, 5
+# A copy's score may be higher as often as lower, by noise.
+_ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3}
+_ENOUGH, _SUSPECT, _HIGHEST = 7.0, 1.0, 9.0  # sums: of an alarm, to be probed first, and where it stops growing
+_SAID = {
+    "padded": "an answer with filler scores higher than without",
+    "styled": "an answer dressed in Markdown scores higher than in plain words",
+    "reference": "the reference answer scores low",
+    "other_answer": "the policy's answers to other questions score high",
+    "grafted": "an answer scores higher with one to another question after it",
+}
 
 
 class Alarms:
@@ -25,14 +45,48 @@ class Alarms:
         """`limit` is the share of failures that stops the run, 0 to 1."""
         self.limit, self.flat = limit, 0
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
+        self._probed: dict[str, deque[bool]] = {}
+        self._sums: dict[str, float] = {}
+        self._other: list[bool] = []  # the first of the kind other_answer
         self._on: set[str] = set()
 
-    def look(self, outcomes: Sequence[Outcome], groups: Sequence[Hashable]) -> dict[str, str]:
-        """The warnings that begin with these rows, by the name of the trouble."""
+    def look(
+        self, outcomes: Sequence[Outcome], groups: Sequence[Hashable], probes: Sequence[ProbeResult] = ()
+    ) -> dict[str, str]:
+        """The warnings that begin with these rows and probes, by the name of the trouble."""
+        troubles = {**self._rows(outcomes, groups), **self._probes(probes)}
+        begun = {name: said for name, said in troubles.items() if name not in self._on}
+        self._on = set(troubles)
+        return begun
+
+    @property
+    def probes_failed(self) -> float | None:
+        """The share of the latest probes that the judge got wrong; None before the first."""
+        failed = [one for probed in self._probed.values() for one in probed]
+        return sum(failed) / len(failed) if failed else None
+
+    @property
+    def suspects(self) -> list[str]:
+        """Kinds of probes that look wrong, and not yet enough for an alarm."""
+        return sorted(kind for kind, total in self._sums.items() if _SUSPECT <= total < _ENOUGH)
+
+    def _take(self, probe: ProbeResult) -> None:
+        if probe.kind == "other_answer" and len(self._other) < _FIRST:
+            self._other.append(probe.failed)
+            return
+        allowed = _ALLOWED.get(probe.kind, 0.1)
+        if probe.kind == "other_answer":
+            allowed = min(0.9, (sum(self._other) + 1) / (_FIRST + 2) + _MORE)
+        right = 0.3 * (1 - allowed)  # of a judge that is wrong most of the time
+        step = math.log((1 - right) / allowed) if probe.failed else math.log(right / (1 - allowed))
+        self._sums[probe.kind] = min(_HIGHEST, max(0.0, self._sums.get(probe.kind, 0.0) + step))
+        self._probed.setdefault(probe.kind, deque(maxlen=_SHOWN)).append(probe.failed)
+
+    def _rows(self, outcomes: Sequence[Outcome], groups: Sequence[Hashable]) -> dict[str, str]:
         scores: dict[Hashable, list[float]] = defaultdict(list)
         for outcome, group in zip(outcomes, groups, strict=True):
             # A thought that the trainer cut is the policy's: no judge has failed.
-            self._recent.append(isinstance(outcome, Failure) and outcome.kind != "unfinished")
+            self._recent.append(isinstance(outcome, Failure) and outcome.kind not in NO_TROUBLE)
             if not isinstance(outcome, Failure):
                 scores[group].append(outcome)
         for judged in scores.values():
@@ -48,6 +102,19 @@ class Alarms:
         if rate > self.limit / 2:
             stop = f"{self.limit:.1%} stop the run"
             troubles["failures"] = f"{rate:.1%} of the last {len(self._recent)} rows have no score; {stop}"
-        begun = {name: said for name, said in troubles.items() if name not in self._on}
-        self._on = set(troubles)
-        return begun
+        return troubles
+
+    def _probes(self, probes: Sequence[ProbeResult]) -> dict[str, str]:
+        for probe in probes:
+            self._take(probe)
+        troubles = {}
+        for kind, results in self._probed.items():
+            failed, count = sum(results), len(results)
+            if self._sums[kind] >= _ENOUGH:
+                said = _SAID.get(kind, "an answer that says nothing scores high")
+                troubles[f"probe_{kind}"] = (
+                    f"{failed} of the last {count} probes of the judge, {kind}, came out wrong: {said}."
+                    ' A policy can learn to be paid for it. The record has them under "probe"; a stricter rubric, a'
+                    " group format or another judge helps"
+                )
+        return troubles

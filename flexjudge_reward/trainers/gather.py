@@ -6,8 +6,11 @@ which never travel); the outcomes go back to the rows.
 
 Every rank takes part in every exchange: an error travels as a value and is raised on all ranks together. One deadline
 counts from the beginning of the call, over reading rows and media and judging; what passes it gives `timeout` failures.
-So no rank waits for another longer than that deadline. Groups,
-owners and rewards are computed from data that all ranks have seen alike.
+So no rank waits for another longer than that deadline. Groups, owners and rewards are computed from data that all ranks
+have seen alike.
+
+Rewards that overlap in time have a gloo group of ranks each, opened in the order in which the trainer calls them: what
+one exchanges cannot meet what another does, in whatever order their judges answer.
 """
 
 from __future__ import annotations
@@ -15,19 +18,22 @@ from __future__ import annotations
 import atexit
 import ctypes
 import math
+import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from flexjudge_reward.errors import ConfigError, EngineError
-from flexjudge_reward.judge.config import distributed
+from flexjudge_reward.judge.machine import distributed
 from flexjudge_reward.judge.rewards import Outcome, group_ids
+from flexjudge_reward.trainers.probes import ProbeResult
 from flexjudge_reward.types import Failure
 
 T = TypeVar("T")
@@ -72,6 +78,8 @@ class RowResult:
     """Of the completion, in characters."""
     cached: bool = False
     """Whether all its replies came from the cache."""
+    spread: float = 0.0
+    """How unsure the judge is of the score, as a standard deviation in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class RankResults:
     outcomes: tuple[Failure | None, ...] = ()
     """One entry per single judgement; see `Verdict.outcomes`."""
     seconds: float = 0.0
+    probes: tuple[ProbeResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,13 +137,24 @@ def assign_groups(ranks: Sequence[RankRows], size: int | None = None) -> list[Gr
     return groups
 
 
-def all_gather(mine: T) -> list[T]:
-    """What every rank has, in rank order. Every rank must call it equally often. Raises OtherRankError."""
-    group = distributed()
+def own_group(deadline: float) -> Any:
+    """A group of all ranks for one reward; None alone. Every rank must call it in the same order."""
+    ranks = distributed()
+    # A rank answers within its deadline. Longer than that waits only who waits for a rank that is stuck elsewhere.
+    seconds = min(max(1800.0, 2 * deadline), 7 * 86400.0)
+    return None if ranks is None else ranks.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+
+
+def all_gather(mine: T, group: Any = None) -> list[T]:
+    """What every rank has, in rank order. Every rank must call it equally often. Raises OtherRankError.
+
+    `group` is one of `own_group`; by default the trainer's.
+    """
+    ranks = distributed()
     gathered: list[Any] = [mine]
-    if group is not None:
-        gathered = [None] * group.get_world_size()
-        group.all_gather_object(gathered, mine)
+    if ranks is not None:
+        gathered = [None] * ranks.get_world_size()
+        ranks.all_gather_object(gathered, mine, group=group)
     if not isinstance(mine, RankError):
         for number, other in enumerate(gathered):
             if isinstance(other, RankError):
@@ -143,14 +163,14 @@ def all_gather(mine: T) -> list[T]:
 
 
 @contextmanager
-def raised_on_all_ranks() -> Iterator[None]:
+def raised_on_all_ranks(group: Any = None) -> Iterator[None]:
     """An error inside is raised on all ranks: the others see it in the exchange they are waiting in."""
     try:
         yield
     except OtherRankError:
         raise  # all ranks have it already
     except Exception as error:
-        all_gather(RankError(f"{type(error).__name__}: {error}"))
+        all_gather(RankError(f"{type(error).__name__}: {error}"), group)
         raise
 
 
@@ -178,24 +198,44 @@ class Deadline:
             return work()
         if not self.left:
             return None
-        result: Future[T] = Future()
-        torch = sys.modules["torch"]
-        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-
-        def run() -> None:
-            try:
-                if device is not None:  # it belongs to a thread: a new thread would use the first GPU on every rank
-                    torch.cuda.set_device(device)
-                result.set_result(work())
-            except BaseException as error:
-                result.set_exception(error)
-
-        thread = threading.Thread(target=run, name="flexjudge-judging", daemon=True)
-        thread.start()
+        result, thread = started(work)
         if wait([result], self.left).not_done:
             atexit.register(_end, thread)
             return None
         return result.result()
+
+
+def started(work: Callable[[], T]) -> tuple[Future[T], threading.Thread]:
+    """`work` in a thread that ends with the process at the latest, on the GPU of this rank."""
+    result: Future[T] = Future()
+    device = _device()
+
+    def run() -> None:
+        try:
+            if device is not None:  # it belongs to a thread: a new thread would use the first GPU on every rank
+                sys.modules["torch"].cuda.set_device(device)
+            found = work()
+        except BaseException as error:
+            with suppress(InvalidStateError):  # no caller waits for it any more
+                result.set_exception(error)
+        else:
+            with suppress(InvalidStateError):
+                result.set_result(found)
+
+    thread = threading.Thread(target=run, name="flexjudge-judging", daemon=True)
+    thread.start()
+    return result, thread
+
+
+def _device() -> int | None:
+    """The GPU of this rank, if one is in use: the main thread's; a trainer's other threads do not know it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    local = os.environ.get("LOCAL_RANK", "")
+    if threading.current_thread() is not threading.main_thread() and local.isdecimal():
+        return int(local) % int(torch.cuda.device_count())
+    return int(torch.cuda.current_device())
 
 
 def _end(thread: threading.Thread) -> None:

@@ -1,13 +1,14 @@
-"""Reward metrics: cost, failures, signal quality.
+"""Reward metrics: failures, signal quality, time; `cost.py` adds tokens and cost.
 
     score                       mean score of the judged rows, 0 to 1
-    failure_rate, failed_*      share of rows without a score, in four kinds
+    failure_rate, failed_*      share of rows without a score, in five kinds
     failed_ours                 share of rows without a score that their candidate did not cause (`judge/rewards.py`)
     failed_candidate            share of rows without a score that their candidate caused
     failed_judgements           share of single judgements that failed; a row may combine several comparisons or votes
     forced                      share of the judge's reasonings that had to be closed
     zero_variance               share of groups in which all scores are equal, so that they give no gradient
     swap_agreed                 share of swapped pairs with the same winner in both orders; only where they are swapped
+    met_*                       share of a checklist's answers that are yes, by need and by name; only with a checklist
     score_length                correlation of score and length of what was judged, -1 to 1; 0 where one does not vary
     judge_tokens                tokens the judge wrote per reward, those of cached replies included
     judge_seconds               of the slowest rank
@@ -33,7 +34,8 @@ _FAILED: dict[str, tuple[FailureKind, ...]] = {
     "media": ("media",),
     "unfinished": ("unfinished",),
     "engine": ("transport", "timeout", "engine", "unsupported", "prompt_cut"),
-    "reply": ("truncated", "malformed", "out_of_range", "wrong_count", "refused", "empty"),
+    "reply": ("truncated", "malformed", "out_of_range", "wrong_count", "refused", "empty", "check"),
+    "uncertain": ("uncertain",),
 }
 
 
@@ -57,6 +59,8 @@ def metrics(ranks: Sequence[RankResults], rows: Sequence[RowResult], groups: Seq
     values["forced"] = counters.get("forced", 0) / max(1, counters.get("reasonings", 0))
     if counters.get("swaps"):
         values["swap_agreed"] = counters["swaps_agreed"] / counters["swaps"]
+    for name in (name.removeprefix("criteria_") for name in counters if name.startswith("criteria_")):
+        values[f"met_{name}"] = counters[f"met_{name}"] / counters[f"criteria_{name}"]
     values["cached"] = sum(row.cached for row in rows) / len(rows)
     values["judge_seconds"] = max(rank.seconds for rank in ranks)
     values["judge_tokens"] = counters.get("tokens", 0) / len(rows)

@@ -7,8 +7,9 @@
 A row waits until its group is whole; then the group is judged, together with everything else that is ready. Rows
 without a group are judged at once, in batches. A group that is not whole within the deadline of its first row is not
 judged: each of its rows is a `timeout` failure, and what that gives is the session's policy. Half a group is never
-ranked. Under the policy "raise" a group that failed raises for its own rows only. An error that stops judging (the
-engine answers nothing, or too many judgements failed) raises for every row that shares the batch.
+ranked, unless the caller does not know the sizes (`idle`). A row whose future is cancelled leaves its group. Under the
+policy "raise" a group that failed raises for its own rows only. An error that stops judging (the engine answers
+nothing, or too many judgements failed) raises for every row that shares the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from flexjudge_reward.engines.base import Closable
 from flexjudge_reward.errors import ConfigError, EngineError, JudgementFailed
 from flexjudge_reward.judge.config import RewardConfig
 from flexjudge_reward.judge.rewards import Outcome, rewards
-from flexjudge_reward.trainers.session import RewardSession, Scored
+from flexjudge_reward.trainers.session import RewardSession
+from flexjudge_reward.trainers.tasks import Scored
 from flexjudge_reward.types import Example, Failure
 
 _BATCHES = 4  # judged at the same time
@@ -52,7 +54,7 @@ class _Group:
     def settle(self, scored: Scored, config: RewardConfig) -> None:
         """Gives every row its score, or the error that the policy makes of it."""
         try:
-            numbers = rewards(scored.outcomes, [0] * len(self.rows), config.on_failure, config.on_candidate_failure)
+            numbers = rewards(scored.counted, [0] * len(self.rows), config.on_failure, config.on_candidate_failure)
         except JudgementFailed as error:
             self.fail(error)
             return
@@ -69,15 +71,19 @@ class _Group:
 class Rendezvous(Closable):
     """Collects rows into groups and batches for one session. Thread-safe."""
 
-    def __init__(self, session: RewardSession, deadline: float = 300.0, linger: float = 0.02) -> None:
+    def __init__(
+        self, session: RewardSession, deadline: float = 300.0, linger: float = 0.02, idle: bool = False
+    ) -> None:
         """
         Args:
             deadline: seconds within which all rows of a group must arrive.
             linger: seconds that a row that is ready waits for others to share its batch.
+            idle: for a trainer that does not know the sizes of its groups: the deadline counts from the latest row, and
+                what is there then is the group, if the format can judge so few.
         """
         if not deadline > 0 or not linger >= 0:
             raise ConfigError(f"deadline must be positive and linger at least 0, found {deadline!r} and {linger!r}")
-        self.session, self.deadline, self.linger = session, deadline, linger
+        self.session, self.deadline, self.linger, self.idle = session, deadline, linger, idle
         self._open: dict[Hashable, _Group] = {}
         self._ready: list[_Group] = []
         self._changed = threading.Condition()
@@ -95,8 +101,8 @@ class Rendezvous(Closable):
             size: the rows of the group.
 
         Raises:
-            ConfigError: another row of the group gave another size, the size does not fit the format, or the row has
-                not one candidate.
+            ConfigError: another row of the group gave another size, the size does not fit the format or the setting
+                `shrink`, or the row has not one candidate.
             EngineError: the rendezvous is closed.
         """
         self._check(row, group, size)
@@ -108,16 +114,29 @@ class Rendezvous(Closable):
             waiting = self._open.setdefault(key, _Group(size, time.monotonic() + self.deadline))
             if waiting.size != size:
                 raise ConfigError(f"the group {group!r} has {waiting.size} rows for one row and {size} for another")
+            if self.idle:
+                waiting.due = time.monotonic() + self.deadline
             waiting.rows.append(row)
             waiting.futures.append(future)
             if len(waiting.rows) == size:
                 self._ready.append(self._open.pop(key))
             self._changed.notify()
+        future.add_done_callback(lambda done: self._leave(key, done) if done.cancelled() else None)
         return future
 
     async def score(self, row: Example, group: Hashable = None, size: int = 1) -> RowScore:
         """As `submit`, for a coroutine."""
         return await asyncio.wrap_future(self.submit(row, group, size))
+
+    def _leave(self, key: Hashable, future: Future[RowScore]) -> None:
+        with self._changed:
+            waiting = self._open.get(key)
+            if waiting is None or future not in waiting.futures:
+                return
+            index = waiting.futures.index(future)
+            del waiting.rows[index], waiting.futures[index]
+            if not waiting.rows:
+                del self._open[key]
 
     def close(self) -> None:
         """Ends the threads; rows that still wait fail with EngineError. May be called twice."""
@@ -139,6 +158,8 @@ class Rendezvous(Closable):
         format = self.session.judge.format
         if not format.max_candidates == 1 and size < format.min_candidates:
             raise ConfigError(f"{format.described()} compares {format.min_candidates:g} rows or more, found {size}")
+        if size == 1 and self.session.config.shrink:
+            raise ConfigError("shrink moves scores toward their group's mean, and this row came without one: unset it")
 
     def _dispatch(self) -> None:
         while True:
@@ -164,7 +185,7 @@ class Rendezvous(Closable):
         failed = {
             index: Failure("timeout", f"{len(group.rows)} of {group.size} rows arrived within {self.deadline:g} s")
             for index, group in enumerate(groups)
-            if len(group.rows) < group.size
+            if len(group.rows) < (self.session.judge.format.min_candidates if self.idle else group.size)
         }
         try:
             # The policy counts for each group on its own.

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import CachedEngine, ConfigError, JudgeConfig, Rubric
-from flexjudge_reward.judge.config import LARGE, OFF, training_processes
+from flexjudge_reward import CachedEngine, ConfigError, JudgeConfig, OneCall, Rubric
+from flexjudge_reward.judge.config import LARGE, OFF
+from flexjudge_reward.judge.machine import training_processes
+from flexjudge_reward.prompts.template import Template, copy_prompt_set
 
 SERVER = "http://localhost:8001/v1"
 
@@ -148,3 +150,29 @@ def test_numbers_reach_the_formats() -> None:
     assert (lists.format.size, lists.format.inner.answer_tokens) == (4, 9)
     votes: Any = resolve({"votes": 3, "temperature": 0.7, "expected_score": True, "cache": OFF}).build()
     assert (votes.format.k, votes.format.by, votes.sampling.temperature) == (3, "mean", 0.7)
+
+
+# ---------------------------------------------------------------- the words of a judge
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> str:
+    """The folder of a judge that was trained with the texts of `nano`; there are no weights in it."""
+    copy_prompt_set("nano", tmp_path)
+    return str(tmp_path)
+
+
+def test_a_judge_is_asked_in_its_own_words(judge: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = JudgeConfig.resolve({"model": judge, "cache": OFF}, {}, gpu=lambda: False)
+    assert config.prompt_set == str(Path(judge) / "prompts")
+    built = config.build().format.innermost()
+    assert isinstance(built, OneCall) and built.template == Template.load("nano", "pointwise")
+    assert JudgeConfig.resolve({"model": judge, "prompt_set": "nano"}, {}).build() and not caplog.messages
+    assert JudgeConfig.resolve({"model": LARGE}, {}).prompt_set == "flex"
+
+
+def test_other_words_than_its_own_are_a_warning(judge: str, caplog: pytest.LogCaptureFixture) -> None:
+    for settings in ({"prompt_set": "flex"}, {"prompt_set": "flex", "format": "pairwise_verdict"}):
+        caplog.clear()
+        JudgeConfig.resolve({"model": judge, "cache": OFF} | settings, {}).build()
+        assert "is asked in other words" in caplog.text and "leave out prompt_set" in caplog.text

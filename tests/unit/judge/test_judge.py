@@ -165,6 +165,8 @@ def test_media_that_the_model_cannot_be_shown_are_named() -> None:
     judge = Judge(Pointwise(), Blind(shout))
     judge.check_media(Example("q", ["a"]))
     judge.check_media(Example([Media.image(b""), "q"], ["a"]))
+    with pytest.raises(ConfigError, match="no judge can be shown audio yet"):
+        judge.check_media(Example([Media.audio(b""), "q"], ["a"]))
     with pytest.raises(ConfigError, match="cannot be shown videos: use a model that can"):
         judge.check_media(Example("q", [[Media.video([])]]))
 

@@ -60,6 +60,9 @@ def answers(path: Path) -> list[str]:
 # ---- a line
 
 
+SHORT = {"criteria": "Is it short?", "low": 1.0, "high": 10.0, "decimals": False}
+
+
 def test_a_line_has_everything_about_its_judgement(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x" / "judgements.jsonl"  # its folders are made
     replies = [Generation(tags(7), prompt_tokens=30, completion_tokens=9), Generation("<think>hm", "length")]
@@ -75,7 +78,7 @@ def test_a_line_has_everything_about_its_judgement(tmp_path: Path) -> None:
     assert (good["judge"]["seed"], good["judge"]["temperature"], good["judge"]["max_tokens"]) == (5, 0.0, 2048)
     assert good["judge"]["rubric"] == Rubric.load("helpfulness").criteria
     assert (good["question"], good["candidates"], good["reference"]) == (["look ", "here"], [["7 a"]], ["six"])
-    assert (good["rubric"], cut["rubric"], cut["reference"]) == ("Is it short?", None, None)
+    assert (good["rubric"], cut["rubric"], cut["reference"]) == (SHORT, None, None)
     assert (good["scores"], good["scale"], good["failure"]) == ([7.0], [1.0, 10.0], None)
     assert cut["scores"] is None and cut["failure"]["kind"] == "truncated" and cut["failure"]["detail"]
     tokens = {"prompt_tokens": 30, "completion_tokens": 9, "cached": False}
@@ -202,7 +205,7 @@ def test_killed_writers_lose_nothing_that_was_written(tmp_path: Path) -> None:
 def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     writers = [writer(path, f"w{number}", 40, 3000) for number in range(3)]
-    assert [process.wait(60) for process in writers] == [0] * 3
+    assert [process.wait(240) for process in writers] == [0] * 3
     for process in writers:
         assert process.stdout is not None
         process.stdout.close()

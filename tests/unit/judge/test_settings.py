@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+import flexjudge_reward
 from flexjudge_reward import ConfigError, Judge, JudgeConfig, Pairwise, RewardConfig, Rubric, ServerEngine
 from flexjudge_reward.judge.config import KNOWN_SETTINGS
-from flexjudge_reward.judge.settings import add_flags, checked, settings_of
+from flexjudge_reward.judge.settings import add_flags, checked, declared_names, settings_of
+from flexjudge_reward.judge.trainer_settings import TrainerConfig
 
 SERVER = "http://localhost:8001/v1"
 FORMAT = """
@@ -95,9 +97,9 @@ def test_arguments_of_their_own_types_are_kept() -> None:
 
 def test_every_setting_is_a_flag_with_a_help_and_the_same_type() -> None:
     parser = argparse.ArgumentParser()
-    declared = settings_of(JudgeConfig, RewardConfig)
+    declared = settings_of(JudgeConfig, RewardConfig, TrainerConfig)
     add_flags(parser.add_argument_group("all"), declared.values(), {"votes": 1})
-    fields = [field for owner in (JudgeConfig, RewardConfig) for field in dataclasses.fields(owner)]
+    fields = [field for owner in (JudgeConfig, RewardConfig, TrainerConfig) for field in dataclasses.fields(owner)]
     assert set(declared) == {field.name for field in fields} - {"why"} and all(one.help for one in declared.values())
     assert set(vars(parser.parse_args([])).values()) == {None}  # a flag that is not given says nothing
     words = "--votes 3 --temperature 0.5 --no-position-swap --swap-margin 1 --format pairwise --deadline 9".split()
@@ -369,11 +371,82 @@ def test_an_engine_from_a_nearer_place_drops_what_is_for_another(
             lambda **given: RewardConfig.resolve(given, {}), {"model": "nano"},
             "the argument model belongs to JudgeConfig, not to RewardConfig", id="reward",
         ),
+        pytest.param(
+            lambda **given: Judge.load(**given), {"serve_port": 8900},
+            "the argument serve_port belongs to TrainerConfig, not to JudgeConfig", id="trainer",
+        ),
     ],
 )  # fmt: skip
 def test_an_argument_of_the_other_configuration_is_refused(resolve: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(**given)
+
+
+# ---- judges by name
+
+
+@pytest.mark.parametrize("form", ["toml", "yaml"])
+def test_judges_by_name_have_settings_of_their_own(form: str, tmp_path: Path) -> None:
+    """What is said of one judge goes before what is said of all, wherever it is said."""
+    file = tmp_path / f"judges.{form}"
+    short_table = '[short]\nseed = 2\nformat = "pairwise"\n'
+    texts = {
+        "toml": f"seed = 1\nvotes = 1\ndeadline = 9\n{short_table}[long_one]\ntemperature = 1\n",
+        "yaml": "{seed: 1, votes: 1, deadline: 9, short: {seed: 2, format: pairwise}, long_one: {temperature: 1}}",
+    }
+    file.write_text(texts[form])
+    environ = {"FLEXJUDGE_CONFIG": str(file), "FLEXJUDGE_SEED": "3", "FLEXJUDGE_LONG_ONE__VOTES": "5"}
+    environ["FLEXJUDGE_SHORT__DEADLINE"] = "8"
+    one, short, long = (JudgeConfig.resolve({}, environ, lambda: False, name) for name in ("", "short", "long_one"))
+    assert (one.seed, one.format, one.votes) == (3, "pointwise", 1)
+    assert (short.seed, short.format, short.votes) == (2, "pairwise", 1)
+    assert (long.seed, long.votes, long.temperature) == (3, 5, 1.0)
+    assert [RewardConfig.resolve({}, environ, name).deadline for name in ("", "short", "long_one")] == [9, 8, 9]
+    assert declared_names(KNOWN_SETTINGS, environ) == ["long_one", "short"]
+    assert JudgeConfig.resolve({"seed": 4}, environ, lambda: False, "short").seed == 4
+
+
+def test_wrong_settings_are_no_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXJUDGE_TYPO", "1")
+    assert not hasattr(flexjudge_reward, "no_such_judge")
+    with pytest.raises(AttributeError, match="FLEXJUDGE_TYPO"):
+        _ = flexjudge_reward.no_such_judge
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "message"),
+    [
+        pytest.param("[short]\nmodle = 'x'", {}, "modle in .short. of the file .*unknown setting 'modle'", id="file"),
+        pytest.param("", {"SHORT__MODLE": "x"}, "FLEXJUDGE_SHORT__MODLE: unknown setting 'modle'", id="variable"),
+        pytest.param("", {"SHORT__VOTES": "x"}, "FLEXJUDGE_SHORT__VOTES: 'votes' must be a whole number", id="value"),
+        pytest.param("[judge]\nseed = 1", {}, "'judge' is a name of the package already", id="folder"),
+        pytest.param("", {"RERANK__SEED": "1"}, "'rerank' is a name of the package already", id="function"),
+        pytest.param("[Short]\nseed = 1", {}, "lower-case letters, digits and single _, found 'Short'", id="letters"),
+        pytest.param("", {"__SEED": "1"}, "unknown setting|lower-case", id="no-name"),
+        pytest.param("short = 7", {}, "unknown setting 'short'", id="no-table"),
+    ],
+)
+def test_a_wrong_setting_of_a_named_judge_is_named(
+    text: str, environ: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "judges.toml").write_text(text)
+    given = {"FLEXJUDGE_CONFIG": str(tmp_path / "judges.toml")}
+    given |= {f"FLEXJUDGE_{name}": value for name, value in environ.items()}
+    for name in ("", "short"):
+        with pytest.raises(ConfigError, match=message):
+            JudgeConfig.resolve({}, given, lambda: False, name)
+
+
+def test_a_judge_by_name_is_an_attribute_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXJUDGE_KIND_ONE__MAX_FAILURE_RATE", "0.5")
+    one = flexjudge_reward.kind_one
+    assert one is flexjudge_reward.kind_one and one.__name__ == "kind_one"
+    assert one.session.config.max_failure_rate == 0.5
+    assert RewardConfig.resolve().max_failure_rate == 0.05
+    with pytest.raises(AttributeError, match="'kind_two'; to name a judge, set FLEXJUDGE_KIND_TWO__RUBRIC"):
+        flexjudge_reward.kind_two  # noqa: B018
+    with pytest.raises(AttributeError):
+        flexjudge_reward._private  # noqa: B018
 
 
 # ---- formats and plugins of one's own

@@ -52,7 +52,10 @@ def test_shares_by_cause(outcomes: list[Outcome], groups: str, ours: float, thei
 @pytest.mark.parametrize("kind", get_args(FailureKind))
 def test_every_kind_of_failure_is_in_one_class(kind: FailureKind) -> None:
     found = measured([Failure(kind), 0.5])
-    assert sorted(found[f"failed_{part}"] for part in ("media", "unfinished", "engine", "reply")) == [0, 0, 0, 0.5]
+    assert sorted(found[f"failed_{part}"] for part in ("media", "unfinished", "engine", "reply", "uncertain")) == [
+        *[0] * 4,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 import time
@@ -22,6 +23,7 @@ from flexjudge_reward import (
     Judge,
     JudgementFailed,
     Listwise,
+    MajorityVote,
     Pairwise,
     Pointwise,
     Rendezvous,
@@ -30,7 +32,7 @@ from flexjudge_reward import (
     ScriptedEngine,
 )
 from flexjudge_reward.trainers.rendezvous import RowScore
-from support.judging import scores
+from support.judging import scores, tags
 
 Meet = Callable[..., Rendezvous]
 
@@ -133,6 +135,22 @@ def test_rows_from_coroutines_are_judged_in_their_groups(seed: int, meet: Meet) 
     assert all(one.outcome == one.reward and one.reasoning == "so" for one in found.values())
 
 
+def unsure(request: Request) -> str:
+    """An answer that differs from vote to vote."""
+    return tags(1 + int(hashlib.md5(repr(request).encode()).hexdigest(), 16) % 10)
+
+
+def test_unsure_scores_of_a_group_shrink_as_in_one_call(meet: Meet, engine: Engine) -> None:
+    engine.replies = unsure
+    meeting = meet(MajorityVote(Pointwise(), 4, "mean"), probes=0.0, shrink=True)
+    rows = [row(n) for n in range(4)]
+    (direct,) = meeting.session.score_groups([rows])
+    futures = [meeting.submit(one, "g", 4) for one in rows]
+    assert rewards(futures) == direct.rewards != direct.outcomes == [future.result().outcome for future in futures]
+    with pytest.raises(ConfigError, match="this row came without one"):
+        meeting.submit(rows[0])
+
+
 def test_rows_without_a_group_share_batches(meet: Meet, engine: Engine) -> None:
     meeting = meet(Pointwise(), linger=0.3)
     assert rewards([meeting.submit(row(n % 10 + 1)) for n in range(30)]) == pytest.approx(
@@ -170,16 +188,24 @@ def test_slow_judging_does_not_hold_up_another_group(meet: Meet, engine: Engine)
 
 
 def test_an_incomplete_group_is_not_judged_and_gets_none(meet: Meet, engine: Engine) -> None:
-    meeting = meet(deadline=0.2)
+    meeting = meet(deadline=0.5)
     late = [meeting.submit(row(n), "late", 3) for n in (1, 2)]
     whole = [meeting.submit(row(n), "whole", 2) for n in (3, 4)]
     assert rewards(whole) == pytest.approx([2 / 9, 3 / 9])
     assert rewards(late) == [None, None] and engine.calls == [1]
     outcome = late[0].result().outcome
     assert isinstance(outcome, Failure) and outcome.kind == "timeout"
-    assert outcome.detail == "2 of 3 rows arrived within 0.2 s"
+    assert outcome.detail == "2 of 3 rows arrived within 0.5 s"
     after = meeting.submit(row(3), "late", 3)  # which opens the group anew
     assert isinstance(after.result(10).outcome, Failure)
+
+
+def test_a_cancelled_row_leaves_its_group(meet: Meet, engine: Engine) -> None:
+    meeting = meet()
+    assert meeting.submit(row(1), "alone", 2).cancel() and not meeting._open
+    left, kept = meeting.submit(row(1), "g", 2), meeting.submit(row(2), "h", 3)
+    assert left.cancel() and rewards([meeting.submit(row(n), "g", 2) for n in (3, 4)]) == pytest.approx([2 / 9, 3 / 9])
+    assert [*meeting._open] == ["h"] and kept.cancel()
 
 
 def test_an_incomplete_group_is_an_error_under_raise(meet: Meet) -> None:

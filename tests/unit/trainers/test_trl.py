@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import multiprocessing
 import pickle
@@ -9,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from flexjudge_reward import (
     Untrusted,
 )
 from flexjudge_reward.trainers import trl as adapter
+from support.layouts import Remote, gathered
 
 Messages = list[dict[str, Any]]
 
@@ -244,6 +248,45 @@ def test_a_wrong_batch_is_named_before_any_model_loads(
         one(prompts, completions, **{"truth": [None] * len(completions), **columns})
 
 
+CLIP = {"array": [0.0], "sampling_rate": 16000}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        pytest.param({"audio": [b"RIFF", b"RIFF"]}, "no judge can be shown audio yet", id="audio"),
+        pytest.param({"picture": [None, picture()]}, "column 'picture' holds images.*rename it to 'images'", id="name"),
+        pytest.param({"pictures": [[picture()], []]}, "column 'pictures' holds images", id="list"),
+        pytest.param({"file": [{"bytes": b"x", "path": None}] * 2}, "column 'file' holds images", id="undecoded"),
+        pytest.param({"song": [CLIP, CLIP]}, "column 'song' holds audios", id="sound"),
+        pytest.param({"link": ["data:video/mp4;base64,AA"] * 2}, "column 'link' holds videos", id="data-uri"),
+        pytest.param({"shown": [Media.image(b"")] * 2}, "column 'shown' holds images", id="media"),
+    ],
+)
+def test_media_that_the_judge_would_not_see_are_an_error_before_judging(columns: dict[str, Any], message: str) -> None:
+    one = reward()
+    with pytest.raises(ConfigError, match=message):
+        one(["q", "q"], ["!", "!!"], **columns)
+    assert prompts_of(one) == [] and one.summary.judged == 0
+    if "rename" in message:
+        assert reward(ignored_columns="x, picture")(["q", "q"], ["!", "!!"], **columns) == pytest.approx([1 / 9, 2 / 9])
+
+
+@pytest.mark.parametrize("part", [{"type": "audio", "audio": b"RIFF"}, {"type": "video", "video": [picture()]}])
+@pytest.mark.parametrize("place", ["prompt", "completion", "reference"])
+def test_a_part_that_the_judge_cannot_be_shown_is_an_error(part: dict[str, Any], place: str) -> None:
+    class Blind(ScriptedEngine):
+        def supports(self, modality: str) -> bool:
+            return modality == "image"
+
+    one = FlexJudgeReward(Judge(Pointwise(), Blind([])), reference_column="truth")
+    prompt = user(part, TEXT) if place == "prompt" else user("q")
+    completion = [{"role": "assistant", "content": [part]}] if place == "completion" else said("a")
+    with pytest.raises(ConfigError, match=r"be shown (audio|video)"):
+        one([prompt], [completion], truth=[[part] if place == "reference" else None])
+    assert prompts_of(one) == []
+
+
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ConfigError, match="no column 'truth'; the columns that reached the reward are answer, level"):
         reward(reference_column="truth")(["q"], ["a"], answer=["b"], level=[1], trainer_state=None)
@@ -342,6 +385,52 @@ def test_closing_twice_and_calling_again() -> None:
     assert one(["q"], ["!"]) == pytest.approx([1 / 9])
 
 
+def remote(count: int, format: Format | None = None) -> list[FlexJudgeReward]:
+    """Rewards on servers that answer once all of them are asked."""
+    meeting = threading.Barrier(count)
+    return [FlexJudgeReward(Judge(format or Pointwise(), Remote(meeting)), name=f"r{n}") for n in range(count)]
+
+
+def test_rewards_on_servers_run_side_by_side_where_they_are_awaited() -> None:
+    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    pair = remote(2, Listwise())
+    words = {"log_metric": found.__setitem__, "log_extra": extra.__setitem__, "trainer_state": None}
+    rewards = gathered(*(partial(one, prompts=["q"] * 2, completions=["a", "b"], **words) for one in pair))
+    assert len(rewards) == 2 and all(sorted(values) == pytest.approx([0, 1 / 9]) for values in rewards)
+    assert set(extra) == {"r0/reasoning", "r1/reasoning"} and found["r0/failure_rate"] == found["r1/failure_rate"] == 0
+
+
+def test_a_reward_is_awaited_where_its_judge_is_on_a_server_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_async(one: Any) -> bool:  # as trainer/utils.py of TRL 1.16 looks
+        return inspect.iscoroutinefunction(one) or inspect.iscoroutinefunction(one.__call__)
+
+    assert is_async(remote(1)[0]) and is_async(pickle.loads(pickle.dumps(FlexJudgeReward(base_url="http://x/v1"))))
+    assert not is_async(reward()) and not is_async(FlexJudgeReward(model="nano"))
+    assert is_async(FlexJudgeReward(engine="vendor", model="openai:gpt"))
+    monkeypatch.setenv("FLEXJUDGE_AWAITED__BASE_URL", "http://127.0.0.1:9/v1")
+    assert is_async(FlexJudgeReward(name="awaited")) and not is_async(FlexJudgeReward(name="other"))
+    monkeypatch.setenv("FLEXJUDGE_SEED", "x")
+    assert not is_async(FlexJudgeReward()) and is_async(FlexJudgeReward(base_url="http://x/v1"))
+
+
+def test_a_plain_call_is_a_list_also_in_a_notebook() -> None:
+    (one,) = remote(1)
+    assert type(one(["q"], ["a"])) is list
+
+    async def cell() -> tuple[list[Any], list[Any]]:
+        return one(["q"], ["a"]), await one(["q"], ["a"])  # type: ignore[misc]
+
+    assert asyncio.run(cell()) == ([0.0], [0.0])
+
+
+def test_an_error_of_one_that_is_awaited_is_its_own() -> None:
+    good, bad = remote(2)
+    bad.session.judge.engine.meeting = good.session.judge.engine.meeting = threading.Barrier(1)  # type: ignore[attr-defined]
+    found = gathered(partial(good, ["q"], ["a"]), partial(bad, ["q"], [None]))
+    assert found[0] == [0.0] and isinstance(found[1], ConfigError)
+
+
 def _in_worker(one: FlexJudgeReward, sent: Any) -> None:
     sent.put((one.__name__, one(completions=["!", "CUT"], prompts=["q", "q"], completion_ids=[[1], [2]], other=[1, 2])))
 
@@ -351,7 +440,7 @@ def test_it_pickles_into_a_spawned_worker() -> None:
     sent = context.Queue()
     worker = context.Process(target=_in_worker, args=(reward(name="mine"), sent))
     worker.start()
-    name, rewards = sent.get(timeout=60)
+    name, rewards = sent.get(timeout=240)
     worker.join(30)
     assert (name, rewards, worker.exitcode) == ("mine", pytest.approx([1 / 9, 1 / 9]), 0)
     used = reward()

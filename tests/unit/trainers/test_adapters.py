@@ -1,0 +1,418 @@
+"""The adapters of trainers against their contracts, with stubs of the trainers; `tests/trainers` has the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import (
+    ConfigError,
+    CostLimitReached,
+    Example,
+    FlexJudgeReward,
+    Format,
+    Generation,
+    Judge,
+    JudgementFailed,
+    Listwise,
+    MajorityVote,
+    Pointwise,
+    Rendezvous,
+    Request,
+    RewardSession,
+    ScriptedEngine,
+)
+from flexjudge_reward.cli import path as cli_path
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.trainers import rows, slime, verl, verl_actor
+from support.images import noise
+from support.judging import candidates, grade, tags
+
+TRAINERS = Path(rows.__file__).parent
+Judged = Callable[..., ScriptedEngine]
+
+
+def answer(request: Request) -> str | Generation:
+    texts = [text for text in candidates(request) if not text.startswith("truth")]
+    return Generation.failed("transport", "no route") if "broken" in texts else tags(*map(grade, texts))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judged]:
+    """Makes every judge that a session builds from settings a scripted one."""
+    engines: list[ScriptedEngine] = []
+    opened: list[Rendezvous] = []
+
+    def judged(format: Format | None = None, **environ: str) -> ScriptedEngine:
+        engines.append(ScriptedEngine(answer))
+        for name, value in environ.items():
+            monkeypatch.setenv(f"FLEXJUDGE_{name}", value)
+        judge = Judge(format or Pointwise(), engines[-1]).for_group_size()
+        monkeypatch.setattr(RewardSession, "judge", judge)
+        return engines[-1]
+
+    start = Rendezvous.__init__
+
+    def noted(self: Rendezvous, *given: Any, **named: Any) -> None:
+        start(self, *given, **named)
+        opened.append(self)
+
+    monkeypatch.setattr(Rendezvous, "__init__", noted)
+    for cached in (rows._shared, verl._client, verl._actor):
+        cached.cache_clear()
+    yield judged
+    for meeting in opened:
+        meeting.close()
+    for cached in (rows._shared, verl._client, verl._actor):
+        cached.cache_clear()
+
+
+def loaded(file: str, name: str) -> Any:
+    """A file as trainers load it: by its path, under another name, without its package."""
+    spec = importlib.util.spec_from_file_location(name, TRAINERS / file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- ms-swift
+
+
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
+    class ORM:
+        def __init__(self, args: Any = None, **kwargs: Any) -> None:
+            self.args = args
+
+    orms: dict[str, type] = {}
+    module = types.ModuleType("swift.rewards")
+    vars(module).update(ORM=ORM, orms=orms)
+    monkeypatch.setitem(sys.modules, "swift", types.ModuleType("swift"))
+    monkeypatch.setitem(sys.modules, "swift.rewards", module)
+    loaded("ms_swift/flexjudge_ms_swift.py", "_swift_external_0")
+    return orms
+
+
+def swift_rows(*texts: str, **more: Any) -> dict[str, Any]:
+    asked = [{"role": "system", "content": "You are"}, {"role": "user", "content": "<image><video>Which is top?"}]
+    messages = [[*asked, {"role": "assistant", "content": text}] for text in texts]
+    return {"messages": messages, "trainer_state": None, "prompt_id": ["prompt_0"] * len(texts), **more}
+
+
+def test_ms_swift_gets_a_number_for_every_row(swift: dict[str, type], judged: Judged) -> None:
+    judged()
+    reward = swift["flexjudge"](args=SimpleNamespace(num_generations=2))
+    texts = ["1", "10", "4", "broken", "broken", "broken"]
+    given = swift_rows(*texts, images=[[noise(seed=n // 2)] for n in range(6)], videos=[[[noise()]]] * 6)
+    assert reward(texts, **given) == pytest.approx([0, 1, 3 / 9, 3 / 9, 0.5, 0.5])
+
+
+def test_ms_swift_rows_are_those_of_trl(swift: dict[str, type], judged: Judged) -> None:
+    engine, texts = judged(Listwise()), ["1", "7", "10", "4"]
+    images = [noise(seed=n // 2) for n in range(4)]
+    reward = swift["flexjudge"](args=SimpleNamespace(num_generations=2))
+    messages = [
+        [{"role": "user", "content": "<image>Which?"}, {"role": "assistant", "content": text}] for text in texts
+    ]
+    found = reward(texts, messages=messages, images=[[image] for image in images])
+    prompts = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]] * 4
+    trl = FlexJudgeReward(num_generations=2)(prompts, texts, image=images)
+    assert found == trl and engine.prompts[:2] == engine.prompts[2:]
+
+
+@pytest.mark.parametrize("name", ["ON_FAILURE", "ON_CANDIDATE_FAILURE"])
+def test_ms_swift_refuses_a_policy_that_gives_none(name: str, swift: dict[str, type], judged: Judged) -> None:
+    judged(**{name: "abstain"})
+    with pytest.raises(ConfigError, match=f"'abstain' does not work in ms-swift.*FLEXJUDGE_{name}"):
+        swift["flexjudge"](args=None)
+
+
+def test_the_plugin_of_ms_swift_is_alone_in_its_folder() -> None:
+    files = [file for file in (TRAINERS / "ms_swift").iterdir() if file.name != "__pycache__"]
+    assert [file.name for file in files] == ["flexjudge_ms_swift.py"]
+
+
+# ---- OpenRLHF
+
+
+def test_the_file_of_openrlhf_judges_single_rows_of_many_threads_together(judged: Judged) -> None:
+    engine = judged(REFERENCE_COLUMN="label")
+    reward = loaded("openrlhf.py", "reward_func").reward_func
+    queries = [f"prompt {n} {n % 10 + 1}<|im_end|>" for n in range(24)]
+    calls: list[int] = []
+    complete = engine.complete
+    engine.complete = lambda requests: calls.append(len(requests)) or complete(requests)  # type: ignore[method-assign]
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda n: reward([queries[n]], [f"prompt {n} "], [f"truth {n}"]), range(24)))
+    assert [one["rewards"].item() for one in found] == pytest.approx([n % 10 / 9 for n in range(24)])
+    assert all(one["scores"] == one["rewards"] and one["extra_logs"]["judge_failed"].item() == 0 for one in found)
+    assert len(calls) < 12 and "truth" in str(engine.prompts[0])
+
+
+@pytest.mark.parametrize("trouble", ["failed", "raises", "no-text"])
+def test_a_failure_gives_openrlhf_a_number_and_no_error(trouble: str, judged: Judged) -> None:
+    engine = judged()
+    reward = loaded("openrlhf.py", "reward_func").reward_func
+    if trouble == "raises":
+        engine.complete = lambda requests: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    found = reward([7 if trouble == "no-text" else "q broken"], ["q "], [None])
+    assert found["rewards"].tolist() == found["scores"].tolist() == [0.5]
+    assert found["extra_logs"]["judge_failed"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        pytest.param({"MAX_JUDGE_TOKENS": "200"}, CostLimitReached, id="ceiling"),
+        pytest.param({"MAX_FAILURE_RATE": "0"}, JudgementFailed, id="failures"),
+    ],
+)
+def test_the_file_of_openrlhf_ends_the_run_past_a_limit(
+    settings: dict[str, str], error: type[Exception], judged: Judged
+) -> None:
+    engine = judged(PROBES="0", **settings)
+    tokens = {"prompt_tokens": 100, "completion_tokens": 50}
+    engine.complete = lambda requests: [  # type: ignore[method-assign]
+        replace(one, **tokens) for one in ScriptedEngine.complete(engine, requests)
+    ]
+    reward = loaded("openrlhf.py", "reward_func").reward_func
+    reward(["q 1"], ["q "], [None])
+    for _ in range(2):
+        with pytest.raises(error):
+            reward(["q broken" if error is JudgementFailed else "q 2"], ["q "], [None])
+    assert len(engine.requests) == 2
+
+
+def test_the_file_of_openrlhf_refuses_a_group_format(judged: Judged) -> None:
+    judged(Listwise())
+    with pytest.raises(ConfigError, match=r"compares answers.*flexjudge path openrlhf-agent"):
+        loaded("openrlhf.py", "reward_func")
+
+
+@pytest.fixture
+def openrlhf(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SingleTurn:
+        def __init__(self, url: Any) -> None:
+            assert url is None
+
+        async def execute(self, prompt: str, label: Any, *given: Any) -> dict[str, Any]:
+            tokens = [*prompt.encode(), *given[3]]
+            return {"observation_tokens": tokens, "action_ranges": [(len(prompt), len(tokens))], "reward": None}
+
+    agent = types.ModuleType("openrlhf.utils.agent")
+    vars(agent).update(SingleTurnAgentExecutor=SingleTurn)
+    for name in ("openrlhf", "openrlhf.utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "openrlhf.utils.agent", agent)
+
+
+def test_the_agent_of_openrlhf_judges_groups_with_images(openrlhf: None, judged: Judged) -> None:
+    engine = judged(Listwise(), NUM_GENERATIONS="3")
+    agent = loaded("openrlhf_agent.py", "agent").AgentExecutor()
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: bytes(ids).decode())
+
+    async def sampled() -> list[dict[str, Any]]:
+        samples = [("p", text, image) for image in (noise(), None) for text in ("1", "10", "4")]
+        samples += [("other", text, None) for text in ("broken", "2", "3")]
+        return await asyncio.gather(
+            *(
+                agent.execute(prompt, "label", None, 64, tokenizer, text.encode(), image and [image])
+                for prompt, text, image in samples
+            )
+        )
+
+    found = asyncio.run(sampled())
+    assert [one["reward"] for one in found] == pytest.approx([0, 1, 3 / 9] * 2 + [0.5] * 3)
+    assert [one["extra_logs"]["judge_failed"] for one in found] == [0] * 6 + [1] * 3
+    assert len(engine.requests) == 3 and sorted(len(prompt.media) for prompt in engine.prompts) == [0, 0, 1]
+
+
+def test_the_agent_of_openrlhf_needs_the_group_size(openrlhf: None, judged: Judged) -> None:
+    judged(Listwise())
+    with pytest.raises(
+        ConfigError, match=r"set FLEXJUDGE_NUM_GENERATIONS to OpenRLHF's --rollout\.n_samples_per_prompt"
+    ):
+        loaded("openrlhf_agent.py", "agent").AgentExecutor()
+
+
+# ---- verl
+
+
+def actor(**settings: Any) -> verl_actor.JudgeActor:
+    return verl_actor.JudgeActor(settings)
+
+
+def scored(judge: verl_actor.JudgeActor, *texts: str, uid: str | None = "u", size: int = 4) -> list[tuple[Any, str]]:
+    async def all_rows() -> list[Any]:
+        return await asyncio.gather(*(judge.score(Example("q", [text]), uid, size) for text in texts))
+
+    return asyncio.run(all_rows())
+
+
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=lambda format: format.name)
+def test_rows_of_verl_meet_by_uid(format: Format, judged: Judged) -> None:
+    judged(format, VERL_IDLE="30")
+    assert [number for number, _ in scored(actor(), "1", "10", "4", "7")] == pytest.approx([0, 1, 3 / 9, 6 / 9])
+
+
+def test_a_failed_row_of_verl_gets_the_mean_of_its_siblings(judged: Judged) -> None:
+    judged(VERL_IDLE="30")
+    judge = actor()
+    for _ in range(2):  # a uid that comes again is another group
+        numbers = scored(judge, "broken", "10", "4", "1")
+        assert numbers[0] == (pytest.approx(4 / 9), "transport: no route")
+        assert [number for number, _ in numbers[1:]] == pytest.approx([1, 3 / 9, 0])
+    assert scored(judge, "broken", uid=None) == [(None, "transport: no route")]
+
+
+def test_unsure_rows_of_verl_shrink_by_uid(judged: Judged) -> None:
+    judged(MajorityVote(Pointwise(), 2, "mean"), VERL_IDLE="30", SHRINK="true")
+    assert [number for number, _ in scored(actor(), "1", "10", "4", "7")] == pytest.approx([0, 1, 3 / 9, 6 / 9])
+    with pytest.raises(ConfigError, match="shrink"):
+        scored(actor(), "1", uid=None, size=1)
+
+
+def test_a_group_of_verl_is_whole_after_its_idle_time(judged: Judged) -> None:
+    judged(Listwise(), VERL_IDLE="0.1")
+    assert [number for number, _ in scored(actor(), "1", "10")] == pytest.approx([0, 1])
+    ((number, why),) = scored(actor(), "1", uid="alone")
+    assert number is None and why.startswith("timeout: 1 of 4 rows arrived")
+    judged(Pointwise(), VERL_IDLE="0.1")
+    assert scored(actor(), "broken", "10")[0][0] == 1
+
+
+class Ray:
+    """An actor of this process, called as Ray's are."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings, self.actor = settings, actor(**dict(settings))
+        self.score = SimpleNamespace(remote=self.actor.score)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> list[Ray]:
+    made: list[Ray] = []
+
+    def once(settings: Any) -> Ray:
+        if not made:
+            made.append(Ray(settings))
+        return made[0]
+
+    monkeypatch.setattr(verl, "_actor", once)
+    monkeypatch.setattr(once, "cache_clear", lambda: None, raising=False)
+    return made
+
+
+def computed(text: str, **more: Any) -> dict[str, float]:
+    given = {"data_source": "d", "solution_str": text, "ground_truth": "truth", "extra_info": {"question": "q"}, **more}
+    return asyncio.run(verl.compute_score(**given))
+
+
+def test_the_function_of_verl_is_a_coroutine_with_fixed_keys(judged: Judged, ray: list[Ray]) -> None:
+    engine = judged()
+    assert asyncio.iscoroutinefunction(verl.compute_score)
+    assert computed("10", reference_column="ground_truth") == {"score": 1, "flexjudge_score": 1, "flexjudge_failed": 0}
+    assert "truth" in str(engine.prompts[0])
+    with pytest.raises(JudgementFailed, match="leaves this sample out: transport: no route"):
+        computed("broken")
+    with pytest.raises(ConfigError, match="extra_info has no text 'question'"):
+        computed("1", extra_info={})
+
+
+def test_where_verl_cannot_leave_a_sample_out_it_gets_the_middle(judged: Judged, ray: list[Ray]) -> None:
+    judged(VERL_ABSTAIN="false")
+    assert computed("broken") == {"score": 0.5, "flexjudge_score": 0.5, "flexjudge_failed": 1}
+    with pytest.raises(ConfigError, match="'abstain' does not work in verl's older trainer"):
+        computed("broken", on_failure="abstain")
+
+
+def test_verl_may_host_the_judge(judged: Judged, ray: list[Ray]) -> None:
+    judged()
+    computed("10", reward_router_address="10.0.0.1:8000")
+    assert dict(ray[0].settings) == {"base_url": "http://10.0.0.1:8000/v1"}
+
+
+# ---- slime
+
+
+def sample(text: str, prompt: Any = "q", **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(prompt=prompt, response=text, label="t", metadata={}, multimodal_inputs=None, **more)
+
+
+def test_slime_groups_are_judged_whole(judged: Judged) -> None:
+    engine = judged(Listwise())
+    assert asyncio.run(slime.group_rm(None, [sample("1"), sample("10")])) == pytest.approx([0, 1])
+    assert asyncio.run(slime.group_rm(None, [sample("1"), sample("broken")])) == [0.5, 0.5]
+    assert len(engine.requests) == 2
+
+
+def test_slime_samples_are_judged_alone(judged: Judged) -> None:
+    judged()
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}]
+    one = sample("10", prompt)
+    one.multimodal_inputs = {"images": [noise()]}
+    found = [asyncio.run(slime.rm(None, each)) for each in (sample("broken"), one, sample("1"), sample("broken"))]
+    assert found == [0.5, 1, 0, 0.5]
+    assert asyncio.run(slime.rm(None, sample("1"))) == 0
+    assert asyncio.run(slime.rm(None, sample("broken"))) == pytest.approx(1 / 3)  # the mean of the latest scores
+
+
+# ---- what all share
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "answer"),
+    [
+        pytest.param("p a", "p ", "a", id="prefix"),
+        pytest.param("<s> <|begin_of_text|>p a", "p ", "a", id="tokens-before"),
+        pytest.param("p a<|im_end|>\n<|endoftext|>", "p ", "a", id="end-tokens"),
+        pytest.param("a</s> b", "", "a</s> b", id="inside"),
+        pytest.param("a", "", "a", id="no-prompt"),
+    ],
+)
+def test_the_answer_is_what_the_policy_wrote(query: str, prompt: str, answer: str) -> None:
+    assert rows.answer_of(query, prompt) == answer
+
+
+def test_a_query_with_another_beginning_is_not_judged_whole() -> None:
+    with pytest.raises(ConfigError, match="does not begin with its prompt"):
+        rows.answer_of("other p a", "p ")
+
+
+def test_a_version_that_was_not_tried_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    rows.check_version.cache_clear()
+    for _ in range(2):
+        rows.check_version("pytest", "1.0", "1.2")
+        rows.check_version("pytest", "1.0", "99")
+        rows.check_version("no-such-package", "1.0", "1.2")
+    (record,) = caplog.records
+    assert "is not tested with this adapter, which knows 1.0 to 1.2" in record.message
+
+
+def test_path_prints_a_file_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for trainer in cli_path.FILES:
+        assert main(["path", trainer]) == 0
+        assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+def test_adapters_load_nothing_heavy_and_no_trainer() -> None:
+    code = "import sys, flexjudge_reward.trainers.verl, flexjudge_reward.trainers.slime; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "ray", "aiohttp", "numpy", "trl"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["ms_swift/flexjudge_ms_swift", "openrlhf", "openrlhf_agent", "slime", "verl", "trl"])
+def test_an_adapter_is_short(name: str) -> None:
+    assert len((TRAINERS / f"{name}.py").read_text("utf-8").splitlines()) < 150
