@@ -1,0 +1,253 @@
+"""A judge on a benchmark, or on a user's labelled file: every reading from the verdicts that one pass stored.
+
+    evaluate("nano_world", Judge.load(model="nano", format="pairwise"), Path("runs/check"))
+
+In the folder of the output, per judge:
+
+    NAME.JUDGE.jsonl    {"run"}, then the stored verdicts (`judging.py`); a killed run continues there
+    NAME.JUDGE.json     the judge, the version of the data, every metric with its interval, what stands beside them
+    NAME.md, NAME.png   all judges of the folder in one table beside published figures, and a plot of the first metric
+
+A finished run that is repeated judges nothing: its figures are computed again from the stored verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.record import read_lines
+from flexjudge_reward.offline.annotate import layer_settings
+from flexjudge_reward.offline.evaluate import table
+from flexjudge_reward.offline.evaluate.benchmark import Benchmark, Part, benchmark_names
+from flexjudge_reward.offline.evaluate.judging import entry_of, fits, judged, judged_of, plain_judge
+from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Metric, always, measure
+from flexjudge_reward.offline.evaluate.rows import BenchmarkRows, Labelled, user_rows
+from flexjudge_reward.offline.journal import Journal
+from flexjudge_reward.offline.output import owned
+
+JudgeOf = Judge | Callable[[str, str], Judge]
+BATCH = 64  # rows that are judged together, and that a killed run judges again
+_UNHEARD = "audio"  # no engine can show it to a judge yet
+_DIRECTION = Metric("", "pairs", ties="left_out", failed="left_out")
+_MOST_BELOW = 30  # decided rows from which a share below chance is said to be a reversed label
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a judge is worth on a benchmark."""
+
+    benchmark: Benchmark
+    judge: Mapping[str, object]
+    name: str
+    metrics: Mapping[str, Estimate]
+    always: Mapping[str, float]
+    """Rows, failed, ties, swap_consistent, first_place, forced, tokens; see `metrics.always`."""
+    data: str
+    """The version of the rows."""
+    warnings: tuple[str, ...]
+    rows: tuple[Judged, ...]
+    files: tuple[Path, ...]
+
+
+def evaluate(
+    benchmark: str | Path,
+    judge: JudgeOf,
+    output: Path,
+    *,
+    data: Path | None = None,
+    media_root: Path | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    name: str | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Judges a benchmark and writes its figures.
+
+    Args:
+        benchmark: a built-in name, a .toml file, or a labelled file as `data/rows.py` reads it, with `options`.
+        judge: for all rows; or a function of the format and the rubric that a part of the benchmark names.
+        output: a folder, which is made.
+        data: a file or folder in place of the Hub's data of `revision`; media files are below `media_root`.
+        limit: the most rows of each part, drawn at random; `seed` is of that draw and of the candidates' order.
+        name: of the judge, in files and tables; by default its model, format and a hash of its settings.
+
+    Raises:
+        ConfigError: no such benchmark or data, an unknown schema or label, a format that cannot answer it, or audio.
+        EngineError: a row got no answer, in two attempts; finished batches are kept for the next run.
+    """
+    own = str(benchmark) in benchmark_names() or Path(benchmark).suffix == ".toml"
+    if own:
+        known, rows, version, skipped = _published(benchmark, data, media_root, revision, seed, limit)
+    else:
+        known, rows, version, skipped = _labelled(benchmark, media_root, seed, limit, options)
+    judges = _judges(judge, known)
+    described = judges[known.parts[0].name][0].described()
+    settings = _settings(judges)
+    name = name or _name(described, known.parts[0].format if own else described["format"], settings)
+    file = _made(output) / f"{known.name}.{_slug(name)}.jsonl"
+    run = _hash((version, settings, known.parts, known.groups, seed, limit))
+    with owned(file):
+        stored = _stored(file, run, rows, judges, seed, skipped)
+        more = (always(stored), version, tuple(_warnings(known, stored, version)), tuple(stored), (file,))
+        result = Evaluation(known, described, name, measure(known.metrics, stored, resamples, seed), *more)
+        table.write(result, output)
+    return result
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _name(judge: Mapping[str, object], format: object, settings: str) -> str:
+    """Judges of other settings must not overwrite each other's verdicts."""
+    return _slug(f"{judge['model'] or 'served'}-{format}-{_hash(settings)[:6]}")
+
+
+_Source = tuple[Benchmark, Iterator[Labelled], str, list[dict[str, Any]]]  # skipped rows with their reasons at the end
+
+
+def _published(
+    benchmark: str | Path, data: Path | None, root: Path | None, revision: str | None, seed: int, limit: int | None
+) -> _Source:
+    known = Benchmark.load(benchmark)
+    _check_kinds(known)
+    source = BenchmarkRows(known, data, root, revision, seed, limit)
+    source.check()
+    return known, source.read(), source.version, []
+
+
+def _labelled(file: str | Path, root: Path | None, seed: int, limit: int | None, options: dict[str, Any]) -> _Source:
+    reader, found, bad = user_rows(file, media_root=root, limit=limit, shuffle_seed=seed, **options)
+    skipped = [{reader.unit: one.number, "id": one.id, "detail": one.why} for one in bad]
+    return user_benchmark(str(file), found), iter(found), reader.fingerprint(), skipped
+
+
+def _check_kinds(known: Benchmark) -> None:
+    if _UNHEARD in known.kinds:
+        raise ConfigError(
+            f"{known.title} is about audio, which no judge can be shown yet: its schema and metrics are here, and rows"
+            " judged elsewhere can be measured with flexjudge_reward.offline.evaluate.metrics.measure"
+        )
+
+
+def _judges(judge: JudgeOf, known: Benchmark) -> dict[str, tuple[Judge, int]]:
+    """Per part the judge and its number of votes. Raises ConfigError: the format cannot answer the benchmark."""
+    made = judge if isinstance(judge, Judge) else cache(judge)
+    found = {}
+    for part in known.parts:
+        found[part.name] = plain_judge(made if isinstance(made, Judge) else made(part.format, part.rubric))
+        format = found[part.name][0].format.innermost()
+        if known.formats and format.name not in known.formats:
+            wanted = " or ".join(known.formats)
+            raise ConfigError(f"{known.title} needs the format {wanted}, and the judge's is {format.name!r}")
+    return found
+
+
+def _stored(
+    file: Path,
+    run: str,
+    rows: Iterator[Labelled],
+    judges: Mapping[str, tuple[Judge, int]],
+    seed: int,
+    skipped: Sequence[dict[str, Any]],
+) -> list[Judged]:
+    """The verdicts of a finished run, or of this one, which continues one that was cut off."""
+    if not (file.exists() and next(read_lines(file), {}).get("run") == run):
+        with Journal(file, run) as journal:
+            if not journal.counts["rows"]:
+                journal.add({"run": run})
+                for one in skipped:
+                    journal.add(one, "row")
+            for batch in _batches(islice(rows, journal.counts["rows"], None)):
+                judge, votes = judges[batch[0].part.name]
+                for row, found in zip(batch, _judged(judge, batch, votes, seed), strict=True):
+                    journal.add(entry_of(found, row.number))
+                journal.commit(len(batch))
+            said = f"{journal.counts['rows']} rows judged; the table is beside this file.\n"
+            journal.finish(file.with_suffix(".md"), said)
+    return [judged_of(entry) for entry in islice(read_lines(file), 1, None)]
+
+
+def _batches(rows: Iterator[Labelled]) -> Iterator[list[Labelled]]:
+    """Rows of one part at a time."""
+    held: list[Labelled] = []
+    for row in rows:
+        if held and (len(held) == BATCH or row.part is not held[0].part):
+            yield held
+            held = []
+        held.append(row)
+    if held:
+        yield held
+
+
+def _judged(judge: Judge, batch: Sequence[Labelled], votes: int, seed: int) -> list[Judged]:
+    for row in batch:
+        try:
+            judge.check_media(row.example)
+            fits(judge.format, row.example)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.number} (id {row.id!r}): {error}") from None
+    return judged(judge, batch, votes, seed)
+
+
+def _warnings(known: Benchmark, rows: Sequence[Judged], version: str) -> Iterator[str]:
+    """A judge that is right less often than chance: maybe the labels point the other way."""
+    several = [row for row in rows if len(row.merits) > 1]
+    found = measure([_DIRECTION], several)[""] if several else None
+    if found and found.high < 0.5 and found.rows >= _MOST_BELOW:
+        column = known.parts[0].label.get("column", "label")
+        yield (
+            f"of the pairs that the judge decides it is right in {found.value:.1%}, below chance: is the direction of"
+            f" column {column!r} reversed at revision {version[:60]}?"
+        )
+
+
+def user_benchmark(source: str, rows: Sequence[Labelled]) -> Benchmark:
+    """The benchmark that a labelled file is."""
+    single = all(len(row.merits) == 1 for row in rows)
+    if not single and any(len(row.merits) == 1 for row in rows):
+        raise ConfigError(f"{source}: some rows have one candidate and some several; evaluate them in two files")
+    pairs = [
+        Metric("agreement", "pairs", "right 1, tie a half, failure 0, both orders", ties="half"),
+        Metric("all", "pairs", "ties and failures are wrong"),
+        Metric("decided", "pairs", "ties and failures are left out", ties="left_out", failed="left_out"),
+        Metric("both_orders", "accuracy", "right in both orders", orders="both"),
+        Metric("best", "best", "the highest score is on a best candidate; ties count their share"),
+    ]
+    scores = [Metric("pearson", "pearson", draws="average"), Metric("spearman", "spearman", draws="average")]
+    if any(len(row.merits) != 2 for row in rows):
+        pairs = [metric for metric in pairs if metric.name != "both_orders"]
+    part, path = Part({}, {}, {}), Path(source)
+    task = "score" if single else "list"
+    return Benchmark(_slug(path.name.split(".")[0]), path.name, task, (part,), tuple(scores if single else pairs), {})
+
+
+def _settings(judges: Mapping[str, tuple[Judge, int]]) -> str:
+    """What is asked how and of which model, as a text."""
+    own = [
+        (part, votes, judge.sampling, [layer_settings(layer) for layer in judge.format.layers()])
+        for part, (judge, votes) in judges.items()
+    ]
+    identities = [json.dumps(judge.engine.identity(), sort_keys=True, default=str) for judge, _ in judges.values()]
+    return repr((own, identities))
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-").lower() or "judge"

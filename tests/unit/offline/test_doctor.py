@@ -1,0 +1,205 @@
+"""`doctor`: the right recommendation for judges that are known, and what too little to say anything gets."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import ConfigError, ScriptedEngine
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.offline.evaluate.doctor import Thresholds, doctor
+from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement
+from flexjudge_reward.offline.evaluate.planted import planted_rows
+from flexjudge_reward.offline.evaluate.rows import user_rows
+from flexjudge_reward.offline.evaluate.settings import Setting, clustered, compared, pairs_of, settings_of
+from support import doctor_cases
+from support.doctor_cases import CASES, good, labelled, scripted, write
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_recommendation_is_right(name: str, tmp_path: Path) -> None:
+    found = doctor_cases.examined(CASES[name], tmp_path)
+    assert doctor_cases.is_right(CASES[name], found), str(found)
+
+
+def setting(found: Any, name: str) -> Setting:
+    (one,) = [one for one in found.settings if one.name.rpartition(" (")[0] == name]
+    return one
+
+
+def test_a_biased_judge_shows_its_bias(tmp_path: Path) -> None:
+    found = doctor_cases.examined(CASES["position-biased"], tmp_path)
+    plain, swapped, alone = (setting(found, name) for name in ("pairwise", "pairwise + position swap", "pointwise"))
+    assert plain.flips > 0.3 and plain.first_place > 0.6 and plain.ties < 0.2 < swapped.ties
+    assert alone.agreement.value == 1 and math.isnan(alone.flips) and math.isnan(alone.first_place)
+    assert any("position_swap=True makes ties of these" in reason for reason in found.reasons)
+    assert swapped.tokens == 2 * plain.tokens
+
+
+def test_a_noisy_judge_shows_that_votes_help(tmp_path: Path) -> None:
+    found = doctor_cases.examined(CASES["noisy, pairs too"], tmp_path)
+    one, nine = setting(found, "pointwise"), setting(found, "pointwise + 9 votes")
+    assert one.agreement.value < nine.agreement.value - 0.05 and 0.5 < nine.consistency < 0.95
+    assert math.isnan(one.consistency)
+    assert any("so it is noise: votes" in reason for reason in found.reasons)
+
+
+def test_budgets_are_compared_on_the_same_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "labelled.jsonl", labelled())
+    found = doctor(source, scripted(good), formats=["pointwise"], budgets=[32, 512])
+    assert [one.max_tokens for one in found.settings] == [32, 512] and found.outcome == "go"
+
+
+def test_too_few_labels_say_how_many_are_needed(tmp_path: Path) -> None:
+    engine = ScriptedEngine(good)
+    with pytest.raises(ConfigError, match=r"15 pairs of candidates .* at least 20; .* about 73 pairs"):
+        doctor(write(tmp_path / "labelled.jsonl", labelled(5)), scripted(good))
+    assert not engine.requests
+    source, strict = write(tmp_path / "labelled.jsonl", labelled(8)), Thresholds(min_agreement=0.75)
+    few = doctor(source, scripted(doctor_cases.noisy), formats=["pointwise"], thresholds=strict)
+    assert few.outcome == "undecided" and few.needed > few.labels == 24
+    assert f"about {few.needed} labelled pairs would decide, there are 24" in few.reasons[0]
+
+
+def test_labels_that_decide_are_more_than_those_of_an_undecided_interval(tmp_path: Path) -> None:
+    """Pairs of one row are right or wrong together, so that 180 pairs say no more than 30 rows."""
+    rows = [
+        {"id": n, "question": f"q{n}", "candidates": [f"{s} x{n}" for s in (9, 7, 5, 3)], "label": [4, 3, 2, 1]}
+        for n in range(30)
+    ]
+    for row in rows[::10] + rows[1::10] + rows[2::10]:
+        row["label"] = [1, 2, 3, 4]
+    found = doctor(write(tmp_path / "labelled.jsonl", rows), scripted(good), formats=["pointwise"])
+    assert found.outcome == "undecided" and found.labels == 180 and 300 < found.needed < 900
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["labelled", "planted"])
+def test_a_limit_draws_rows_at_random(planted: bool, tmp_path: Path) -> None:
+    seen: dict[int, set[str]] = {}
+    source = write(tmp_path / "labelled.jsonl", labelled(90))
+    for seed in (1, 2):
+        seen[seed] = set()
+
+        def reply(request: Any, own: set[str] = seen[seed]) -> str:
+            own.update(text.split("x")[-1] for text in doctor_cases.candidates(request))
+            return doctor_cases.tags(5)
+
+        doctor(source, scripted(reply), formats=["pointwise"], planted=planted, limit=30, seed=seed)
+    assert seen[1] != seen[2] and not seen[1] <= {str(n) for n in range(31)}
+
+
+def test_thresholds_decide(tmp_path: Path) -> None:
+    source, judge = write(tmp_path / "labelled.jsonl", labelled()), scripted(doctor_cases.mute)
+    assert doctor(source, judge, formats=["pointwise"], thresholds=Thresholds(0.7, 0.5)).outcome == "no-go"
+    lenient = Thresholds(min_agreement=0.4, max_failed=0.6)
+    assert doctor(source, judge, formats=["pointwise"], thresholds=lenient).outcome == "go"
+
+
+# ---------------------------------------------------------------- figures, counted by hand
+
+
+def test_cycles_ties_and_biases_are_counted(tmp_path: Path) -> None:
+    row = {"id": 1, "question": "q", "candidates": ["**long** answer", "short", "mid one"], "label": [3, 2, 1]}
+    rows = user_rows(write(tmp_path / "one.jsonl", [row]))[1]
+    asked = pairs_of(rows)
+    assert [one.id for one in asked] == [(1, 0, 1), (1, 0, 2), (1, 1, 2)]
+    said = [((9.0, 1.0), (9.0, 1.0)), ((1.0, 9.0), (9.0, 1.0)), ((9.0, 1.0), (5.0, 5.0))]  # 0 > 1, 2 > 0, 1 > 2
+    judged = [
+        Judged(one.id, "", one.merits, {}, (tuple(Judgement(scores, tokens=10) for scores in orders),))
+        for one, orders in zip(asked, said, strict=True)
+    ]
+    plain, swapped = settings_of("pairwise", 64, compared(asked, judged), judged, rollouts=3, seconds=6.0)
+    assert plain.cycles == 1 and swapped.cycles == 0 and plain.flips == 2 / 3
+    assert plain.agreement.value == 2 / 3 and swapped.agreement.value == (1 + 0.5 + 0.5) / 3 and swapped.ties == 2 / 3
+    assert plain.tokens == 10_000 and swapped.tokens == 20_000 and plain.seconds == 1000
+    # Labels prefer the longer twice in three and the judge once; of two pairs with Markdown the judge prefers it once.
+    assert plain.longer == pytest.approx(1 / 3 - 2 / 3) and plain.styled == 0.5 - 1
+
+
+def test_pairs_of_one_row_widen_the_interval() -> None:
+    values = [1.0, 1.0, 0.0, 0.0] * 10
+    together = clustered([n // 2 for n in range(40)], values)
+    apart = clustered(list(range(40)), values)
+    assert together.value == apart.value == 0.5 and together.high - together.low > 1.2 * (apart.high - apart.low)
+
+
+# ---------------------------------------------------------------- planted faults
+
+
+def test_planted_faults_have_a_known_order(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "question": "q", "answer": "one two three four five six"},
+        {"id": 2, "question": "r", "candidates": ["seven eight"], "reference": "nine ten eleven twelve"},
+    ]
+    first, second = planted_rows(write(tmp_path / "rows.jsonl", rows))
+    assert first.merits == second.merits == (3, 2, 1, 0)
+    own, cut, mixed, other = (candidate[0] for candidate in first.example.candidates)
+    assert (own, cut, other) == ("one two three four five six", "one two three", "nine ten eleven twelve")
+    assert sorted(mixed.split()) == sorted(cut.split()) and mixed != cut  # type: ignore[union-attr]
+
+
+def test_planted_faults_need_answers_in_words(tmp_path: Path) -> None:
+    rows = [{"id": 1, "question": "q", "answer": ["", {"image": "data:image/png;base64,AAAA"}]}]
+    with pytest.raises(ConfigError, match="faults are planted in answers in words"):
+        planted_rows(write(tmp_path / "rows.jsonl", rows))
+
+
+def test_doctor_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that counts words finds what was cut, and not what was put out of order."""
+    rows = [{"id": n, "question": f"q{n}", "answer": f"{'so ' * (3 + n)}it is {n}"} for n in range(12)]
+    source = write(tmp_path / "rows.jsonl", rows)
+
+    def words(request: Any) -> str:
+        return doctor_cases.tags(*(min(10, len(text.split())) for text in doctor_cases.candidates(request)))
+
+    found = doctor(source, scripted(words), formats=["pointwise"], planted=True)
+    assert found.labels == 36 and 0.4 < found.settings[0].agreement.value < 0.95 and found.settings[0].longer > 0
+
+
+# ---------------------------------------------------------------- the command line, and the embedded judge
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    engine = ScriptedEngine(good)
+    monkeypatch.setattr("flexjudge_reward.engines.transformers.TransformersEngine", lambda *_, **__: engine)
+    return write(tmp_path / "labelled.jsonl", labelled(10))
+
+
+NANO = ("--model", "nano", "--cache", "off")
+
+
+def test_the_exit_code_is_for_ci(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", source, *NANO, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcome"] == "go" and found["recommended"] == "pointwise (256 tokens)" and found["labels"] == 30
+    assert main(["doctor", source, *NANO, "--min-agreement", "1.1", "--budgets", "64,128"]) == 1
+    out = capsys.readouterr().out
+    assert "no-go: 30 labelled pairs" in out and "| pairwise + position swap (128 tokens) | 100.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param((), "name the labelled file", id="no file"),
+        pytest.param(("x.jsonl", "--formats", "best"), "formats are pointwise", id="an unknown format"),
+        pytest.param(("x.jsonl", "--format", "pairwise"), "give --formats pairwise", id="one format"),
+        pytest.param(("x.jsonl", "--budgets", "many"), "whole numbers such as 256,1024", id="no number"),
+        pytest.param(("none.jsonl",), "no file or folder", id="no such file"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments, *NANO]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_nano_judge_is_refused_outside_its_world(tmp_path: Path) -> None:
+    """Really judged, in its world and on sums."""
+    judge = doctor_cases.nano()
+    inside = doctor(write(tmp_path / "in.jsonl", doctor_cases.inside(20)), judge, formats=["pairwise"])
+    outside = doctor(write(tmp_path / "out.jsonl", doctor_cases.outside(20)), judge, formats=["pairwise"])
+    assert inside.outcome == "go" and outside.outcome == "no-go", f"{inside}\n{outside}"

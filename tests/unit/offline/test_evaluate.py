@@ -1,0 +1,320 @@
+"""`evaluate`: rows judged once in both orders, figures from what was stored, and files that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import (
+    ConfigError,
+    EngineError,
+    Format,
+    Generation,
+    Judge,
+    MajorityVote,
+    MultipleChoice,
+    Pairwise,
+    Pointwise,
+    PositionSwap,
+    Request,
+    Sampling,
+    ScriptedEngine,
+    evaluate,
+)
+from flexjudge_reward.cli.main import main
+from flexjudge_reward.offline.evaluate import job
+from support import benchmark_cases
+from support.judging import candidates, scores, tags
+
+PAIRS = [
+    {"id": 1, "question": "q", "candidates": ["7 a", "3 b"], "label": "A"},
+    {"id": 2, "question": "q", "candidates": ["7 c", "3 d"], "label": [1, 5]},
+    {"id": 3, "question": "q", "candidates": ["4 e", "4 f"], "label": "B"},
+    {"id": 4, "question": "q", "candidates": ["1 g", "9 h"], "label": "tie"},
+]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def first(request: Request) -> str:
+    """Prefers what is shown first."""
+    return tags(*range(9, 9 - len(candidates(request)), -1))
+
+
+def judge(reply: Any = scores, format: Format | None = None, **sampling: Any) -> Judge:
+    return Judge(format or Pairwise(), ScriptedEngine(reply), Sampling(**sampling))
+
+
+def test_a_labelled_file_gets_every_reading_from_one_pass(tmp_path: Path) -> None:
+    own = judge()
+    found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), own, tmp_path / "out")
+    values = {name: one.value for name, one in found.metrics.items()}
+    assert values == {"agreement": 0.5, "all": 1 / 3, "decided": 0.5, "both_orders": 1 / 3, "best": 0.5}
+    assert len(own.engine.requests) == 8  # type: ignore[attr-defined]  # four rows in both orders
+    assert found.always["ties"] == 0.25 and found.always["swap_consistent"] == 1 and found.always["first_place"] == 0.5
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"mine.md", "mine.png"}
+    line = json.loads(found.files[0].read_text().splitlines()[1])
+    assert set(line) == {"row", "id", "part", "merits", "groups", "listed", "draws"} and len(line["draws"][0]) == 2
+
+
+def test_both_orders_are_stored_in_the_order_of_the_data_set(tmp_path: Path) -> None:
+    found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), judge(first), tmp_path / "out")
+    assert found.always["first_place"] == 1 and found.always["swap_consistent"] == 0
+    assert found.metrics["agreement"].value == 0.5 and found.metrics["both_orders"].value == 0
+    for row in found.rows:
+        (draw,) = row.draws
+        assert {one.scores for one in draw} == {(9, 8), (8, 9)} and draw[row.listed].scores == (9, 8)
+
+
+@pytest.mark.parametrize(
+    ("format", "calls"),
+    [
+        pytest.param(PositionSwap(Pairwise()), 8, id="a swap of its own is not needed"),
+        pytest.param(Pointwise(), 8, id="one candidate at a time has one order"),
+        pytest.param(MajorityVote(Pairwise(), 3), 24, id="votes are stored each by itself"),
+    ],
+)
+def test_formats_and_wrappers(format: Format, calls: int, tmp_path: Path) -> None:
+    own = judge(scores, format, temperature=1.0)
+    found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), own, tmp_path / "out")
+    assert len(own.engine.requests) == calls  # type: ignore[attr-defined]
+    assert found.metrics["agreement"].value == 0.5
+
+
+def test_single_answers_are_correlated(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "q", "answer": f"{n} a", "label": n * 2} for n in (1, 2, 4)]
+    found = evaluate(write(tmp_path / "mine.jsonl", rows), judge(scores, Pointwise()), tmp_path / "out")
+    assert found.metrics["pearson"].value == pytest.approx(1) and found.metrics["spearman"].value == pytest.approx(1)
+
+
+def test_a_failure_is_counted_and_never_a_number(tmp_path: Path) -> None:
+    def some(request: Request) -> str | Generation:
+        return "no verdict" if "7 a" in candidates(request) else scores(request)
+
+    found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), judge(some), tmp_path / "out")
+    assert found.always["failed"] == 0.25 and found.metrics["agreement"].value == (0 + 0 + 0.5) / 3
+    assert found.metrics["decided"].value == 0
+
+
+# ---------------------------------------------------------------- runs that are cut off, repeated, or compared
+
+
+def test_a_killed_run_continues_and_a_finished_one_judges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "BATCH", 2)
+    source, asked = write(tmp_path / "mine.jsonl", PAIRS), []
+
+    def dies(request: Request) -> str:
+        if len(asked) >= 6:
+            raise EngineError("the machine is gone")
+        asked.append(request)
+        return scores(request)
+
+    with pytest.raises(EngineError):
+        evaluate(source, Judge(Pairwise(), Named(dies)), tmp_path / "out")
+    rest = Judge(Pairwise(), Named(scores))
+    cut = evaluate(source, rest, tmp_path / "out")
+    assert len(rest.engine.requests) == 4  # type: ignore[attr-defined]
+    whole = evaluate(source, Judge(Pairwise(), Named(scores)), tmp_path / "other")
+    assert cut.files[0].read_bytes() == whole.files[0].read_bytes() and cut.metrics == whole.metrics
+    again = Judge(Pairwise(), Named(scores))
+    assert evaluate(source, again, tmp_path / "out").metrics == cut.metrics and not again.engine.requests  # type: ignore[attr-defined]
+
+
+class Cut(Exception):
+    """A kill."""
+
+
+def cut(*_: object) -> None:
+    raise Cut
+
+
+def test_verdicts_are_those_of_the_run_that_their_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "mine.jsonl", PAIRS)
+    evaluate(source, Judge(Pairwise(), Named(scores)), tmp_path / "out")
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        patched.setattr(job.table, "write", cut)
+        evaluate(source, Judge(Pairwise(), Named(scores)), tmp_path / "out", limit=2)
+    kept = Judge(Pairwise(), Named(scores))
+    assert evaluate(source, kept, tmp_path / "out", limit=2).always["rows"] == 2 and not kept.engine.requests  # type: ignore[attr-defined]
+    assert evaluate(source, kept, tmp_path / "out").always["rows"] == 4
+
+
+def test_other_settings_of_a_judge_are_another_judge(tmp_path: Path) -> None:
+    source = write(tmp_path / "mine.jsonl", PAIRS)
+    for tokens in (64, 128):
+        evaluate(source, Judge(Pairwise(), Named(scores), Sampling(max_tokens=tokens)), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("mine.m-pairwise-*.json"))) == 2
+    assert (tmp_path / "out/mine.md").read_text().count("| m-pairwise-") == 2
+
+
+BENCHMARK = """title = "t"
+task = "pair"
+get = "rows.jsonl"
+columns = {id = "text", win = "text"}
+example = {question = [{text = "id"}], candidates = [[{words = "3 a"}], [{words = "7 b"}]]}
+label = {column = "win", read = "map", map = {A = [1, 0]}}
+groups = {g = {column = "win"}}
+metric = [{name = "all", of = "pairs", by = "g"}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        pytest.param("A = [1, 0]", "A = [0, 1]", {"all/A": 1, "all": 1}, id="a corrected map"),
+        pytest.param('{column = "win"}', '{column = "id"}', {"all/x": 0, "all": 0}, id="another group"),
+    ],
+)
+def test_a_corrected_benchmark_is_read_anew(old: str, new: str, found: dict[str, float], tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"id": "x", "win": "A"}])
+    own, values = tmp_path / "mine.toml", []
+    for text in (BENCHMARK, BENCHMARK.replace(old, new)):
+        own.write_text(text)
+        metrics = evaluate(own, Judge(Pairwise(), Named(scores)), tmp_path / "out").metrics
+        values.append({name: one.value for name, one in metrics.items()})
+    assert values == [{"all/A": 0, "all": 0}, found]
+
+
+class Named(ScriptedEngine):
+    """The same judge, whatever function plays it."""
+
+    def identity(self) -> dict[str, object]:
+        return {"engine": "scripted", "model": "m"}
+
+
+def test_several_judges_share_a_table_with_published_figures(tmp_path: Path) -> None:
+    rows = benchmark_cases.written(benchmark_cases.CASES["judgebench"].files, tmp_path)
+    for name, reply in (("by length", lambda request: tags(5, 5)), ("first | place", first)):
+        evaluate("judgebench", judge(reply), tmp_path / "out", data=rows, name=name)
+    table = (tmp_path / "out/judgebench.md").read_text()
+    assert "| by length | 0.0 [0.0, 79.3] |" in table and "| first / place |" in table
+    assert "official code: both orders" in table and (tmp_path / "out/judgebench.png").stat().st_size > 5_000
+
+
+def test_names_and_groups_are_text_in_the_table_and_the_plot(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"id": "x", "win": "A", "kind": "<img src=x>![a](b)`$_{"}])
+    (tmp_path / "mine.toml").write_text(
+        BENCHMARK.replace('"t"', '"$_{ <b>"').replace('{column = "win"}', '{column = "kind"}')
+    )
+    evaluate(tmp_path / "mine.toml", judge(), tmp_path / "out", name="run $x_{$ <script>")
+    table = (tmp_path / "out/mine.md").read_text()
+    assert "| all/&#60;img src=x&#62;!&#91;a&#93;(b)&#96;$_{ |" in table and "| run $x_{$ &#60;script&#62; |" in table
+    assert not re.search(r"<\w|\]\(", table) and (tmp_path / "out/mine.png").stat().st_size > 5_000
+
+
+def test_parts_are_judged_in_their_own_formats(tmp_path: Path) -> None:
+    rows = benchmark_cases.written(benchmark_cases.CASES["rewardbench2"].files, tmp_path)
+    asked: list[tuple[str, str]] = []
+
+    def made(format: str, rubric: str) -> Judge:
+        asked.append((format, rubric))
+        if format == "pointwise":
+            return Judge(Pointwise(), ScriptedEngine(lambda request: tags(5)))
+        return Judge(MultipleChoice(), ScriptedEngine(lambda request: tags("A")))
+
+    found = evaluate("rewardbench2", made, tmp_path / "out", data=rows)
+    assert sorted(asked) == [("multiple_choice", "helpfulness"), ("pointwise", "helpfulness")]
+    assert found.metrics["ties"].value == 0.0  # equal scores prefer nothing
+
+
+def test_a_judge_against_the_labels_asks_whether_they_are_reversed(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": f"q{n}", "candidates": ["7 a", "3 b"], "label": "B"} for n in range(40)]
+    found = evaluate(write(tmp_path / "mine.jsonl", rows), judge(), tmp_path / "out")
+    assert "0.0%, below chance: is the direction of column 'label' reversed" in found.warnings[0]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        pytest.param({"label": "C"}, "a list of 2 numbers, a letter from A to B, or 'tie'", id="no such candidate"),
+        pytest.param({"label": 1}, "found 1", id="an index"),
+        pytest.param({"label": [1, 2, 3]}, "a list of 2 numbers", id="another count"),
+        pytest.param({"label": ["1", "2"]}, "a list of 2 numbers", id="texts"),
+        pytest.param({}, "the entry 'label' is missing", id="none"),
+    ],
+)
+def test_a_label_that_cannot_be_used_is_named(row: dict[str, Any], says: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "mine.jsonl", [{"id": 1, "question": "q", "candidates": ["1 a", "2 b"], **row}])
+    with pytest.raises(ConfigError, match=f"no row with a label that can be used: line 1: .*{says}"):
+        evaluate(source, judge(), tmp_path / "out")
+    write(source, [*PAIRS, {"id": 9, "question": "q", "candidates": ["1 a", "2 b"], **row}])
+    found = evaluate(source, judge(), tmp_path / "out")
+    assert len(found.rows) == 4 and says in found.files[0].with_suffix(".skipped.jsonl").read_text()
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_judge_is_asked(tmp_path: Path) -> None:
+    own = judge()
+    rows = benchmark_cases.written(benchmark_cases.CASES["genai_bench"].files, tmp_path)
+    for name, data, says in (
+        ("nisqa", None, "audio, which no judge can be shown yet"),
+        ("genai_bench", rows, "needs the format pairwise_verdict, and the judge's is 'pairwise'"),
+        ("no_such_benchmark", None, "no_such_benchmark"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            evaluate(name, own, tmp_path / "out", data=data, media_root=tmp_path)
+    mixed = [PAIRS[0], {"id": 5, "question": "q", "answer": "1 a", "label": 3}]
+    with pytest.raises(ConfigError, match="evaluate them in two files"):
+        evaluate(write(tmp_path / "mixed.jsonl", mixed), own, tmp_path / "out")
+    assert not own.engine.requests  # type: ignore[attr-defined]
+
+
+def test_a_judge_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
+    down = judge(lambda request: Generation.failed("transport", "refused"))
+    with pytest.raises(EngineError, match=r"no answer to 4 of 4 rows, the first with id .*transport"):
+        evaluate(write(tmp_path / "mine.jsonl", PAIRS), down, tmp_path / "out")
+
+
+def test_an_outage_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three requests of row 1 fail in the second batch: two of both orders, and one of the retry."""
+    monkeypatch.setattr(job, "BATCH", 2)
+    source, left = write(tmp_path / "mine.jsonl", PAIRS), [3]
+
+    def flaky(request: Request) -> str | Generation:
+        if "7 a" in candidates(request) and left[0]:
+            left[0] -= 1
+            return Generation.failed("timeout", "too late")
+        return scores(request)
+
+    with pytest.raises(EngineError, match=r"no answer to 1 of 2 rows, the first with id 1 \(timeout\)"):
+        evaluate(source, Judge(Pairwise(), Named(flaky)), tmp_path / "out")
+    again = Judge(Pairwise(), Named(flaky))
+    assert evaluate(source, again, tmp_path / "out").always["failed"] == 0
+    left[0] = 1
+    once = evaluate(source, Judge(Pairwise(), Named(flaky)), tmp_path / "other")
+    assert once.always["failed"] == 0 and not left[0]  # what fails once is asked again
+
+
+def test_votes_need_a_temperature(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 votes at temperature 0"):
+        evaluate(write(tmp_path / "mine.jsonl", PAIRS), judge(scores, MajorityVote(Pairwise(), 3)), tmp_path / "out")
+
+
+# ---------------------------------------------------------------- the command line, and the embedded judge
+
+
+def test_the_nano_judge_in_its_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Really judged: some rows of the benchmark that needs no download."""
+    out = tmp_path / "out"
+    assert main(["evaluate", "nano_world", "-o", str(out), "--model", "nano", "--limit", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["always"]["rows"] == 8 and found["always"]["failed"] == 0
+    assert found["metrics"]["agreement"]["value"] > 0.7 and found["judge"]["model"]
+
+
+def test_without_a_name_the_benchmarks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate"]) == 0
+    out = capsys.readouterr().out
+    assert "vl_rewardbench" in out and len(out.splitlines()) == len(benchmark_cases.CASES)
+    assert main(["evaluate", "nano_world"]) == 2
