@@ -16,6 +16,7 @@ from flexjudge_recipes.best_of_n import images
 from flexjudge_recipes.nano import shapes
 
 from flexjudge_reward import ConfigError, EngineError, Example, Judge, Media, Pointwise, Request, ScriptedEngine, rerank
+from flexjudge_reward.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -25,13 +26,35 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     images.main()
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def test_the_judge_is_between_the_first_answer_and_the_oracle(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, "--n", 2, "--questions", 8)
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("first answer"))
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("first answer"))
     first, judge, oracle = (float(part.split()[-1].rstrip("%")) for part in line.split("   "))
     assert first <= judge <= oracle
+    rows = [json.loads(line) for line in Path("runs/best_of_n/ranked.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and "`flexjudge report runs/best_of_n` shows them" in said
+    assert f"{sum(row['right'][row['best']] for row in rows) / 8:.1%}" == f"{judge:.1f}%"
+    assert all(row["scores"][row["order"][0]] >= row["scores"][row["order"][1]] for row in rows)
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        run(monkeypatch)
+
+
+@pytest.mark.parametrize("source", ["runs/best_of_n", "runs/best_of_n/ranked.jsonl"])
+def test_the_report_shows_what_was_judged(
+    source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--n", 2, "--questions", 2)
+    assert main(["report", source, "-o", "page.html"]) == 0
+    assert "page.html: 4 judgements, 0 failed" in capsys.readouterr().err
+    assert ("data:image/" in Path("page.html").read_text()) == (source == "runs/best_of_n")
 
 
 def test_a_file_of_questions_with_images(

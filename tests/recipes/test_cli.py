@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import runpy
-import subprocess
 import sys
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,10 @@ import pytest
 
 import flexjudge_reward
 from flexjudge_reward.cli.main import main
+from support.forked import run
 
 ROOT = Path(flexjudge_recipes.__file__).parent
-RECIPES = sorted(path.parent.name for path in ROOT.glob("*/README.md"))
+RECIPES = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/README.md"))
 
 
 def recipes(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
@@ -47,7 +45,7 @@ def test_every_recipe_is_listed_with_its_configurations_and_programs(capsys: pyt
             program, _, does = line.strip().partition(" ")
             listed[name].append(program)
             assert f'"""{does.strip()}\n' in (ROOT / name / f"{program}.py").read_text("utf-8")
-    assert list(listed) == RECIPES and len(RECIPES) == 6
+    assert list(listed) == RECIPES and len(RECIPES) >= 8
     assert (listed["grpo_vlm"], listed["judge_training"]) == (["train", "quickstart"], ["nano"])
 
 
@@ -65,9 +63,7 @@ def test_a_copy_uses_its_own_parts(tmp_path: Path, there: bool, capsys: pytest.C
     assert {path.name for path in target.iterdir()} == original
     lines = (target / "train.py").read_text("utf-8").splitlines()
     assert {"import measure", "from reward import MoleculeReward"} <= set(lines)
-    assert "from flexjudge_recipes.common import begin, loading, mapping, plot, publish" in lines, (
-        "what all share stays"
-    )
+    assert any(line.startswith("from flexjudge_recipes.common import") for line in lines), "what all share stays"
     assert not any("flexjudge_recipes.molecules" in path.read_text("utf-8") for path in target.glob("*.py"))
 
 
@@ -89,23 +85,9 @@ def test_a_copied_program_runs_with_its_own_parts(tmp_path: Path, capsys: pytest
     recipes(capsys, "copy", "dpo_vlm", str(tmp_path / "copy"))
     with (tmp_path / "copy" / "sampling.py").open("a") as part:
         part.write('\nprint("the part of the copy")\n')
-    installed = [path for name in ("flexjudge_reward", "flexjudge_recipes") for path in search_path(name)]
-    done = subprocess.run(
-        [sys.executable, "copy/train.py", "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(installed)},
-        capture_output=True,
-        text=True,
-    )
+    done = run(["copy/train.py", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("the part of the copy\nusage: train.py") and "--questions" in done.stdout
-
-
-def search_path(package: str) -> list[str]:
-    """Where another process finds a package that is not installed but imported from a folder."""
-    spec = util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations
-    return [str(Path(place).parent) for place in spec.submodule_search_locations if Path(place).name == package]
 
 
 # ---------------------------------------------------------------- run
@@ -153,6 +135,9 @@ def test_flags_are_passed_on(started: list[tuple[str, list[str]]], words: list[s
         pytest.param("molecules", "molecules.train", id="training_is_the_default"),
         pytest.param("molecules/best_of_n", "molecules.best_of_n", id="by_name"),
         pytest.param("judge_training", "judge_training.nano", id="the_only_program"),
+        pytest.param("judge_training/nano", "judge_training.nano", id="beside_other_recipes"),
+        pytest.param("judge_training/sft", "judge_training.sft.train", id="in_a_folder"),
+        pytest.param("judge_training/sft/train", "judge_training.sft.train", id="in_a_folder_by_name"),
     ],
 )
 def test_the_program_of_a_recipe(started: list[tuple[str, list[str]]], name: str, module: str) -> None:
@@ -194,3 +179,13 @@ def test_no_module_of_the_package_imports_the_recipes() -> None:
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     assert names and not any(name.startswith("flexjudge_recipes") for name in names)
+
+
+def test_a_package_that_a_recipe_needs_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'trl.trainer'", name="trl.trainer")
+
+    monkeypatch.setattr("runpy.run_module", needing)
+    assert "pip install 'flexjudge-reward[trl]'" in recipes(capsys, "run", "grpo_vlm", "--config", "nano", code=2)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +27,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from trl import TrlParser
 
-from flexjudge_reward import ConfigError, Judge
+from flexjudge_reward import ConfigError, Judge, Pointwise, Request, ScriptedEngine
+from support import forked
 from support.hub import fake_hub
+from support.jsonl import read
 
 CONFIGS = Path(train.__file__).parent
 JUDGES = Path(__file__).parents[1] / "support" / "image_judges.py"
@@ -67,10 +66,6 @@ def run(folder: Path, kind: str = "flow", **flags: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *words(folder, kind, **flags)])
         train.main()
-
-
-def rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -140,7 +135,7 @@ def test_the_judge_of_the_nano_world_prefers_the_image_of_the_prompt(tmp_path: P
             images.Spec.of(prompt).image().save(file)
     with Judge.load(model="nano", format="flexjudge_recipes.nano.images:PromptAsAnswer", cache="off") as judge:
         compare(judge, prompts, groups, tmp_path / "pairs.jsonl", margin=5.0)
-    pairs = rows(tmp_path / "pairs.jsonl")
+    pairs = read(tmp_path / "pairs.jsonl")
     assert [(pair["prompt"], pair["pair"], pair["scores"]) for pair in pairs] == [
         (prompts[0], [1, 0], [10, 5]),
         (prompts[0], [2, 0], [10, 5]),
@@ -183,13 +178,20 @@ def test_prompts_of_a_data_set_are_sampled_once_each(tmp_path: Path) -> None:
     assert load_prompts(str(tmp_path), "train", "prompt", (4, 2), 1)[0] != training
 
 
+def redness(request: Request) -> list[int]:
+    return [1 + media.images()[0].getpixel((0, 0))[0] // 50 for media in request.prompt.media]  # type: ignore[index]
+
+
 def test_no_prompt_is_trained_on_and_evaluated_on(tmp_path: Path) -> None:
-    pairs = [{"prompt": f"cat {n % 7}", "chosen": "train/0.png", "rejected": "train/1.png"} for n in range(70)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    training, evaluation = load_pairs(tmp_path / "pairs.jsonl", 0.15, 0, min_pairs=70)
+    for index, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{index}.png")
+    groups = [[tmp_path / "0.png", tmp_path / "1.png"]] * 70
+    red = ScriptedEngine(lambda request: f"<think></think><answer>{redness(request)[0]}</answer>")
+    compare(Judge(Pointwise(), red), [f"cat {n % 7}" for n in range(70)], groups, tmp_path / "pairs", margin=1)
+    training, evaluation = load_pairs(tmp_path / "pairs", 0.15, 0, min_pairs=70)
     assert not set(training["prompt"]) & set(evaluation["prompt"])
     assert (len(training), len(evaluation)) == (50, 20)
-    assert training[0]["chosen"] == str(tmp_path / "train/0.png")
+    assert training[0]["chosen"].getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_failed_judgements_do_not_count_in_the_win_rate(tmp_path: Path) -> None:
@@ -254,13 +256,13 @@ def test_the_program_generates_judges_trains_and_reports(finished: dict[str, Any
     folder = finished["folder"]
     assert finished["prepared"] == {"_work"} and times(folder / "_work/train") == finished["train"]
     report = json.loads((folder / "report.json").read_text())
-    assert report["pairs"] == len(rows(folder / "_work/pairs.jsonl")) == 8 and report["eval_pairs"] == 5
+    assert report["pairs"] == len(read(folder / "_work/pairs/pairs.jsonl")) == 8 and report["eval_pairs"] == 5
     assert 0 <= report["implicit_accuracy"] <= 1 and 0 <= report["win_rate"] <= 1 and report["judge_win_rate"] == 1
     assert report["log"][0]["accuracy"] == 0.5  # the LoRA begins as the reference
     for name in ("grid.png", "curve.png"):
         assert (folder / name).stat().st_size > 1000
     card = (folder / "README.md").read_text()
-    assert f"base_model: nano-{finished['kind']}\n" in card and "library_name: diffusers\n" in card
+    assert "base_model" not in card and "library_name: diffusers\n" in card and "### Margins" in card
     assert "Alternating)." in card and "| same-seed win rate, by the truth | 50.0% |" in card
 
 
@@ -286,7 +288,7 @@ def unbroken(runs: Path) -> tuple[Path, dict[str, set[str]]]:
 def test_nothing_but_the_lora_and_its_card_is_pushed(unbroken: tuple[Path, dict[str, set[str]]]) -> None:
     folder, pushed = unbroken
     assert (folder / "checkpoint-4/adapter_model.safetensors").exists()
-    assert pushed == {"someone/unbroken": {"README.md", LORA}}
+    assert pushed == {"someone/unbroken": {"README.md", "curve.png", LORA}}
 
 
 def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
@@ -298,7 +300,10 @@ def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
     with pytest.raises(ConfigError, match="--resume true"):
         run(cut, **flags)
     kept = times(cut / "_work/train")
-    for left in ("_work/pairs.jsonl", "_work/train/0-1.png"):  # as if it had been cut off while it prepared the pairs
+    for left in (
+        "_work/pairs/pairs.jsonl",
+        "_work/train/0-1.png",
+    ):  # as if it had been cut off while it prepared the pairs
         (cut / left).unlink()
     (cut / "_work/comparisons.jsonl.progress").write_text('{"run": "other", "sizes": [9, 9], "counts": {"rows": 64}}')
     (cut / "_work/comparisons.jsonl.partial").write_text("half a row")
@@ -308,7 +313,7 @@ def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
     }
     one, other = load_file(whole / LORA), load_file(cut / LORA)
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
-    for name in ("pairs.jsonl", "comparisons.jsonl", "after/2-0.png"):
+    for name in ("pairs/pairs.jsonl", "comparisons.jsonl", "after/2-0.png"):
         assert (cut / "_work" / name).read_bytes() == (whole / "_work" / name).read_bytes()
     assert not [*cut.glob("_work/*.progress"), *cut.glob("_work/*.partial"), *cut.glob("_work/*/*.new")]
 
@@ -335,36 +340,27 @@ def test_bad_input_is_refused_before_an_image_is_generated(
 
 def test_too_few_pairs_train_nothing_and_a_lower_margin_judges_the_same_images(runs: Path) -> None:
     folder = runs / "few"
-    with pytest.raises(ConfigError, match=r"^0 pairs are too few .*pairs.md counts why.*--resume true and a lower"):
+    with pytest.raises(ConfigError, match=r"^0 pairs are too few .*README.md counts why.*--resume true"):
         run(folder, margin=9.0)
     assert {file.name for file in folder.iterdir()} == {"_work"}
-    kept = times(folder)
-    (folder / "_work/pairs.jsonl").unlink()
+    kept = times(folder / "_work/train")
+    shutil.rmtree(folder / "_work/pairs")
     run(folder, margin=5.0, resume=True, prepare_only=True)
-    assert times(folder) == kept and len(rows(folder / "_work/pairs.jsonl")) == 8
+    assert times(folder / "_work/train") == kept and len(read(folder / "_work/pairs/pairs.jsonl")) == 8
 
 
 def test_a_judge_that_fails_gives_no_pair(runs: Path) -> None:
     with pytest.raises(ConfigError, match=r"^0 pairs are too few to train on \(min_pairs=2\)"):
         run(runs / "unreadable", judge="Unreadable")
-    assert {row["why"] for row in rows(runs / "unreadable/_work/pairs.skipped.jsonl")} == {"malformed"}
+    assert {row["why"] for row in read(runs / "unreadable/_work/pairs/pairs.skipped.jsonl")} == {"malformed"}
 
 
 def test_two_processes_train_on_different_pairs_with_different_noise(runs: Path, tmp_path: Path) -> None:
     rank = Path(__file__).parents[1] / "support" / "diffusion_rank.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
-    launch += ["--nproc_per_node", "2", str(rank)]
     flags = {"images_per_prompt": 4, "max_steps": 3}
-    command = [*launch, str(tmp_path), *words(runs / "two", "flow", **flags)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two ranks of two threads each would starve each other
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment) as ranks:
-        try:
-            errors = ranks.communicate()[1]
-        finally:  # the ranks of a stopped launcher would run beside all later tests
-            with suppress(ProcessLookupError):
-                os.killpg(ranks.pid, signal.SIGKILL)
-    assert ranks.returncode == 0, errors[-3000:]
-    one, other = (rows(tmp_path / f"{rank}.jsonl") for rank in (0, 1))
+    done = forked.run([str(rank), str(tmp_path), *words(runs / "two", "flow", **flags)], tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (read(tmp_path / f"{rank}.jsonl") for rank in (0, 1))
     assert len(one) == len(other) == 3
     pairs = [tuple(pair) for step in (*one, *other) for pair in step["pairs"]]
     assert len(set(pairs)) == len(pairs) == 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from flexjudge_recipes import common
 from flexjudge_recipes.dpo_vlm import sampling, train
 from flexjudge_recipes.nano import shapes, vlm_task
 
+from datasets import load_dataset
 from PIL import Image
+from trl import DPOConfig, DPOTrainer
 
 from flexjudge_reward import (
     ConfigError,
@@ -32,7 +34,8 @@ from flexjudge_reward import (
     Sampling,
     ScriptedEngine,
 )
-from support.hub import fake_hub
+from support.jsonl import read
+from support.recipe_runs import Run, pushed, words
 
 PROGRAM = Path(train.__file__)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -43,56 +46,49 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
     flags = {"questions": 24, "min_pairs": 2, "max_steps": 2, "logging_steps": 1, "measure_every": 1} | flags
     flags = {"output_dir": folder, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.001} | flags
     flags = {"judge": '{"model": "nano", "cache": "off"}'} | flags
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(PROGRAM.parent / "nano.yaml"), *words])
+    monkeypatch.setattr(sys, "argv", words(PROGRAM, flags))
     held_out = vlm_task.HeldOut.draw(20)
     monkeypatch.setattr(vlm_task.HeldOut, "draw", lambda count: held_out)
     train.main()
 
 
-def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-
-
 # ------------------------------------------------------------------------------------------------- a run, cut and whole
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, with what it pushed to the Hub."""
-
-    folder: Path
-    pushed: dict[str, set[str]]
-
-    @property
-    def report(self) -> Any:
-        return json.loads((self.folder / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        pushed = fake_hub(monkeypatch)
-        folder = tmp_path_factory.mktemp("dpo") / "run"
-        run(folder, monkeypatch, push_to_hub=True, hub_model_id="me/mine", hub_token="secret")
-        yield Run(folder, pushed)
+    with pushed(run, tmp_path_factory.mktemp("dpo") / "run") as finished:
+        yield finished
 
 
 def test_a_run_leaves_pairs_a_model_a_card_and_a_curve(whole: Run) -> None:
-    pairs = lines(whole.folder / "_work" / "pairs.jsonl")
+    pairs = read(whole.folder / "_work" / "pairs" / "pairs.jsonl")
     assert pairs and all(row["scores"][0] - row["scores"][1] >= 1 for row in pairs)
     assert whole.report["pairs"] == len(pairs)
     assert list(whole.report["accuracy"]) == list(whole.report["well_formed"]) == ["0", "1", "2"]
     assert whole.report["accuracy_before"] == whole.report["accuracy"]["0"]
     card = (whole.folder / "README.md").read_text()
+    assert "base_model" not in card and "fine-tuned version of nano" not in card.split("---")[1]
+    for part in ("* rubric: ", "### Margins", "### Examples", "/train --config nano"):
+        assert part in card
+    assert str(whole.folder) not in card and socket.gethostname() not in card and str(whole.folder.parent) not in card
     assert "The judge was nano, format pointwise." in card and "| right on held-out images, by the truth | " in card
     assert (whole.folder / "model.safetensors").exists() and (whole.folder / "curve.png").stat().st_size > 1000
 
 
-def test_the_images_of_the_pairs_open_from_any_folder(whole: Run, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    for row in lines(whole.folder / "_work" / "pairs.jsonl"):
-        assert Image.open(row["images"][0]).size == (56, 56)
+def test_the_pairs_train_from_any_folder(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(shutil.copytree(whole.folder / "_work" / "pairs", tmp_path / "copy"), tmp_path / "pairs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    pairs = load_dataset(str(tmp_path / "pairs"), split="train")
+    assert pairs[0]["images"][0].size == (56, 56) and len(pairs[0]["reasoning"]) == 2 and all(pairs[0]["reasoning"])
+    trainer = DPOTrainer(
+        model=vlm_task.policy(),
+        processing_class=vlm_task.processor(),
+        train_dataset=pairs,
+        args=DPOConfig("out", max_steps=1, use_cpu=True, bf16=False, report_to="none", max_length=None),
+    )
+    assert trainer.train().training_loss > 0
 
 
 def test_only_the_model_and_its_card_are_pushed(whole: Run) -> None:
@@ -101,7 +97,7 @@ def test_only_the_model_and_its_card_are_pushed(whole: Run) -> None:
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= files
     known = {"generation_config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"}
     known |= {"README.md", "model.safetensors", "config.json", "tokenizer.json", "training_args.bin"}
-    assert files <= known | {"chat_template.jinja"}
+    assert files <= known | {"chat_template.jinja", "curve.png"}
     assert "secret" not in (whole.folder / "README.md").read_text()
 
 
@@ -152,7 +148,7 @@ def test_samples_wait_for_the_judge_and_are_kept(
     samples = (tmp_path / "_work" / "candidates.jsonl").read_bytes()
     run(tmp_path, monkeypatch, **flags, resume=True)
     assert (tmp_path / "_work" / "candidates.jsonl").read_bytes() == samples
-    pairs = lines(tmp_path / "_work" / "pairs.jsonl")
+    pairs = read(tmp_path / "_work" / "pairs" / "pairs.jsonl")
     assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs] == [("zebra", "gnu")] * 3
     asked = len(scripted.requests)
     run(tmp_path, monkeypatch, **flags, resume=True)
@@ -162,24 +158,24 @@ def test_samples_wait_for_the_judge_and_are_kept(
 def test_too_few_pairs_train_nothing_and_say_what_to_do(
     scripted: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"0 pairs are too few .*pairs.md counts why .* remove .*pairs.jsonl"):
+    with pytest.raises(ConfigError, match=r"0 pairs are too few .*README.md counts why .* remove .*_work/pairs "):
         run(tmp_path, monkeypatch, questions=3, margin=5)
-    (tmp_path / "_work" / "pairs.jsonl").unlink()
+    shutil.rmtree(tmp_path / "_work" / "pairs")
     run(tmp_path, monkeypatch, questions=3, margin=3, prepare_only=True, resume=True)
-    assert len(lines(tmp_path / "_work" / "pairs.jsonl")) == 3
+    assert len(read(tmp_path / "_work" / "pairs" / "pairs.jsonl")) == 3
 
 
 def test_a_failed_judgement_is_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged_by(monkeypatch, lambda request: "<think></think><answer>7</answer>" if "zebra" in str(request) else "?")
     with pytest.raises(ConfigError, match="0 pairs are too few"):
         run(tmp_path / "some", monkeypatch, questions=3)
-    skipped = lines(tmp_path / "some" / "_work" / "pairs.skipped.jsonl")
+    skipped = read(tmp_path / "some" / "_work" / "pairs" / "pairs.skipped.jsonl")
     assert {row["why"] for row in skipped} == {"identical", "malformed"}  # samples may be equal
     assert len(skipped) == 3 * 6
     judged_by(monkeypatch, lambda request: Generation.failed("transport", "connection refused"))
     with pytest.raises(EngineError, match="connection refused"):
         run(tmp_path / "all", monkeypatch, questions=3)
-    assert not (tmp_path / "all" / "_work" / "pairs.jsonl").exists()
+    assert not (tmp_path / "all" / "_work" / "pairs" / "pairs.jsonl").exists()
 
 
 def test_questions_are_the_same_for_a_seed() -> None:
@@ -217,7 +213,7 @@ def test_a_question_with_fewer_than_two_answers_is_no_row(tmp_path: Path) -> Non
 
     questions = [(name, Image.new("RGB", (8, 8))) for name in ("A", "B", "C")]
     sampling.write_candidates(tmp_path / "rows.jsonl", questions, ScriptedEngine(reply), 2, Sampling())
-    assert [row["question"] for row in lines(tmp_path / "rows.jsonl")] == ["A", "C"]
+    assert [row["question"] for row in read(tmp_path / "rows.jsonl")] == ["A", "C"]
     with pytest.raises(EngineError):
         sampling.write_candidates(tmp_path / "none.jsonl", questions, failing(0), 2, Sampling())
     assert not (tmp_path / "none.jsonl").exists()
@@ -258,15 +254,33 @@ def test_bad_input_is_an_error_before_any_sampling(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_program_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "earlier").touch()
-    words = ["--config", str(PROGRAM.parent / "nano.yaml"), "--output_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    with pytest.raises(SystemExit, match=r"^dpo_vlm: .* holds an earlier run \(earlier\)"):
+    monkeypatch.setattr(sys, "argv", words(PROGRAM, {"output_dir": tmp_path}))
+    with pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_path(str(PROGRAM), run_name="__main__")
+    said = capsys.readouterr().err
+    assert said.startswith("dpo_vlm: error: ") and "holds an earlier run (earlier)" in said and said.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------------------------------------- plot
+# ------------------------------------------------------------------------------------------------- card and plot
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--config", "/home/me/x/nano.yaml", "--max_steps", "2"], "--config nano --max_steps 2"),
+        (["--hub_token", "hf_secret", "--hub_token=hf_secret", "--beta=0.2"], "--beta=0.2"),
+        (["--judge", '{"base_url": "http://gpu-7:8001/v1"}', "--use_peft"], "--use_peft"),
+        (["--model_init", "/data/models/m", "--vllm_server_host", "gpu-7"], "--model_init m"),
+        (["--x", "http://gpu-7:8001/v1", "--dataset_name", "/data/d"], "--x ADDRESS"),
+    ],
+    ids=["config", "token", "judge", "host", "address"],
+)
+def test_the_command_in_a_card_names_no_host_folder_or_key(words: list[str], shown: str) -> None:
+    assert common.command(["/opt/r/dpo_vlm/train.py", *words]) == f"flexjudge recipes run dpo_vlm/train {shown}"
 
 
 def test_no_label_of_a_plot_lies_on_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

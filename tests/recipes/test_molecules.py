@@ -81,6 +81,10 @@ def test_best_of_n_rises_to_what_the_judge_can_see(prepared: Path, tmp_path: Pat
     assert report["judge"]["1"] == report["best"]["1"] <= report["best"]["2"] <= report["best"]["4"]
     assert report["judge"]["4"] > report["judge"]["1"]
     assert (tmp_path / "out" / "best_of_n.png").stat().st_size > 1000
+    kept = [json.loads(line) for line in (tmp_path / "out" / "molecules.jsonl").read_text().splitlines()]
+    assert len(kept) == report_of(tmp_path / "out")["samples"] and kept[0]["rank"] == 0
+    assert {"group", "rank", "smiles", "qed"} < set(kept[0])
+    assert (tmp_path / "out" / "choices.png").stat().st_size > 1000
 
 
 def test_a_judge_that_fails_chooses_nothing(prepared: Path, tmp_path: Path) -> None:
@@ -131,7 +135,8 @@ def dpo(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         own.pushed |= set(filter_repo_objects(names, ignore_patterns=ignore_patterns))
 
     def upload_file(api: HfApi, *, path_or_fileobj: Path, path_in_repo: str, **kwargs: Any) -> None:
-        own.card = path_or_fileobj.read_text()
+        own.pushed.add(path_in_repo)
+        own.card = path_or_fileobj.read_text() if path_in_repo == "README.md" else own.card
 
     with judged_by(teacher) as engine, pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfApi, "create_repo", lambda api, name, **kwargs: SimpleNamespace(repo_id=f"me/{name}"))
@@ -144,7 +149,7 @@ def dpo(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_dpo_trains_on_pairs_and_measures_before_and_after(dpo: Run) -> None:
-    preferred = [json.loads(line) for line in (dpo.folder / "_work" / "pairs.jsonl").read_text().splitlines()]
+    preferred = [json.loads(line) for line in (dpo.folder / "_work" / "pairs" / "pairs.jsonl").read_text().splitlines()]
     assert len(preferred) >= 2 and all(pair["scores"][0] - pair["scores"][1] >= 1 for pair in preferred)
     invalid = [json.loads(line) for line in (dpo.folder / "_work" / "invalid.jsonl").read_text().splitlines()]
     assert invalid and all(measure.canonical(pair["chosen"]) in pair["chosen"] for pair in invalid)
@@ -157,7 +162,7 @@ def test_dpo_trains_on_pairs_and_measures_before_and_after(dpo: Run) -> None:
 
 def test_only_the_model_and_its_card_are_pushed(dpo: Run) -> None:
     model = {"config.json", "generation_config.json", "model.safetensors", "training_args.bin"}
-    assert dpo.pushed == model | {"tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert dpo.pushed == model | {"tokenizer.json", "tokenizer_config.json", "README.md", "curve.png"}
     assert "| validity |" in dpo.card and "rubric: Weigh how drug-like" in dpo.card
     assert "Not for choosing substances" in dpo.card
 
@@ -197,7 +202,7 @@ def preference_pairs(work: Path, judge: Judge, policy: Any = None, **options: An
 def test_samples_stay_when_the_judge_was_cut_off(policy: Any, tmp_path: Path) -> None:
     with pytest.raises(EngineError):
         preference_pairs(tmp_path, judge_of(lambda request: LATE)[0], policy)
-    assert not (tmp_path / "pairs.jsonl").exists()
+    assert not (tmp_path / "pairs" / "pairs.jsonl").exists()
     samples = (tmp_path / "candidates.jsonl").read_bytes()
     found = preference_pairs(tmp_path, judge_of(teacher)[0])
     assert (tmp_path / "candidates.jsonl").read_bytes() == samples and found
@@ -205,9 +210,9 @@ def test_samples_stay_when_the_judge_was_cut_off(policy: Any, tmp_path: Path) ->
 
 
 def test_too_few_pairs_train_nothing(policy: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^0 judged pairs are too few to train on .*pairs.md counts why"):
+    with pytest.raises(ConfigError, match=r"^0 pairs are too few to train on .*README.md counts why"):
         preference_pairs(tmp_path, judge_of(lambda request: "no answer")[0], policy)
-    assert "| malformed |" in (tmp_path / "pairs.md").read_text()
+    assert "| malformed |" in (tmp_path / "pairs" / "README.md").read_text()
     untrained = molecule_policy.make_model(policy[1])
     with pytest.raises(ConfigError, match="no row of samples has two different molecules"):
         preference_pairs(tmp_path / "other", judge_of(teacher)[0], (untrained, policy[1]))

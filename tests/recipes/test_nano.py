@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from flexjudge_recipes.judge_training import nano, nano_model
-from flexjudge_recipes.nano import shapes, traces, vlm_task
+from flexjudge_recipes.nano import judge_traces, shapes, traces, vlm_task
 
 import tokenizers
 import torch
@@ -215,6 +215,18 @@ def test_the_traces_are_what_the_formats_read() -> None:
             assert verdict.scores.index(max(verdict.scores)) == shapes.best(question, replies)
 
 
+def test_the_rows_of_a_judge_are_judgements_in_words_and_images_that_are_only_read() -> None:
+    rows = list(judge_traces.rows(0, 16, 24))
+    read = [row for row in rows if "prompt" in row]
+    assert len(rows) == 384 and 50 < len(read) < 110
+    assert all(len(row["prompt"].media) == 1 and "score" not in row["reply"] for row in read)
+    judged = [row for row in rows if "prompt" not in row]
+    assert {row["format"] for row in judged} == {"pointwise", "pairwise", "listwise", "multiple_choice"}
+    assert rows == list(judge_traces.rows(0, 16, 24)) != list(judge_traces.rows(1, 16, 24))
+    lengths = [sum(len(row["reply"]) for row in rows[i : i + 24]) for i in range(0, 384, 24)]
+    assert max(lengths) > 1.5 * min(lengths)  # batches of equal length, in random order
+
+
 # ---------------------------------------------------------------------------------------------- the shipped weights
 
 
@@ -256,17 +268,16 @@ def test_the_training_computes_the_vision_features_of_the_plain_model() -> None:
     assert torch.allclose(fast, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["base", "judge", "answer_first"])
-def test_a_resumed_training_has_the_batches_of_a_whole_one(stage: str) -> None:
+def test_a_resumed_training_has_the_batches_of_a_whole_one() -> None:
     make = nano.Maker(tokenizers.Tokenizer.from_file(str(path("base") / "tokenizer.json")))
-    whole = list(itertools.islice(nano.batches(stage, make, 0, 0), 4))
-    resumed = next(nano.batches(stage, make, 0, 3))
+    whole = list(itertools.islice(nano.batches(make, 0, 0), 4))
+    resumed = next(nano.batches(make, 0, 3))
     assert [sample.ids for sample in resumed] == [sample.ids for sample in whole[3]]
     assert all(0 < sample.start < len(sample.ids) for batch in whole for sample in batch)
 
 
 def held_out(
-    form: traces.Form, medium: str, candidates: int, count: int = 64
+    form: traces.Form, medium: str, candidates: int, count: int = 40
 ) -> tuple[list[Example], list[tuple[int, ...]]]:
     rng = random.Random(f"{form} {medium}")
     examples, truths = [], []
@@ -284,7 +295,7 @@ def held_out(
 def test_the_judge_judges_held_out_scenes() -> None:
     sampling, rubric = Sampling(max_tokens=160), Rubric("Is the answer right?", Scale(1, 10))
     with TransformersEngine(str(path("judge"))) as engine:
-        # Well below the measured figures (nano/README.md), because 64 examples are few.
+        # Well below the measured figures (nano/README.md), because 40 examples are few.
         for form, kind, medium, candidates, least in (
             ("pair", Pairwise, "text", 2, 0.85),
             ("pair", Pairwise, "image", 2, 0.75),
