@@ -5,14 +5,18 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # Installed first, so that nothing later pulls another build. On a CPU-only machine point pip at PyTorch's CPU builds.
 TORCH ?= torch==2.13.0
-PYTEST := $(PY) -m pytest -n 2 --dist loadgroup --durations=25
+# A file stays on one worker, so that its fixtures start once; the folders with the slow files come first.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 # What decides a score; see `coverage`.
 DECIDES := */formats/*,*/judge/rewards.py,*/judge/groups.py,*/engines/cache/engine.py,*/engines/cache/keys.py
 
 # How long `make fuzz` looks for inputs that break a promise.
 FUZZ_SECONDS ?= 300
 
-.PHONY: help demo test test-fast fuzz lint figures nano clean
+# An environment for each real trainer, because they exclude each other; see recipes/trainers.
+TRAINERS := .venv/trainers
+
+.PHONY: help demo test test-fast test-trainers test-install fuzz lint figures dist nano clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' Makefile
@@ -28,8 +32,14 @@ test: .venv/test.ok ## the whole suite: a real vLLM engine and server, real trai
 test-fast: .venv/test.ok ## what a contributor runs: the units and the contracts, in under a minute
 	$(PYTEST) tests/unit tests/contract
 
+test-trainers: .venv/test.ok $(TRAINERS)/swift.ok $(TRAINERS)/orlhf.ok $(TRAINERS)/verl.ok ## the adapters in real trainers
+	TRAINER_RESULTS=benchmarks/results/trainers.jsonl $(PY) -m pytest -n 0 tests/trainers
+
+test-install: ## the wheel and the README's first lines in empty environments, Python 3.11 to 3.13 and every extra (an hour)
+	python3 benchmarks/install.py
+
 fuzz: .venv/test.ok ## draws replies, candidates, rows, server answers and images for FUZZ_SECONDS (300) against the promises
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) --dist load tests/fuzz
 
 lint: .venv/test.ok ## style and types
 	.venv/bin/ruff check .
@@ -39,8 +49,15 @@ lint: .venv/test.ok ## style and types
 figures: ## the measured figures against their targets
 	python3 benchmarks/figures.py
 
+dist: .venv/venv.ok ## the wheel and the source distribution in dist/, as an index takes them
+	$(PIP) build twine
+	rm -rf dist
+	$(PY) -m build
+	$(PY) -m twine check --strict dist/*
+
 nano: .venv/demo.ok ## retrains the embedded judge and its base from nothing (about an hour on two cores)
 	.venv/bin/flexjudge recipes run judge_training/nano
+	.venv/bin/flexjudge recipes run judge_training/sft --config nano --model_name_or_path build/nano/base
 
 clean: ## removes the virtual environment
 	rm -rf .venv
@@ -60,4 +77,29 @@ clean: ## removes the virtual environment
 	$(PIP) -e '.[trl,cpu,vendors,video,molecules,diffusers,report,dev]'
 	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(PY) -m flexjudge_reward.engines.torchvision_mend
+	touch $@
+
+# The versions are the newest of 2026-11. ms-swift 4.6.0 imports msgspec, and verl 0.9.1 cachetools, uvicorn and fastapi, without declaring it.
+$(TRAINERS)/swift.ok:
+	$(PYTHON) -m venv $(TRAINERS)/swift
+	$(TRAINERS)/swift/bin/pip install --quiet $(TORCH)
+	$(TRAINERS)/swift/bin/pip install --quiet ms-swift==4.6.0 msgspec 'trl<1.0' peft==0.20.0
+	$(TRAINERS)/swift/bin/pip install --quiet --no-deps qwen-vl-utils av torchvision==0.28.0
+	PYTHONPATH=. $(TRAINERS)/swift/bin/python -m flexjudge_reward.engines.torchvision_mend
+	touch $@
+
+# Its wheel has a package `tests`, so it is not installed beside a suite of that name, but into a folder of its own.
+$(TRAINERS)/orlhf.ok: .venv/venv.ok
+	$(PIP) --no-deps --upgrade --target $(TRAINERS)/orlhf openrlhf==0.11.2
+	touch $@
+
+$(TRAINERS)/verl.ok:
+	$(PYTHON) -m venv $(TRAINERS)/verl
+	$(TRAINERS)/verl/bin/pip install --quiet $(TORCH)
+	$(TRAINERS)/verl/bin/pip install --quiet 'ray[default,data]==2.60.0'
+	$(TRAINERS)/verl/bin/pip install --quiet 'numpy>=2' transformers==5.10.4 tensordict==0.10.0 datasets==4.8.4 peft==0.20.0 \
+	    accelerate hydra-core codetiming dill pylatexenc torchdata pybind11 tensorboard cachetools uvicorn fastapi 'TransferQueue>=0.1.10'
+	$(TRAINERS)/verl/bin/pip install --quiet --no-deps verl==0.9.1
+	$(TRAINERS)/verl/bin/pip install --quiet --no-deps qwen-vl-utils av torchvision==0.28.0
+	PYTHONPATH=. $(TRAINERS)/verl/bin/python -m flexjudge_reward.engines.torchvision_mend
 	touch $@

@@ -2,7 +2,7 @@
 
     python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
-    python benchmarks/nano.py --answer-first build/nano/answer_first     # the ablation of recipes/judge_training
+    python benchmarks/nano.py --answer-first runs/answer_first     # the ablation of recipes/judge_training/sft
 
 Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
 verdict; a failed verdict counts as wrong. True scores come from `recipes/nano/shapes.py`. The judge was trained on

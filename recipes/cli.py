@@ -15,9 +15,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from flexjudge_reward import ConfigError
+from flexjudge_reward import ConfigError, MissingExtra
 
 ROOT = Path(__file__).parent
+EXTRAS = dict.fromkeys(("torch", "transformers", "accelerate", "datasets", "trl", "peft", "matplotlib"), "trl")
+EXTRAS |= {"rdkit": "molecules", "diffusers": "diffusers"}
+"""The extra that brings a package which recipes import."""
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +40,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def list_recipes(arguments: argparse.Namespace) -> int:
     """Prints every recipe with what it does."""
-    for recipe in _recipes().values():
+    for name, recipe in _recipes().items():
         configs = ", ".join(sorted(path.stem for path in recipe.glob("*.yaml")))
-        print(f"{recipe.name}" + (f"   (configurations: {configs})" if configs else ""))
+        print(name + (f"   (configurations: {configs})" if configs else ""))
         for program in _programs(recipe):
             first = (ast.get_docstring(ast.parse(program.read_text("utf-8"))) or "").splitlines()[0]
             print(f"    {program.stem:14} {first}")
@@ -52,7 +55,7 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{str(target)!r} exists and is not an empty folder; give another one")
     shutil.copytree(recipe, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    own = f"from flexjudge_recipes.{recipe.name}"
+    own = f"from flexjudge_recipes.{arguments.name.replace('/', '.')}"
     for program in target.glob("*.py"):  # the copy uses its own parts, not the installed ones
         text = program.read_text("utf-8").replace(f"{own} import", "import").replace(f"{own}.", "from ")
         program.write_text(text, "utf-8")
@@ -62,14 +65,22 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
 
 def run_recipe(arguments: argparse.Namespace) -> int:
     """Runs a recipe's program in this process."""
-    name, _, program = arguments.name.partition("/")
+    name, program = arguments.name, ""
+    if name not in _recipes() and "/" in name:
+        name, _, program = name.rpartition("/")
     recipe = _recipe(name)
     programs = {path.stem: path for path in _programs(recipe)}
     chosen = program or next(iter(programs))
     if chosen not in programs:
         raise ConfigError(f"the recipe {name} has no program {chosen!r}; it has {', '.join(programs)}")
     sys.argv = [str(programs[chosen]), *_with_own_config(recipe, arguments.arguments)]
-    runpy.run_module(f"flexjudge_recipes.{name}.{chosen}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"flexjudge_recipes.{name.replace('/', '.')}.{chosen}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise MissingExtra(package, EXTRAS[package]) from None
     return 0
 
 
@@ -80,9 +91,10 @@ def _with_own_config(recipe: Path, words: list[str]) -> list[str]:
 
 
 def _recipes() -> dict[str, Path]:
-    """The folders with a program, by name; those of `nano` make the models of the small worlds."""
-    folders = sorted(path for path in ROOT.iterdir() if path.is_dir() and path.name != "nano")
-    return {folder.name: folder for folder in folders if _programs(folder)}
+    """The folders with a program, by their place such as judge_training/sft; `nano` makes the small worlds' models."""
+    folders = sorted(path for path in (*ROOT.glob("*"), *ROOT.glob("*/*")) if path.is_dir())
+    names = {folder.relative_to(ROOT).as_posix(): folder for folder in folders}
+    return {name: folder for name, folder in names.items() if name != "nano" and _programs(folder)}
 
 
 def _recipe(name: str) -> Path:

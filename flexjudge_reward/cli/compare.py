@@ -1,7 +1,8 @@
-"""`flexjudge compare ONE OTHER`: where the verdicts of two files of `score` or `rerank` differ.
+"""`flexjudge compare ONE OTHER`: where the verdicts of two files of `score`, `rerank`, `rejudge` or `--record` differ.
 
-Rows are matched by their id, or by their line. Printed are how many scores agree, the mean difference, Spearman's rank
-correlation over all candidates, how often the best candidate is the same, and the rows that differ most.
+Rows are matched by their id, or by their line, and scores are compared as they are written, each on its own scale.
+Printed are how many scores agree, the mean difference, Spearman's rank correlation over all candidates, how often the
+best candidate is the same, and the rows that differ most.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.offline.recorded import is_record, recorded
 
 Verdicts = dict[str, list[float | None]]
 
@@ -20,7 +22,9 @@ Verdicts = dict[str, list[float | None]]
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
     command = commands.add_parser("compare", help="show where the verdicts of two files differ")
-    command.add_argument("one", type=Path, metavar="ONE", help="a file of flexjudge score or rerank")
+    command.add_argument(
+        "one", type=Path, metavar="ONE", help="a file of flexjudge score, rerank or rejudge, or a record"
+    )
     command.add_argument("other", type=Path, metavar="OTHER", help="another judge's verdicts on the same rows")
     command.add_argument("--most", type=int, default=10, metavar="N", help="how many rows to show (default: 10)")
     command.add_argument("--json", action="store_true", help="the figures as one JSON object")
@@ -43,8 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read(path: Path) -> Verdicts:
     """The scores of every row, by id or line. Raises ConfigError for a file of another kind, naming the line."""
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(path)!r}: give two files of flexjudge score, rerank or rejudge")
+    if is_record(path):
+        return {str(number if row.id is None else row.id): [*row.scores.values()] for number, row in recorded(path)}
     found: Verdicts = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -52,7 +60,7 @@ def read(path: Path) -> Verdicts:
                 found[str(row.get("line", row.get("row", number)) if name is None else name)] = [
                     None if score is None else float(score) for score in scores
                 ]
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ConfigError(f"{path}, line {number}: no row of `flexjudge score` or `rerank`") from None
     if not found:
         raise ConfigError(f"{path} has no rows")

@@ -5,14 +5,20 @@
     flexjudge rerank samples.jsonl -o ranked.jsonl --format listwise
     flexjudge annotate samples.jsonl -o pairs.jsonl --format pairwise --margin 2
     flexjudge annotate org/name -o pairs.jsonl --split train --column question=prompt --column candidates=responses
+    flexjudge traces samples.jsonl -o traces.parquet --format pairwise
     flexjudge report runs/x -o report.html
-    flexjudge compare verdicts.jsonl others.jsonl
+    flexjudge rejudge runs/x/judgements.jsonl -o others.jsonl --model ... --rubric ...
+    flexjudge compare runs/x/judgements.jsonl others.jsonl
+    flexjudge evaluate nano_world -o runs/check             a benchmark, or a file with labels of your own
+    flexjudge doctor labelled.jsonl                         go or no-go before a training, and with which format
     flexjudge cache stats | verify | prune | explain
     flexjudge nano                          where the embedded judge is, and how it is served
+    flexjudge serve                         the judge as a server for trainers
+    flexjudge path TRAINER                  the file that a trainer loads as its reward
     flexjudge recipes list | copy | run
 
-Only data goes to standard output. Exit codes: 0 done; 1 verify found damage, or two files differ; 2 an error, in one
-line on stderr; 3 done, with more failed judgements than --max-failure-rate; 130 interrupted.
+Only data goes to standard output. Exit codes: 0 done; 1 verify found damage, two files differ, or doctor says no; 2 an
+error, in one line on stderr; 3 done, with more failed judgements than --max-failure-rate; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from contextlib import suppress
 from importlib import import_module, metadata, util
 from typing import Any
 
-from flexjudge_reward.cli import cache, compare, judging, nano, report
+from flexjudge_reward.cli import cache, compare, doctor, evaluate, judging, nano, path, report, serve, traces
 from flexjudge_reward.errors import ConfigError, FlexJudgeError, MissingExtra, printable
 
 
@@ -57,10 +63,15 @@ def _parser(with_recipes: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     judging.add_commands(commands)
+    traces.add_command(commands)
     compare.add_command(commands)
+    evaluate.add_command(commands)
+    doctor.add_command(commands)
     report.add_command(commands)
     cache.add_command(commands)
     nano.add_command(commands)
+    serve.add_command(commands)
+    path.add_command(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     commands.add_parser("completion", help="completion for a shell: flexjudge completion bash | zsh | tcsh")
     if with_recipes:

@@ -35,6 +35,7 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page, or serves it until Ctrl-C."""
+    from flexjudge_reward.report.lines import files_of
     from flexjudge_reward.report.render import report
     from flexjudge_reward.report.serve import Server
 
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if output.suffix not in (".html", ".htm"):
         raise ConfigError(f"the page goes to an .html file, found {str(output)!r}")
     if arguments.serve is not None:
+        files_of(source)  # raises for a place that does not exist
         with Server(source, arguments.serve, arguments.media_root) as serving:
             print(f"the report is at http://127.0.0.1:{serving.server_port}; Ctrl-C ends it", file=sys.stderr)
             try:

@@ -96,6 +96,26 @@ def source_media(kind: str, source: Any, roots: Sequence[Path], options: Mapping
     return Media.of(kind, Path(source), roots, **options)  # a relative path starts at the root
 
 
+def held_media(cell: Any) -> str:
+    """The kind of media that a cell evidently holds, "" for none: no path and no list of numbers is evident.
+
+    It knows what `datasets` gives decoded or not: images, files in bytes, sound as an array, torchcodec's decoders.
+    """
+    if isinstance(cell, list | tuple):
+        return next(filter(None, map(held_media, cell[:8])), "")
+    if isinstance(cell, Media | Clip):
+        return (cell.media if isinstance(cell, Clip) else cell).kind
+    if isinstance(cell, Mapping):
+        if isinstance(cell.get("bytes"), bytes) and cell.keys() <= {"bytes", "path"}:
+            return kind_of(cell["bytes"], cell.get("path"))
+        return "audio" if {"array", "sampling_rate"} <= cell.keys() else ""
+    if isinstance(cell, str):
+        return next((kind for kind in MEDIA_COLUMNS if cell.startswith(f"data:{kind}/")), "")
+    names = [f"{base.__module__}.{base.__name__}" for base in type(cell).__mro__]
+    decoders = {"PIL.Image.Image": "image", "VideoDecoder": "video", "AudioDecoder": "audio"}
+    return next((kind for end, kind in decoders.items() for name in names if name.endswith(end)), "")
+
+
 def is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: null, the NaN that pandas writes for it, a blank text, an empty list."""
     nan = isinstance(cell, float) and math.isnan(cell)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flexjudge_reward.data.cells import Clip, is_empty, is_number
@@ -198,7 +198,7 @@ def options_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rubric(value: Any) -> Rubric | None:
-    """A cell as a rubric: a `Rubric`, a built-in name, an object with criteria and scale, or criteria in words.
+    """A cell as a rubric: a `Rubric`, a built-in name, criteria in words or as a list, or an object with criteria.
 
     None for an empty cell. It never names a file. Raises ConfigError.
     """
@@ -207,13 +207,23 @@ def rubric(value: Any) -> Rubric | None:
     if is_empty(value):
         return None
     if isinstance(value, Mapping):
-        return Rubric.of({name: entry for name, entry in value.items() if entry is not None})
+        return Rubric.of(_without_nulls(value))
+    if isinstance(value, list | tuple):
+        return replace(Rubric.of(_without_nulls({"criteria": value})), scale=None)
     if isinstance(value, str) and value in rubric_names():
         return Rubric.load(value)
     if isinstance(value, str) and len(value.split()) > 1:
         return Rubric(value, None)
-    known = f"criteria in words, an object with 'criteria', or one of {', '.join(rubric_names())}"
+    known = f"criteria in words, a list of criteria, an object with 'criteria', or one of {', '.join(rubric_names())}"
     raise ConfigError(f"a rubric is {known}; found {value!r:.80}")
+
+
+def _without_nulls(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are there: a table has every column in every row, null where a row has none."""
+    given = {name: entry for name, entry in entries.items() if entry is not None}
+    if isinstance(listed := given.get("criteria"), list | tuple):
+        given["criteria"] = [_without_nulls(one) if isinstance(one, Mapping) else one for one in listed]
+    return given
 
 
 def _message_parts(message: Mapping[str, Any], make: MakeMedia) -> list[Any]:

@@ -6,7 +6,8 @@
     columns      `image`, `images`, `video`, `videos`, `audio`, `audios`, and the columns that the user names
 
 Trainers pass the same image twice, in a column and inside the prompt; it is counted once. Wrong shapes raise here,
-before any model loads. An image that cannot be used does not: it fails its row when judged.
+before any model loads, and so does a column with media that the judge would not see. An image that cannot be used does
+not: it fails its row when judged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, plain_text
+from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, held_media, plain_text
 from flexjudge_reward.data.completion import Completion, ends_open
 from flexjudge_reward.data.content import (
     completion_of,
@@ -39,6 +40,7 @@ class Columns:
     reference: str | None = None  # a column with a reference answer: texts or numbers, or None for a row without one
     rubric: str | None = None  # a column with a row's own rubric (`content.rubric`)
     media_root: Path | None = None
+    ignored: frozenset[str] = frozenset()  # columns that may hold media which the judge does not see
     completion: Completion = "answer"
 
     @property
@@ -53,6 +55,7 @@ def examples(
 ) -> list[Example]:
     """One example with one candidate per row. Raises ConfigError, which names the row or the column that is wrong."""
     _check_lengths(prompts, completions, columns, names)
+    _check_seen(columns, names)
     reader = _Reader(names)
     rows = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -81,6 +84,18 @@ def _check_lengths(
     for name in names.used & set(columns):
         if len(columns[name]) != len(completions):
             raise ConfigError(f"column {name!r} has {len(columns[name])} entries for {len(completions)} completions")
+
+
+def _check_seen(columns: Mapping[str, Any], names: Columns) -> None:
+    """Raises ConfigError for media in a column that is not read: a score would be of a question without them."""
+    for name in sorted(columns.keys() - names.used - names.ignored):
+        values = columns[name]
+        kind = next(filter(None, map(held_media, values)), "") if isinstance(values, list) else ""
+        if kind:
+            raise ConfigError(
+                f"column {name!r} holds {kind}s, which the judge would not see: rename it to {kind + 's'!r}, or set"
+                f" ignored_columns={name!r} if they are not for the judge"
+            )
 
 
 class _Reader:

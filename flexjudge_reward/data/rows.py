@@ -38,7 +38,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
-from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, source_media, with_media
+from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, held_media, source_media, with_media
 from flexjudge_reward.data.completion import Completion, ends_open, thought_of
 from flexjudge_reward.data.content import completion_of, content_of, options_of, reference_of, rubric
 from flexjudge_reward.data.conversations import MISSING, split
@@ -68,6 +68,7 @@ class RowOptions(TypedDict, total=False):
     shuffle_seed: int | None  # for a random order; without one the rows come as they are
     completion: Completion | None  # which part of a candidate is judged: "answer" (the default) or "all"
     strict: bool | None  # a row that cannot be used ends the run
+    ignored_columns: str | None  # names, separated by commas, of columns with media that the judge does not see
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Rows:
         self._completion: Completion = options.get("completion") or "answer"
         if self._completion not in get_args(Completion):
             raise ConfigError(f"completion is one of {', '.join(get_args(Completion))}, found {self._completion!r}")
+        self._ignored = {name.strip() for name in (options.get("ignored_columns") or "").split(",")}
         self._limit, self._seed, self._strict = options.get("limit"), options.get("shuffle_seed"), options.get("strict")
         if self._limit is not None and self._limit < 1:
             raise ConfigError(f"limit must be at least 1, found {self._limit!r}")
@@ -208,6 +210,9 @@ class Rows:
 
     def _entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A row by the names of this module, with its media in lists by the plural of their kinds."""
+        for name, value in given.items():
+            if name not in self._seen and (kind := held_media(value)):
+                raise ConfigError(self._unseen(name, kind))
         entry = {name: value for name, value in given.items() if name not in self._replaced}
         for name, columns in self._columns.items():
             if missing := [column for column in columns if column not in given]:
@@ -230,6 +235,15 @@ class Rows:
         if isinstance(entry.get("candidates"), list):
             entry["candidates"] = [_lone_content(with_media(candidate)) for candidate in entry["candidates"]]
         return entry
+
+    @cached_property
+    def _seen(self) -> set[str]:
+        """The columns that are read, and those that the user says the judge need not see."""
+        return {*ENTRIES, *self._ignored, *(column for columns in self._columns.values() for column in columns)}
+
+    def _unseen(self, column: str, kind: str) -> str:
+        named = f"--column {kind}s={column} shows them, --ignored-columns {column} leaves them out"
+        return f"{column!r} holds {kind}s, which the judge would not see: {named}"
 
     @cached_property
     def _replaced(self) -> set[str]:
@@ -291,10 +305,9 @@ class Rows:
                 f"{self.name} has no column {lacking[0]!r}; it has {', '.join(table.columns)}."
                 f" Say which it is: --column {'NAME' if lacking[0] in named else lacking[0]}=COLUMN"
             )
-        for column in table.image_columns:
-            if column not in (*named, *ENTRIES):
-                shows = f"--column images={column} shows them to the judge"
-                _log.warning("%s: the images in %r are not used; %s", self.name, column, shows)
+        for column, kind in table.media_columns.items():
+            if column not in self._seen:
+                raise ConfigError(f"{self.name}: {self._unseen(column, kind)}")
 
 
 def _lone_content(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    image_columns: tuple[str, ...]
+    media_columns: Mapping[str, str]  # their kinds by their names
     total: int | None  # how many rows, where that is known without reading them
     local: bool
     version: str  # the content of a file or folder, or the commit of a Hub data set
@@ -41,9 +41,17 @@ class Table:
 
     @classmethod
     def open(
-        cls, source: str | Path, split: str | None = None, config_name: str | None = None, seed: int | None = None
+        cls,
+        source: str | Path,
+        split: str | None = None,
+        config_name: str | None = None,
+        seed: int | None = None,
+        revision: str | None = None,
     ) -> Table:
-        """What is known without its rows: the splits and the columns. Raises ConfigError and MissingExtra."""
+        """What is known without its rows: the splits and the columns. Raises ConfigError and MissingExtra.
+
+        `revision` is a commit, tag or branch of a data set of the Hub.
+        """
         name, path = str(source), Path(source)
         local = path.exists()
         if not local and (not _HUB_NAME.fullmatch(name) or path.suffix in _FILES):
@@ -53,7 +61,9 @@ class Table:
         except ImportError:
             raise MissingExtra("datasets", "datasets") from None
         try:
-            parts, version = _splits(datasets, path if local else name, config_name, local and seed is not None)
+            parts, version = _splits(
+                datasets, path if local else name, config_name, local and seed is not None, revision
+            )
             stream, total, numbers = _chosen(datasets, name, parts, split, local)
             if seed is not None and hasattr(stream, "select"):
                 order = permutation(len(stream), seed)
@@ -67,8 +77,9 @@ class Table:
         except Exception as error:  # of `datasets`, Arrow, the Hub's client and the network: they have no common base
             where = "" if local else f"there is no file or folder {name!r}; as a data set of the Hub: "
             raise ConfigError(f"{where}{name!r} cannot be read: {_message(error)}") from None
-        image_columns = tuple(column for column, feature in features.items() if _holds_images(datasets, feature))
-        return cls(name, tuple(features), image_columns, total, local, version, stream, numbers)
+        kinds = {column: _kind_of(datasets, feature) for column, feature in features.items()}
+        media_columns = {column: kind for column, kind in kinds.items() if kind}
+        return cls(name, tuple(features), media_columns, total, local, version, stream, numbers)
 
     def numbered(self, seed: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows with their numbers. A seed was given to `open`. Raises as `rows`."""
@@ -139,7 +150,9 @@ def _bound(text: str | None, size: int | None) -> int | None:
     return max(0, value + (size or 0)) if value < 0 else value
 
 
-def _splits(datasets: Any, source: str | Path, config: str | None, whole: bool) -> tuple[dict[str, _Part], str]:
+def _splits(
+    datasets: Any, source: str | Path, config: str | None, whole: bool, revision: str | None = None
+) -> tuple[dict[str, _Part], str]:
     """The splits of a data set, and the version of its content; with `whole`, of a kind whose rows can be reordered."""
     if isinstance(source, Path) and source.is_dir() and any((source / name).is_file() for name in _SAVED):
         saved = datasets.load_from_disk(str(source))
@@ -149,7 +162,7 @@ def _splits(datasets: Any, source: str | Path, config: str | None, whole: bool) 
         builder = datasets.load_dataset_builder("parquet", data_files=[str(source.absolute())])
     else:
         where = str(source.absolute()) if isinstance(source, Path) else source
-        builder = datasets.load_dataset_builder(where, config)
+        builder = datasets.load_dataset_builder(where, config, revision=revision)
     version = fingerprint(source) if isinstance(source, Path) else f"{source}@{builder.hash}"
     if whole:
         builder.download_and_prepare()
@@ -176,8 +189,12 @@ def _chosen(datasets: Any, name: str, parts: dict[str, _Part], split: str | None
     return _Part(rows, total, None if total is None else range(total))
 
 
-def _holds_images(datasets: Any, feature: Any) -> bool:
-    return isinstance(feature, datasets.Image) or isinstance(getattr(feature, "feature", None), datasets.Image)
+def _kind_of(datasets: Any, feature: Any) -> str:
+    """The kind of media in a column, or in its lists; "" for none."""
+    inner = getattr(feature, "feature", feature)
+    return next(
+        (kind for kind in ("image", "video", "audio") if isinstance(inner, getattr(datasets, kind.title()))), ""
+    )
 
 
 def _message(error: Exception) -> str:

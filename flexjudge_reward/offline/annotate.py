@@ -2,17 +2,20 @@
 
 The input is a file or data set as `data/rows.py` reads it: rows with a question and two or more `candidates`; those of
 a file of lines also need an id. A molecule is written as the text it was given by, which is what a policy writes. The
-output:
+output is a file of lines, or a folder: a data set with the images in it (`dataset.py`), which has these files, too.
 
-    pairs.jsonl            {"id", "prompt", "chosen", "rejected", "images", "scores", "pair"}: what DPOTrainer reads
+    pairs.jsonl            {"id", "prompt", "chosen", "rejected", "images", "scores", "pair", "reasoning"}
     pairs.skipped.jsonl    {"id", "pair", "why", "detail"}: every judged pair that was not kept; and every row that
                            cannot be used: {"line", "id", "why": "row", "detail"} ("row" for "line" in a data set)
-    pairs.md               a card: source, judge, counts
-    pairs.media/           the images of these pairs that the input itself held, as PNG, and its clips as they were
+    pairs.md               a card (`card.py`); of a folder, README.md
+    pairs.media/           the images of these pairs that the input itself held, as PNG or JPEG, and its clips as they
+                           were; in a folder, all images of these pairs
 
-Prompt and answers are messages, as TRL has them. Where the candidates are images, `prompt` is the question itself, and
-`chosen` and `rejected` are the paths of two images: what a trainer of diffusion models reads. The path of an image in
-`pairs.media` is relative to the folder of pairs.jsonl; any other is that of the input, below its media root.
+Prompt and answers are messages, as TRL has them. Where the candidates are images, a prompt without media is its text,
+and `chosen` and `rejected` are the paths of two images: what a trainer of diffusion models reads. A folder holds one
+of these forms: a row of another form than the first usable one cannot be used. The path of an image in `pairs.media`
+is relative to the folder of pairs.jsonl; any other is that of the input, below its media root.
+`reasoning` is the judge's, of chosen and rejected; of two that were compared, one text for both.
 
 A format for one candidate gives each its score. Any other format compares two candidates in both orders, all pairs of a
 row or those of its schedule, and only a winner that both orders name is kept. Why a pair is skipped: `tie`;
@@ -32,18 +35,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
+from flexjudge_reward.data.cells import source_media
 from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.offline import dataset
+from flexjudge_reward.offline.card import Making
 from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.offline.output import owned
-from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, pair_format, pairs_of, select
+from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, form_of, pair_format, pairs_of, select
 from flexjudge_reward.prompts.template import Template
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Content
@@ -58,47 +66,106 @@ def annotate_file(
     output: Path,
     which: Which = "best",
     margin: float = 0.0,
+    push_to_hub: str | None = None,
+    license: str | None = None,
     **options: Unpack[RowOptions],
 ) -> Counter[str]:
     """Writes the preference pairs of `source` to `output`, beside it the skipped pairs, a card, and images.
 
+    The counts that it returns: `rows`, `pairs`, `row` (those that cannot be used), and each reason for a skipped pair.
+
     Args:
+        output: a .jsonl file, or a folder, new or of an earlier run: a data set.
         which: "best" keeps the pair furthest apart of each row, "all" every pair with a winner.
         margin: the least difference of the two scores, on the format's scale; a difference of 0 is always a tie.
-        options: how the source is read; see `data/rows.py`.
-
-    Returns:
-        Counts: `rows`, `pairs`, `row` (those that cannot be used), and each reason for which pairs were skipped.
+        push_to_hub: the data set of the Hub that the folder goes to, with its `license`; a new one is private.
 
     Raises:
-        ConfigError: a margin below 0, an output that is no .jsonl file, cannot be written, is being written by another
-            process or would change the input, a source that lacks a column or has no row that can be used (or, with
-            `strict`, one that cannot), a format that cannot compare two candidates, or an unfinished run of other
-            settings at `output`.
-        EngineError: the judge can answer nothing; finished rows are kept for the next run.
+        ConfigError: a margin below 0; an output of another form, that cannot be written or is being written, would
+            change the input, or has an unfinished run of other settings; wrong or no rows; a wrong format; the Hub.
+        EngineError: the judge can answer nothing, or the push failed or has no pairs; finished rows are kept.
     """
+    folder = _folder(output, push_to_hub)
+    lines = output / "pairs.jsonl" if folder else output
+    rows = Rows(source, **options)
+    rows.check_output_path(lines)
+    judge = judge.with_format(pair_format(judge.format))
+    _check_settings(which, margin)
+    making = Making(rows, judge, which, margin, options, license)
+    check = partial(_check_row, judge, which, {} if folder else None)
+    with _made(folder), owned(lines):
+        total = rows.verify(check, unique=True)
+        if push_to_hub:
+            dataset.reserve(push_to_hub)
+        with Journal(lines, _fingerprint(rows, judge, which, margin)) as journal:
+            left = islice(rows.read(check, unique=True), journal.counts["rows"], None)
+            _annotate(rows.unit, left, total, making, _writer(journal, folder, options.get("media_root")), journal)
+            _finish(making, journal, folder)
+    rows.report(journal.counts["row"], journal.counts["rows"])
+    if folder and push_to_hub:
+        dataset.push(folder, push_to_hub, journal.counts["pairs"])
+    return journal.counts
+
+
+def _writer(journal: Journal, folder: Path | None, root: Path | None) -> PairWriter:
+    read = partial(source_media, roots=() if root is None else (root,), options={}) if folder else None
+    return PairWriter(journal.keep, read)
+
+
+def _check_settings(which: Which, margin: float) -> None:
     if not margin >= 0:
         raise ConfigError(f"margin must be at least 0, found {margin!r}")
     if which not in ("best", "all"):
         raise ConfigError(f"pairs are 'best' or 'all', found {which!r}")
-    if output.suffix != ".jsonl":
-        raise ConfigError(f"the pairs go to a .jsonl file, found {str(output)!r}")
-    rows = Rows(source, **options)
-    rows.check_output_path(output)
-    judge = judge.with_format(pair_format(judge.format))
 
-    def check(row: Row) -> None:
-        _check_candidates(row.example.candidates, MOST_CANDIDATES[which])
-        check_fits(judge, row.example)
 
-    with owned(output):
-        total = rows.verify(check, unique=True)
-        with Journal(output, _fingerprint(rows, judge, which, margin)) as journal:
-            left = islice(rows.read(check, unique=True), journal.counts["rows"], None)
-            _annotate(rows.unit, left, total, judge, which, margin, journal)
-            journal.finish(_card(rows, judge, which, margin, journal.counts))
-    rows.report(journal.counts["row"], journal.counts["rows"])
-    return journal.counts
+def _check_row(judge: Judge, which: Which, forms: dict[str, str] | None, row: Row) -> None:
+    """`forms`, of a data set, keeps the form of its first usable row, which the others share: it has one table."""
+    _check_candidates(row.example.candidates, MOST_CANDIDATES[which])
+    if forms is not None and any(media.kind in ("video", "audio") for media in row.example.media):
+        raise ConfigError("a data set of pairs has texts and images only: for videos give a .jsonl file as output")
+    check_fits(judge, row.example)
+    if forms is not None and (form := form_of(row)) != (first := forms.setdefault("first", form)):
+        raise ConfigError(f"its pairs are {form}, those of the first row {first}; a .jsonl file as output takes both")
+
+
+def _folder(output: Path, push_to_hub: str | None) -> Path | None:
+    """The folder of a data set, or None for a file of lines. Raises ConfigError."""
+    if output.suffix == ".jsonl":
+        if push_to_hub:
+            raise ConfigError(f"what is pushed is a folder, found the file {str(output)!r}: give a name without .jsonl")
+        return None
+    if output.suffix and not output.is_dir():
+        raise ConfigError(f"the pairs go to a .jsonl file or a folder, found {str(output)!r}")
+    dataset.check_installed()
+    if output.is_file():
+        raise ConfigError(f"{str(output)!r} is a file: give a .jsonl file or a folder for the pairs")
+    if output.is_dir() and any(output.iterdir()) and not any(output.glob("pairs.*")):
+        raise ConfigError(f"{str(output)!r} has other files in it: give a new or empty folder for the pairs")
+    return output
+
+
+@contextmanager
+def _made(folder: Path | None) -> Iterator[None]:
+    """Makes the folder; a run that has left nothing in it removes it."""
+    if folder is not None and folder.parent.is_dir():
+        folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _finish(making: Making, journal: Journal, folder: Path | None) -> None:
+    """The data set, if there is to be one; the card; the lines under their names."""
+    card = making.card(journal.kept(), journal.counts)
+    if folder is None:
+        journal.finish(journal.output.with_suffix(".md"), card)
+        return
+    dataset.write(journal.kept, folder)
+    journal.finish(folder / "README.md", making.front_matter(journal.counts["pairs"]) + card)
 
 
 def _check_candidates(candidates: Sequence[Content], most: int) -> None:
@@ -118,9 +185,8 @@ def _annotate(
     unit: str,
     rows: Iterator[Row | BadRow],
     total: int | None,
-    judge: Judge,
-    which: Which,
-    margin: float,
+    making: Making,
+    writer: PairWriter,
     journal: Journal,
 ) -> None:
     from tqdm import tqdm
@@ -130,16 +196,15 @@ def _annotate(
             if isinstance(row, BadRow):
                 journal.add({unit: row.number, "id": row.id, "why": "row", "detail": row.why}, "row")
                 continue
-            for pair in select(pairs, which, margin):
+            for pair in select(pairs, making.which, making.margin):
                 journal.add(writer.row(row, pair), pair.why or "")
         if compared:
             journal.commit(len(compared))
 
-    writer, done = PairWriter(journal.keep), journal.counts["rows"]
-    with tqdm(total=total, initial=done, unit="row", desc="annotating", disable=None) as bar:
+    with tqdm(total=total, initial=journal.counts["rows"], unit="row", desc="annotating", disable=None) as bar:
         held: list[tuple[Row | BadRow, list[Pair]]] = []
         while batch := list(islice(rows, BATCH)):
-            judged = iter(_compare([row for row in batch if isinstance(row, Row)], judge))
+            judged = iter(_compare([row for row in batch if isinstance(row, Row)], making.judge))
             compared = [next(judged) if isinstance(row, Row) else [] for row in batch]
             _check_answered(compared, first=not journal.counts["rows"])
             # Unanswered rows are written once a later batch shows that the server is there.
@@ -182,29 +247,13 @@ def _check_answered(compared: Sequence[Sequence[Pair]], first: bool) -> None:
 def _fingerprint(rows: Rows, judge: Judge, which: Which, margin: float) -> str:
     """What must be equal for an unfinished run to be continued: the rows, the format with its texts, the judge."""
     identity = json.dumps(judge.engine.identity(), sort_keys=True, default=str)
-    layers = [_settings(layer) for layer in judge.format.layers()]
+    layers = [layer_settings(layer) for layer in judge.format.layers()]
     run = repr((rows.fingerprint(), layers, judge.sampling, identity, which, margin))
     return hashlib.sha256(run.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _settings(layer: Format) -> tuple[str, list[tuple[str, object]]]:
+def layer_settings(layer: Format) -> tuple[str, list[tuple[str, object]]]:
     """The class of a format or wrapper, with its own settings: schedule, votes, rubric, prompt texts."""
     plain = (str, int, float, type(None), Rubric, Template)
     settings = [(name, value) for name, value in vars(layer).items() if isinstance(value, plain)]
     return type(layer).__name__, sorted(settings)
-
-
-def _card(rows: Rows, judge: Judge, which: Which, margin: float, counts: Counter[str]) -> str:
-    lines = [
-        f"# Preference pairs of {rows}",
-        "",
-        f"{counts['pairs']} pairs from {counts['rows']} rows; {'the best of each row' if which == 'best' else 'all'}",
-        f"with a margin of at least {margin:g}.",
-        "",
-        *(f"* {name}: {value}" for name, value in judge.described().items() if value is not None),
-        "",
-        "| skipped because | pairs |",
-        "|---|---|",
-        *(f"| {why} | {count} |" for why, count in sorted(counts.items()) if why not in ("rows", "pairs")),
-    ]
-    return "\n".join(lines) + "\n"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.data.cells import Clip
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.judge.record import json_line
+from flexjudge_reward.judge.record import json_line, read_lines
 from flexjudge_reward.media import image as images
 from flexjudge_reward.media.base import Media
 
@@ -74,12 +75,20 @@ class Journal:
         self.counts[reason or "pairs"] += 1
 
     def keep(self, media: Media | Clip) -> str:
-        """Stores an image as PNG, a clip as it is; its path relative to the folder of the output. Raises MediaError."""
-        path = self._images / (media.name if isinstance(media, Clip) else f"{media.digest}.png")
+        """Stores a JPEG file or a clip as it is, another image as PNG; its path from the output. Raises MediaError."""
+        kept = not isinstance(media, Clip) and media.load().lossy
+        path = self._images / (media.name if isinstance(media, Clip) else f"{media.digest}.{'jpg' if kept else 'png'}")
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            _replaced(path, media.data if isinstance(media, Clip) else images.encode(media.images()[0]))
+            if isinstance(media, Clip):
+                _replaced(path, media.data)
+            else:
+                _replaced(path, media.file() if kept else images.encode(media.images()[0]))
         return f"{path.parent.name}/{path.name}"
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """The kept rows of a run whose rows are all committed."""
+        return read_lines(self._partials[0])
 
     def commit(self, rows: int) -> None:
         """Makes what was added safe from a kill and from a power cut."""
@@ -90,9 +99,9 @@ class Journal:
         sizes = [file.tell() for file in self._files]
         _replaced(self._state, json.dumps({"run": self._run, "sizes": sizes, "counts": self.counts}).encode())
 
-    def finish(self, card: str) -> None:
-        """The files under their names; the progress file is removed last."""
-        _replaced(self.output.with_suffix(".md"), card.encode("utf-8", "backslashreplace"))
+    def finish(self, card_file: Path, card: str) -> None:
+        """The files under their names, the card first; the progress file is removed last."""
+        _replaced(card_file, card.encode("utf-8", "backslashreplace"))
         for partial, final in zip(self._partials, self._finals, strict=True):
             partial.replace(final)
         self._state.unlink(missing_ok=True)

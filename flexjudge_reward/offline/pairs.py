@@ -33,6 +33,8 @@ class Pair:
     scores: tuple[float, float] | None  # of winner and loser, on the format's scale
     why: SkipReason | None = None  # None for a win; else why the pair is skipped
     detail: str = ""
+    reasoning: tuple[str, ...] = ()
+    """The judge's, of winner and loser; of two that were compared, one text for both."""
 
     @property
     def gap(self) -> float:
@@ -80,8 +82,12 @@ def pairs_of(example: Example, result: GroupResult) -> list[Pair]:
     for i, j in combinations(range(len(first)), 2):
         if first[i] == first[j]:
             pairs.append(Pair(i, j, None, "identical"))
-        elif verdict := compared.get((first[i], first[j])) or _apart(result, i, j):
-            pairs.append(_pair(i, j, verdict))
+        elif together := compared.get((first[i], first[j])):
+            pairs.append(replace(_pair(i, j, together), reasoning=(together.reasoning,)))
+        elif apart := _apart(result, i, j):
+            pair = _pair(i, j, apart)
+            sides = () if pair.why else (pair.winner, pair.loser)
+            pairs.append(replace(pair, reasoning=tuple(result.verdicts[side].reasoning for side in sides)))
     return pairs
 
 
@@ -122,6 +128,8 @@ class PairWriter:
     """Makes the rows of a file of pairs, in which question and answers are as the input gives them."""
 
     store: Callable[[Media | Clip], str]  # keeps an image or a clip that the input itself held, and returns its path
+    read: Callable[[str, Any], Media] | None = None
+    """Reads a media item of this kind that the input has by its path, so that it is stored, too; None leaves paths."""
 
     def row(self, row: Row, pair: Pair) -> dict[str, Any]:
         """The row of a pair that is kept or skipped."""
@@ -129,16 +137,16 @@ class PairWriter:
         if pair.why:
             return {"id": row.id, "pair": numbers, "why": pair.why, "detail": pair.detail}
         question, answers = row.entry["question"], [row.entry["candidates"][number] for number in numbers]
-        if all(map(_is_image, row.example.candidates)):
-            prompt = self._messages(question, "user") if is_conversation(question) else self._content(question)
+        if (form := form_of(row)) != "messages":
+            prompt = self._content(question) if form == "images of a prompt" else self._messages(question, "user")
             chosen, rejected = (self._content(answer)[0]["image"] for answer in answers)
         else:
             prompt = self._messages(question, "user")
             chosen, rejected = (self._messages(answer, "assistant") for answer in answers)
         said = {"id": row.id, "prompt": prompt, "chosen": chosen, "rejected": rejected}
         columns = [f"{kind}s" for kind in MEDIA_COLUMNS if row.entry.get(f"{kind}s")]
-        media = {column: [self._path(one) for one in row.entry[column]] for column in columns}
-        return {**said, **media, "scores": pair.scores, "pair": numbers}
+        media = {column: [self._path(column[:-1], one) for one in row.entry[column]] for column in columns}
+        return {**said, **media, "scores": pair.scores, "pair": numbers, "reasoning": pair.reasoning}
 
     def _messages(self, value: Any, role: str) -> list[dict[str, Any]]:
         messages = value if is_conversation(value) else [{"role": role, "content": value}]
@@ -149,22 +157,42 @@ class PairWriter:
 
     def _content(self, value: Any) -> Any:
         """Texts as one text; a list of parts with media as content blocks."""
-        parts = [_named(part) for part in (value if isinstance(value, list) else [value])]
+        parts = [_named(part) for part in _parts(value)]
         if all(kind == "text" for kind, _ in parts):
             return "".join(apart([part for _, part in parts]))
-        return [{"type": kind} if part is None else {"type": kind, kind: self._path(part)} for kind, part in parts]
+        return [
+            {"type": kind, kind: part if kind == "text" else self._path(kind, part)}
+            if part is not None
+            else {"type": kind}
+            for kind, part in parts
+        ]
 
-    def _path(self, value: Any) -> Any:
-        """A path or a data URI as it is; of what the input held, the path under which it is stored."""
+    def _path(self, kind: str, value: Any) -> Any:
+        """A path or a data URI as it is, unless it is read; of what the input held, the path under which it is kept."""
         if isinstance(value, list):  # the frames of a video
-            return [self._path(frame) for frame in value]
+            return [self._path("image", frame) for frame in value]
         if isinstance(value, bytes | Mapping):
             value = Media.image(value)
+        elif self.read is not None and isinstance(value, str):
+            value = self.read(kind, value)
         return self.store(value) if isinstance(value, Media | Clip) else value
+
+
+def form_of(row: Row) -> str:
+    """What the pairs of a row are: messages; or images, of a prompt that is a text or of a conversation."""
+    if not all(map(_is_image, row.example.candidates)):
+        return "messages"
+    question = row.entry["question"]
+    alone = not is_conversation(question) and all(kind == "text" for kind, _ in map(_named, _parts(question)))
+    return "images of a prompt" if alone else "images of a conversation"
 
 
 def _is_image(candidate: Content) -> bool:
     return len(candidate) == 1 and isinstance(candidate[0], Media) and candidate[0].kind == "image"
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _named(part: Any) -> tuple[str, Any]:

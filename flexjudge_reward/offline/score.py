@@ -1,4 +1,4 @@
-"""A file or data set of examples, scored or ranked: one row in, one row out, in the same order.
+"""A file, data set or record of examples, scored or ranked: one row in, one row out, in the same order.
 
 `data/rows.py` describes the input. A row of `score_file`:
 
@@ -37,6 +37,7 @@ from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import asked_entry, failure_entry, json_line
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.output import owned
+from flexjudge_reward.offline.recorded import RecordedRows
 from flexjudge_reward.offline.rerank import ranked
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Failure
@@ -56,13 +57,7 @@ def score_file(
             writes it.
         EngineError: the judge can answer nothing; rows already judged are in the cache.
     """
-
-    def entries(row: Row, result: GroupResult) -> dict[str, object]:
-        scores = [result.raw_score(candidate) for candidate in range(len(result.outcomes))]
-        scale = next((verdict.scale for verdict in result.verdicts if verdict.scores), result.verdicts[0].scale)
-        return {**_judged(result, scores, scale), "cached": all(verdict.cached for verdict in result.verdicts)}
-
-    return _file(Rows(source, **options), judge, output, entries, ranks=False)
+    return _file(Rows(source, **options), judge, output, _scores, ranks=False)
 
 
 def rerank_file(
@@ -79,6 +74,33 @@ def rerank_file(
         return {"order": ranking.order, "best": ranking.best, **_judged(result, scores, Scale(0.0, 1.0))}
 
     return _file(Rows(source, **options), judge, output, entries, ranks=True)
+
+
+def rejudge_file(
+    record: str | Path,
+    judge: Judge,
+    output: Path | None = None,
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    thumbnails: bool = False,
+    own_rubrics: bool = True,
+) -> RunSummary:
+    """Judges the candidates of a record of judgements again, without generating; writes rows as `score_file`.
+
+    Args:
+        record: what `--record` or `FlexJudgeReward(record=...)` wrote; `recorded.py` says what its rows are.
+        limit: the most rows.
+        strict: a row that cannot be judged, such as one whose images were not kept, ends the run.
+        thumbnails: judge the thumbnail of an image that was not kept whole.
+        own_rubrics: rows with a rubric of their own keep it; else the judge's rubric is for all.
+
+    Raises as `score_file`; and ConfigError where the judge would append to this record.
+    """
+    rows = RecordedRows(record, limit, strict, thumbnails, own_rubrics)
+    if judge.record is not None and judge.record.path.resolve() == Path(record).resolve():
+        raise ConfigError(f"the judge's own record is {str(record)!r}, which is read: give another one, or none")
+    return _file(rows, judge, output, _scores, ranks=False)
 
 
 def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks: bool) -> RunSummary:
@@ -134,6 +156,13 @@ def _complete(output: Path | None) -> Iterator[TextIO]:
     with partial.open("w", encoding="utf-8") as sink:
         yield sink
     partial.replace(output)
+
+
+def _scores(row: Row, result: GroupResult) -> dict[str, object]:
+    """What an output row of `score_file` says."""
+    scores = [result.raw_score(candidate) for candidate in range(len(result.outcomes))]
+    scale = next((verdict.scale for verdict in result.verdicts if verdict.scores), result.verdicts[0].scale)
+    return {**_judged(result, scores, scale), "cached": all(verdict.cached for verdict in result.verdicts)}
 
 
 def _judged(result: GroupResult, scores: Sequence[float | None], scale: Scale) -> dict[str, object]:

@@ -18,6 +18,7 @@ its replacement is never scanned again, so braces in an answer stay braces.
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _PLACES = {
 }
 _OPTIONAL = {"media": ""}
 KEYS = tuple(_PLACES)
+OWN = "prompts"  # in the folder of a judge: the texts that it was trained with
 _PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 
 
@@ -70,6 +72,10 @@ class Template:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the prompt file {str(path)!r} cannot be read as text: {error}") from None
         return cls.parse(text, str(path))
+
+    def is_of(self, prompt_set: Path, name: str) -> bool:
+        """Whether these are the texts of the format `name` in the folder `prompt_set`."""
+        return (prompt_set / f"{name}.toml").is_file() and self == Template.load(prompt_set, name)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Template:
@@ -104,3 +110,20 @@ def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part,
 def prompt_sets() -> tuple[str, ...]:
     """The names of the built-in prompt sets, sorted."""
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/pointwise.toml")))
+
+
+def built_in_name(template: Template, name: str) -> str | None:
+    """The built-in prompt set that has these texts for the format `name`."""
+    return next((one for one in prompt_sets() if template.is_of(_FOLDER / one, name)), None)
+
+
+def copy_prompt_set(prompt_set: str | Path, judge: Path) -> None:
+    """Writes the texts that a judge was trained with into its folder, where `own_prompt_set` finds them."""
+    source = _FOLDER / prompt_set if str(prompt_set) in prompt_sets() else Path(prompt_set)
+    shutil.copytree(source, judge / OWN, dirs_exist_ok=True)
+
+
+def own_prompt_set(model: str | None) -> Path | None:
+    """The texts that the judge in the folder `model` was trained with, if it says so."""
+    folder = Path(model) / OWN if model else None
+    return folder if folder and any(folder.glob("*.toml")) else None

@@ -73,6 +73,8 @@ class Group:
     row: str = ""  # the id of the row of the input, as JSON
     repeated: bool = False  # a later run of the same record went back and judged this step again
     pair_of: tuple[object, ...] = ()  # places in that row
+    probe: str = ""  # the kind of a probe of a training (`trainers/probes.py`), whose score was no reward
+    alarm: str = ""  # what an alarm of a training said; then there is nothing else
 
 
 def files_of(source: Path) -> list[tuple[Kind, Path]]:
@@ -132,7 +134,7 @@ def _kind(file: Path) -> Kind | None:
 
 
 def _kind_of(line: Mapping[str, Any]) -> Kind | None:
-    if isinstance(line.get("replies"), list) and isinstance(line.get("candidates"), list):
+    if (isinstance(line.get("replies"), list) and isinstance(line.get("candidates"), list)) or "alarm" in line:
         return "record"
     if isinstance(line.get("scores"), list) and isinstance(line.get("failures"), list):
         return "scores"
@@ -140,6 +142,8 @@ def _kind_of(line: Mapping[str, Any]) -> Kind | None:
 
 
 def _recorded(line: dict[str, Any], file: Path, number: int) -> Group:
+    if "alarm" in line:
+        return Group((file.name, "alarm", number), "", file, {}, alarm=_text(line.get("said")))
     given, replies = line["candidates"], _dicts(line["replies"])
     said, alone = [_said(reply) for reply in replies], len(given) == 1
     judge = _settings(line.get("judge"))
@@ -155,15 +159,27 @@ def _recorded(line: dict[str, Any], file: Path, number: int) -> Group:
         step=_whole(line.get("step")),
         question=_parts(line.get("question")),
         reference=_parts(line.get("reference")),
-        rubric=_text(line.get("rubric")),
+        rubric=_criteria(line.get("rubric")),
         judge=judge,
+        probe=_text(line.get("probe")),
         row=_row(line),
         replies=[] if alone else said,
-        detail="\n".join(_compared(one) for one in _dicts(_list(line.get("comparisons")))),
+        detail="\n".join(
+            [*map(_compared, _dicts(line.get("comparisons"))), *map(_answered, _dicts(line.get("criteria")))]
+        ),
         tokens=sum(_whole(reply.get("completion_tokens")) or 0 for reply in replies),
         calls=len(replies),
         cached=sum(reply.get("cached") is True for reply in replies),
     )
+
+
+def _criteria(rubric: Any) -> str:
+    """A row's own rubric in words, a line per criterion of a list; one with a scale is an object."""
+    criteria = rubric.get("criteria") if isinstance(rubric, dict) else rubric
+    if not isinstance(criteria, list):
+        return _text(criteria)
+    named = [[_text(one.get(name)) for name in ("need", "weight", "text")] for one in _dicts(criteria)]
+    return "\n".join(f"{text} ({need}, weight {weight})" for need, weight, text in named)
 
 
 def _settings(judge: Any) -> str:
@@ -190,6 +206,11 @@ def _compared(comparison: Mapping[str, Any]) -> str:
     scores, failure = [_number(score) for score in _list(comparison.get("scores"))], _failure(comparison.get("failure"))
     result = " to ".join(f"{score:.3g}" for score in scores if score is not None)
     return f"candidate {first} against {second}: {result if failure is None else ' '.join(failure)}"
+
+
+def _answered(criterion: Mapping[str, Any]) -> str:
+    need, text, by = (_text(criterion.get(name)) for name in ("need", "text", "by"))
+    return f"{'yes' if criterion.get('met') is True else 'no'}: {text} ({need}, by the {by})"
 
 
 def _said(reply: Mapping[str, Any]) -> str:
@@ -226,13 +247,16 @@ def _paired(line: dict[str, Any], file: Path, number: int) -> Group:
         return Group(key, name, file, {}, pair=why, detail=detail, margin=margin, row=_row(line), pair_of=places)
     scores = [_number(score) for score in [*_list(line.get("scores")), None, None][:2]]
     chosen, rejected = scores
+    thoughts = [_text(thought) for thought in _list(line.get("reasoning"))]
+    own = [[thought] for thought in thoughts] if len(thoughts) == 2 else [[], []]  # else one text of a comparison
     candidates = {
-        label: Candidate(_parts(line.get(label)), score, None, None, [], label)
-        for label, score in zip(("chosen", "rejected"), scores, strict=True)
+        label: Candidate(_parts(line.get(label)), score, None, None, replies, label)
+        for label, score, replies in zip(("chosen", "rejected"), scores, own, strict=True)
     }
     shown = [Seen(kind, _text(one)) for kind in ("image", "video") for one in _list(line.get(f"{kind}s"))]
     group = Group(key, name, file, candidates, question=[*_parts(line.get("prompt")), *shown], pair="kept")
     group.margin = None if chosen is None or rejected is None else chosen - rejected
+    group.replies = thoughts if len(thoughts) == 1 else []
     return group
 
 
@@ -307,5 +331,5 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _dicts(value: list[Any]) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)]
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in _list(value) if isinstance(one, dict)]

@@ -18,7 +18,8 @@ from flexjudge_reward.report.lines import Candidate, Group, Seen
 
 MOST, MOST_TEXT = 20_000, 26_000_000  # judgements, and bytes of their texts, of a page
 BINS = 20  # of a histogram
-_MOST_JUDGES, _FRAME = 20, 100  # bytes of what surrounds the texts of a candidate or a group
+_MOST_JUDGES, _MOST_ALARMS = 20, 50
+_FRAME = 100  # bytes of what surrounds the texts of a candidate or a group
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Page:
     """All that a page shows, before it is drawn."""
 
     def __init__(self, groups: Iterable[Group] = (), most: int = MOST, most_text: int = MOST_TEXT) -> None:
-        self.judged = self.groups = self.repeated = 0
+        self.judged = self.groups = self.repeated = self.probes = 0
+        self.alarms: list[str] = []
         self.steps: defaultdict[int, Step] = defaultdict(Step)
         self.scores = [0] * BINS
         self.margins: dict[bool, list[float]] = {True: [], False: []}  # of pairs that were kept, and that were not
@@ -96,6 +98,10 @@ class Page:
         return sum(bool(group.pair) for group in self._held.values())
 
     def _add(self, group: Group) -> None:
+        if group.alarm or group.probe:
+            self.probes += bool(group.probe)
+            self.alarms += [group.alarm] * bool(group.alarm and len(self.alarms) < _MOST_ALARMS)
+            return
         if group.repeated:
             self.repeated += len(group.candidates)
             return

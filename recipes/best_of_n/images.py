@@ -11,6 +11,9 @@ coloured shapes; the embedded judge, which never sees a right answer, picks. Exp
         --judge '{"base_url": "http://localhost:8001/v1"}'
 
 A row of the data is {"question", "images", "answer"}; a reply is right if it contains the answer.
+
+`--output_dir` gets ranked.jsonl, the answers of each question with their order, scores and whether they are right, and
+judgements.jsonl, what the judge said of each: `flexjudge report runs/best_of_n` shows it with the images.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from pathlib import Path
 from flexjudge_recipes.common import mapping
 from flexjudge_recipes.dpo_vlm.sampling import sample
 from flexjudge_recipes.nano import shapes, vlm_task
+from flexjudge_recipes.program import run
 
 from flexjudge_reward import (
     ConfigError,
     EngineError,
     Example,
-    FlexJudgeError,
+    Failure,
     Judge,
     Media,
     Ranking,
@@ -82,6 +86,26 @@ def file_questions(file: Path, media_root: Path, count: int) -> list[Question]:
 # ---------------------------------------------------------------------------------------------------------- report
 
 
+def keep(
+    file: Path, questions: Sequence[Question], answers: Sequence[Sequence[str]], rankings: Sequence[Ranking]
+) -> None:
+    """Writes a row per question, in the form of `flexjudge rerank`, and which answers are right."""
+    with file.open("w", encoding="utf-8") as lines:
+        for number, (question, texts, ranking) in enumerate(zip(questions, answers, rankings, strict=True)):
+            row = {
+                "id": number,
+                "question": [part for part in question.content if isinstance(part, str)],
+                "candidates": [[text] for text in texts],
+                "order": ranking.order,
+                "best": ranking.best,
+                "scores": [None if isinstance(one, Failure) else one for one in ranking.outcomes],
+                "failures": [{"kind": one.kind} if isinstance(one, Failure) else None for one in ranking.outcomes],
+                "scale": [0, 1],
+                "right": [question.is_right(text) for text in texts],
+            }
+            lines.write(json.dumps(row) + "\n")
+
+
 def accuracies(
     questions: Sequence[Question], answers: Sequence[Sequence[str]], rankings: Sequence[Ranking]
 ) -> dict[str, float]:
@@ -115,27 +139,35 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--policy", default="nano", help="nano, a folder, or a Hub id")
     parser.add_argument("--data", type=Path, help="a JSONL file; by default the embedded world")
     parser.add_argument("--media_root", type=Path, default=Path(), help="the folder with the images of --data")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/best_of_n"), help="a new or empty folder")
     parser.add_argument("--judge", type=mapping, default={}, help="settings of the judge, as JSON")
     options = parser.parse_args()
     if options.n < 2 or options.questions < 1:
         raise ConfigError(f"--n must be at least 2 and --questions at least 1, found {options.n}, {options.questions}")
+    if options.output_dir.is_dir() and any(options.output_dir.iterdir()):
+        raise ConfigError(f"{options.output_dir} holds an earlier run: remove it, or give another --output_dir")
     return options
 
 
 def main() -> None:
-    """Samples, judges, and prints the three shares."""
+    """Samples, judges, prints the three shares, and keeps what was judged."""
     options = arguments()
-    nano = options.data is None
-    judge = Judge.load(**({"model": "nano"} if nano else {}) | options.judge)
+    nano, folder = options.data is None, options.output_dir
+    settings = ({"model": "nano"} if nano else {}) | {"record": str(folder / "judgements.jsonl")} | options.judge
+    judge = Judge.load(**settings)
     count, seed = options.questions, options.seed
     questions = nano_questions(count, seed) if nano else file_questions(options.data, options.media_root, count)
+    folder.mkdir(parents=True, exist_ok=True)
     sampling = Sampling(temperature=1.0, max_tokens=64, seed=seed)
+    print(f"sampling       {options.n} answers to {len(questions)} questions", flush=True)
     with TransformersEngine(vlm_task.policy() if options.policy == "nano" else options.policy) as policy:
         sampled = sample(policy, [question.content for question in questions], options.n, sampling)
     pairs = [(question, texts) for question, texts in zip(questions, sampled, strict=True) if len(texts) > 1]
     questions, answers = [question for question, _ in pairs], [texts for _, texts in pairs]
+    print(f"judging        {sum(map(len, answers))} answers", flush=True)
     with judge:
         rankings = rerank([Example(question.content, texts) for question, texts in pairs], judge, seed)
+    keep(folder / "ranked.jsonl", questions, answers, rankings)
     found = accuracies(questions, answers, rankings)
     gap = found["oracle"] - found["first"]
     closed = (found["judge"] - found["first"]) / gap if gap else 0.0
@@ -144,10 +176,8 @@ def main() -> None:
     if left_out or unscored(rankings):
         print(f"answers without a score: {dict(unscored(rankings))}; questions left out: {left_out}")
     print(f"best of {options.n} closes {closed:.0%} of the gap between the first answer and the oracle")
+    print(f"answers        {folder / 'ranked.jsonl'}; `flexjudge report {folder}` shows them with their images")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FlexJudgeError as error:
-        raise SystemExit(f"best_of_n: {error}") from None
+    run("best_of_n", main)

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexjudge_recipes.program import run
+
 from flexjudge_reward import (
     ConfigError,
     EngineError,
     Example,
     Failure,
-    FlexJudgeError,
     Judge,
     Media,
     Ranking,
@@ -138,7 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FlexJudgeError as error:
-        raise SystemExit(f"pampa: {error}") from None
+    run("pampa", main)

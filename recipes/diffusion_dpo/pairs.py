@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexjudge_recipes.common import counted, pairs_of
 from flexjudge_recipes.diffusion_dpo.families import Family
 from flexjudge_recipes.nano import images as nano
 
@@ -92,16 +93,16 @@ class ImageSampler:
 def compare(
     judge: Judge, prompts: Sequence[str], groups: Sequence[Sequence[Path]], output: Path, margin: float
 ) -> None:
-    """Writes to `output` every pair of a prompt's images that has a winner, unless `output` exists.
+    """Writes to `output`, a file of lines or a data set, every pair of a prompt's images that has a winner.
 
-    The others are in OUTPUT.skipped.jsonl, and counted in OUTPUT.md.
+    The card beside or in it counts the others. What is finished is kept.
 
     Args:
         groups: the images of each prompt, all below the folder of `output`.
         margin: the least difference of the scores.
     """
     state, root = PartialState(), output.parent
-    if state.is_main_process and not output.exists():
+    if state.is_main_process and not (output if output.suffix else output / "pairs.jsonl").exists():
         candidates = output.with_suffix(".candidates.jsonl")
         lines = [
             {"id": number, "question": prompt, "candidates": [{"image": str(file.relative_to(root))} for file in files]}
@@ -109,28 +110,20 @@ def compare(
         ]
         candidates.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
         counts = annotate_file(candidates, judge, output, which="all", margin=margin, media_root=root)
-        print(f"judged         {output}: {dict(counts)}", flush=True)
+        print(f"judge          {output.stem}: {counted(counts)}", flush=True)
     state.wait_for_everyone()
 
 
-def load_pairs(file: Path, eval_share: float, seed: int, min_pairs: int) -> tuple[Dataset, Dataset]:
-    """The pairs of `file` to train on, and those to evaluate on; no prompt is in both.
+def load_pairs(folder: Path, eval_share: float, seed: int, min_pairs: int) -> tuple[Dataset, Dataset]:
+    """The pairs of `folder` to train on, and those to evaluate on; no prompt is in both.
 
     Raises:
         ConfigError: fewer than `min_pairs` pairs.
     """
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    if len(rows) < min_pairs:
-        raise ConfigError(
-            f"{len(rows)} pairs are too few to train on (min_pairs={min_pairs}): {file.with_suffix('.md')} counts why"
-            f" the others were skipped. Remove {file} and continue with --resume true and a lower margin, or generate"
-            " more images in another output_dir"
-        )
-    root = file.parent
-    pairs = [{"prompt": row["prompt"]} | {key: str(root / row[key]) for key in ("chosen", "rejected")} for row in rows]
-    prompts = sorted({pair["prompt"] for pair in pairs})
+    pairs = pairs_of(folder, min_pairs).select_columns(["prompt", "chosen", "rejected"])
+    prompts = sorted(set(pairs["prompt"]))
     count = max(1, math.ceil(eval_share * len(prompts)))
     kept = set(random.Random(f"held out {seed}").sample(prompts, count))
-    training = [pair for pair in pairs if pair["prompt"] not in kept]
-    evaluation = [pair for pair in pairs if pair["prompt"] in kept]
-    return Dataset.from_list(training), Dataset.from_list(evaluation)
+    numbered = list(enumerate(pairs["prompt"]))
+    training, evaluation = ([n for n, text in numbered if (text in kept) == held_out] for held_out in (False, True))
+    return pairs.select(training), pairs.select(evaluation)

@@ -25,18 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.common import begin, mapping, publish
+from flexjudge_recipes.common import begin, mapping, parsed, publish
 from flexjudge_recipes.diffusion_dpo.families import Family, family_of, load_pipeline
 from flexjudge_recipes.diffusion_dpo.pairs import ImageSampler, compare, load_pairs, load_prompts
 from flexjudge_recipes.diffusion_dpo.report import HeldOut, judge_metrics, plot_curve, plot_grid, table, truth_metrics
 from flexjudge_recipes.diffusion_dpo.trainer import DiffusionDPOConfig, DiffusionDPOTrainer
 from flexjudge_recipes.nano.image_generator import pretrained
+from flexjudge_recipes.program import run
 
 import torch
 from accelerate import PartialState
-from trl import TrlParser
 
-from flexjudge_reward import FlexJudgeError, Judge
+from flexjudge_reward import Judge
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -83,7 +83,7 @@ def load_family(name: str, args: DiffusionDPOConfig) -> Family:
 
 def main() -> None:
     """Reads the arguments, prepares the pairs, trains, reports. Finished files of an earlier run are kept."""
-    options, args = TrlParser((RecipeArguments, DiffusionDPOConfig)).parse_args_and_config()
+    options, args = parsed((RecipeArguments, DiffusionDPOConfig))
     checkpoint, work = begin(args, options.resume), Path(args.output_dir, "_work")
     with Judge.load(**mapping(options.judge)) as judge:
         data = (options.dataset_name, options.dataset_train_split, options.prompt_column)
@@ -93,8 +93,8 @@ def main() -> None:
         sampler = ImageSampler(options.inference_steps, options.guidance_scale, size, args.per_device_eval_batch_size)
 
         groups = sampler.sample(family, prompts, options.images_per_prompt, work / "train", args.seed)
-        compare(judge, prompts, groups, work / "pairs.jsonl", options.margin)
-        training, evaluation = load_pairs(work / "pairs.jsonl", options.eval_share, args.seed, options.min_pairs)
+        compare(judge, prompts, groups, work / "pairs", options.margin)
+        training, evaluation = load_pairs(work / "pairs", options.eval_share, args.seed, options.min_pairs)
         if not options.prepare_only:
             before = sampler.sample(family, held_out, 1, work / "before", args.seed + 1)
             trainer = DiffusionDPOTrainer(family, args, training, size)
@@ -144,13 +144,11 @@ def report(
         plot_curve(folder / "curve.png", results)
         plot_grid(folder / "grid.png", images)
         described = judge.described()
-        publish(trainer, rows, f"{described['model']}, {described['format']}")
+        judged = f"{described['model']}, {described['format']}"
+        publish(trainer, rows, judged, folder / "_work" / "pairs")
         print(f"images         {folder / 'grid.png'}, {folder / 'curve.png'}")
     trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FlexJudgeError as error:
-        raise SystemExit(f"diffusion_dpo: {error}") from None
+    run("diffusion_dpo", main)

@@ -21,7 +21,6 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from PIL import Image
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 NOISE_SAMPLES = 8  # of noise and timestep, per evaluated pair
@@ -90,7 +89,7 @@ def accuracy(margins: torch.Tensor) -> torch.Tensor:
 
 
 class DiffusionDPOTrainer(Trainer):  # type: ignore[misc]
-    """Rows have a `prompt` and the files of two images, `chosen` and `rejected`."""
+    """Rows have a `prompt` and two images, `chosen` and `rejected`."""
 
     def __init__(self, family: Family, args: DiffusionDPOConfig, train_dataset: Dataset, size: tuple[int, int]) -> None:
         """
@@ -120,7 +119,7 @@ class DiffusionDPOTrainer(Trainer):  # type: ignore[misc]
         self, network: Any, rows: dict[str, list[str]], generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Prediction errors of policy and reference on the same noisy images, winners first."""
-        images = [Image.open(file) for file in (*rows["chosen"], *rows["rejected"])]
+        images = [*rows["chosen"], *rows["rejected"]]
         latents = self.family.encode_images(images, *self.size)
         count = len(rows["prompt"])
         noise = torch.randn(latents[:count].shape, generator=generator).to(latents.device).repeat(2, 1, 1, 1)

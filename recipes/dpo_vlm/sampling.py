@@ -52,11 +52,9 @@ def write_candidates(
     images.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for number, (text, image) in enumerate(questions):
-        path = images / f"{number}.png"
-        image.convert("RGB").save(path)
-        # The path is absolute, so that pairs.jsonl can be read from any folder.
-        rows.append({"id": number, "question": text, "images": [str(path)], "candidates": []})
-    prompts = [(Media.image(row["images"][0], roots=[images]), row["question"]) for row in rows]
+        image.convert("RGB").save(images / f"{number}.png")
+        rows.append({"id": number, "question": text, "images": [f"images/{number}.png"], "candidates": []})
+    prompts = [(Media.image(row["images"][0], roots=[images.parent]), row["question"]) for row in rows]
     for temperature in TEMPERATURES:
         heated = replace(sampling, temperature=temperature)
         for row, texts in zip(rows, sample(engine, prompts, answers // len(TEMPERATURES), heated), strict=True):

@@ -13,7 +13,7 @@ DPO makes the better one of each pair more likely. Expect 38 % right on held-out
     accelerate launch --num_processes 8 \\
         recipes/dpo_vlm/train.py --config recipes/dpo_vlm/qwen2.5_vl_7b.yaml --resume true
 
-Three steps: _work/candidates.jsonl (sampled answers), _work/pairs.jsonl (what `flexjudge annotate` writes), the trained
+Three steps: _work/candidates.jsonl (sampled answers), _work/pairs (what `flexjudge annotate` writes), the trained
 model. Every flag of TRL's DPOConfig and ModelConfig works, in the file or on the command line, such as --use_peft and
 --report_to wandb. A run that was cut off continues with --resume true, which keeps the finished steps.
 """
@@ -27,15 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.common import Restored, begin, loading, mapping, plot, publish
+from flexjudge_recipes.common import Restored, begin, counted, loading, mapping, pairs_of, parsed, plot, publish, say
 from flexjudge_recipes.dpo_vlm.sampling import TEMPERATURES, policy_engine, write_candidates
 from flexjudge_recipes.nano import shapes, vlm_task
+from flexjudge_recipes.program import run
 
 from accelerate import PartialState
-from datasets import Dataset, Image, List, load_dataset
-from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config
+from datasets import Dataset, load_dataset
+from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 
-from flexjudge_reward import ConfigError, Engine, FlexJudgeError, JudgeConfig, Sampling, annotate_file
+from flexjudge_reward import ConfigError, Engine, JudgeConfig, Sampling, annotate_file
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -87,24 +88,18 @@ def questions(options: RecipeArguments, seed: int) -> Iterable[tuple[str, Any]]:
 
 def preference_pairs(options: RecipeArguments, config: JudgeConfig, policy: Engine, folder: Path, seed: int) -> Dataset:
     """Samples and judges, unless `folder` has the result already; the pairs as rows for DPOTrainer."""
-    candidates, pairs = folder / "candidates.jsonl", folder / "pairs.jsonl"
-    if not pairs.exists():
+    candidates, pairs = folder / "candidates.jsonl", folder / "pairs"
+    if not Path(pairs, "pairs.jsonl").exists():
         with config.build() as judge:  # loads nothing before it judges: the policy has the GPU first
             if not candidates.exists():
+                print(f"sampling       {options.answers} answers to {options.questions} questions", flush=True)
                 rows, sampling = questions(options, seed), Sampling(max_tokens=options.answer_tokens, seed=seed)
                 with policy:
                     write_candidates(candidates, rows, policy, options.answers, sampling)
+            print(f"judging        {candidates}", flush=True)
             counts = annotate_file(candidates, judge, pairs, margin=options.margin, media_root=folder)
-        print(f"judge          {dict(counts)}", flush=True)
-    with pairs.open(encoding="utf-8") as lines:
-        rows = Dataset.from_list([json.loads(line) for line in lines])
-    if len(rows) < options.min_pairs:
-        raise ConfigError(
-            f"{len(rows)} pairs are too few to train on (min_pairs={options.min_pairs});"
-            f" {pairs.with_suffix('.md')} counts why the others were skipped. For another margin remove {pairs} and"
-            " continue with --resume true; for more questions or answers choose another output_dir"
-        )
-    return rows.select_columns(["prompt", "chosen", "rejected", "images"]).cast_column("images", List(Image()))
+        print(f"judge          {counted(counts)}", flush=True)
+    return pairs_of(pairs, options.min_pairs)
 
 
 # --------------------------------------------------------------------------------------------------------- trainer
@@ -112,7 +107,7 @@ def preference_pairs(options: RecipeArguments, config: JudgeConfig, policy: Engi
 
 def main() -> None:
     """Reads the arguments, samples, judges, trains, reports."""
-    options, args, model_args = TrlParser((RecipeArguments, DPOConfig, ModelConfig)).parse_args_and_config()
+    options, args, model_args = parsed((RecipeArguments, DPOConfig, ModelConfig))
     config = JudgeConfig.resolve(mapping(options.judge))
     checkpoint = begin(args, options.resume)
     nano = model_args.model_name_or_path == "nano"
@@ -123,6 +118,7 @@ def main() -> None:
     if options.prepare_only:
         return
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
+    say("training", f"loading {model_args.model_name_or_path}, reading {len(pairs)} pairs")
     trainer = DPOTrainer(
         model=policy,
         processing_class=vlm_task.processor() if nano else None,
@@ -169,12 +165,10 @@ def report(trainer: DPOTrainer, measure: vlm_task.Measure | None, judge: str) ->
         print(f"{what}   {before} -> {after}")
     (folder / "report.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(folder / "curve.png", f"DPO on {pairs} pairs", panels)
-    publish(trainer, rows, judge)
+    publish(trainer, rows, judge, folder / "_work" / "pairs")
     print(f"curve          {folder / 'curve.png'}")
+    print(f"report         flexjudge report {folder}   (the pairs that were kept and skipped, with their images)")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FlexJudgeError as error:
-        raise SystemExit(f"dpo_vlm: {error}") from None
+    run("dpo_vlm", main)

@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.common import Restored, begin, loading, mapping, plot, publish
+from flexjudge_recipes.common import Restored, begin, loading, mapping, parsed, plot, publish, say
 from flexjudge_recipes.nano import vlm_task
+from flexjudge_recipes.program import run
 
 from datasets import Dataset, load_dataset
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from flexjudge_reward import ConfigError, FlexJudgeError, FlexJudgeReward
+from flexjudge_reward import ConfigError, FlexJudgeReward
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -70,7 +71,7 @@ def training_data(options: RecipeArguments, seed: int) -> Dataset:
 
 def main() -> None:
     """Reads the arguments, trains, reports."""
-    options, args, model_args = TrlParser((RecipeArguments, GRPOConfig, ModelConfig)).parse_args_and_config()
+    options, args, model_args = parsed((RecipeArguments, GRPOConfig, ModelConfig))
     checkpoint = begin(args, options.resume)
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     nano = model_args.model_name_or_path == "nano"
@@ -78,6 +79,9 @@ def main() -> None:
     settings = {"num_generations": args.num_generations, "record": record} | mapping(options.judge)
     reward = FlexJudgeReward(name="judge", **settings)
     described = reward.session.judge.described()  # wrong settings are an error before the first sample
+    format = reward.session.judge.format.innermost().name
+    say("judge", f"{described['model']}, {format}; every judgement goes to {record}")
+    say("policy", f"loading {model_args.model_name_or_path}; the questions are those of {options.dataset_name}")
     trainer = GRPOTrainer(
         model=vlm_task.policy() if nano else model_args.model_name_or_path,
         processing_class=vlm_task.processor() if nano else None,
@@ -91,6 +95,7 @@ def main() -> None:
     if options.dataset_name == "nano":
         measure = vlm_task.Measure(options.measure_every, {f"rewards/{reward.__name__}/mean": "judge reward"})
         measure.attach(trainer)
+    say("training", f"`flexjudge report {args.output_dir} --serve` shows the judgements meanwhile")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.accelerator.is_main_process:
@@ -123,10 +128,8 @@ def report(trainer: GRPOTrainer, reward: FlexJudgeReward, measure: vlm_task.Meas
     plot(folder / "curve.png", f"GRPO, groups of {trainer.num_generations}", {"share": lines})
     publish(trainer, rows, judge)
     print(f"curve          {folder / 'curve.png'}")
+    print(f"report         flexjudge report {folder}   (completions with their images, scores and reasoning)")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FlexJudgeError as error:
-        raise SystemExit(f"grpo_vlm: {error}") from None
+    run("grpo_vlm", main)

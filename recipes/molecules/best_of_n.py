@@ -20,21 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.common import loading, mapping
+from flexjudge_recipes.common import loading, mapping, parsed, say
+from flexjudge_recipes.molecules import measure
 from flexjudge_recipes.molecules.measure import qed
 from flexjudge_recipes.molecules.sampling import Sampler, load_tokenizer, policy_prompt
 from flexjudge_recipes.nano import molecule_judge, molecule_policy
+from flexjudge_recipes.program import run
 
 import torch
 from transformers import AutoModelForCausalLM
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from flexjudge_reward import (
     ConfigError,
     EngineError,
     Example,
     Failure,
-    FlexJudgeError,
     Judge,
     Media,
     Ranking,
@@ -121,11 +122,13 @@ def choices(values: Sequence[float], ranking: Ranking, size: int) -> list[tuple[
 
 def main(words: Sequence[str]) -> None:
     """Reads the arguments, samples, judges, reports."""
-    options, model_args = TrlParser((RecipeArguments, ModelConfig)).parse_args_and_config(list(words))
+    options, model_args = parsed((RecipeArguments, ModelConfig), words)
     check(options)
     settings = molecule_judge.settings(mapping(options.judge), Path(options.prepared))
     with Judge.load(**settings) as judge:
+        say("sampling", f"{options.groups} groups of {options.n} molecules")
         groups = sample_groups(options, model_args)
+        say("judging", f"{options.n * options.groups} molecules")
         rankings = rank(groups, options.question, judge, options.seed)
     values = [[qed(text) for text in group] for group in groups]
     picked, best = dict[int, float](), dict[int, float]()
@@ -133,6 +136,7 @@ def main(words: Sequence[str]) -> None:
         pairs = [pair for row, ranking in zip(values, rankings, strict=True) for pair in choices(row, ranking, size)]
         picked[size], best[size] = (statistics.fmean(column) for column in zip(*pairs, strict=True))
     report(Path(options.output_dir), picked, best, options.n * options.groups)
+    keep(Path(options.output_dir), groups, rankings, values)
 
 
 # ----------------------------------------------------------------------------------------------------------- report
@@ -149,6 +153,22 @@ def report(folder: Path, picked: Mapping[int, float], best: Mapping[int, float],
     )
     draw(folder / "best_of_n.png", {"best of N": best, "judge's choice": picked})
     print(f"plot           {folder / 'best_of_n.png'}")
+
+
+def keep(
+    folder: Path, groups: Sequence[Sequence[str]], rankings: Sequence[Ranking], values: Sequence[Sequence[float]]
+) -> None:
+    """Writes every sample to molecules.jsonl, with its group, QED, score and rank; draws the judge's choices."""
+    with (folder / "molecules.jsonl").open("w", encoding="utf-8") as lines:
+        for number, (group, ranking, qeds) in enumerate(zip(groups, rankings, values, strict=True)):
+            for rank, place in enumerate(ranking.order):
+                outcome = ranking.outcomes[place]
+                judged = {"failure": outcome.kind} if isinstance(outcome, Failure) else {"score": outcome}
+                row = {"group": number, "rank": rank, "smiles": group[place], "qed": qeds[place], **judged}
+                lines.write(json.dumps(row) + "\n")
+    chosen = [group[ranking.best] for group, ranking in zip(groups, rankings, strict=True) if ranking.best is not None]
+    measure.draw(folder / "choices.png", chosen)
+    print(f"molecules      {folder / 'molecules.jsonl'}, {folder / 'choices.png'}")
 
 
 def draw(file: Path, curves: Mapping[str, Mapping[int, float]]) -> None:
@@ -171,7 +191,4 @@ def draw(file: Path, curves: Mapping[str, Mapping[int, float]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except FlexJudgeError as error:
-        raise SystemExit(f"molecules: {error}") from None
+    run("molecules", lambda: main(sys.argv[1:]))

@@ -93,6 +93,28 @@ def _sascorer() -> Any:
     return module
 
 
+DRAWN = 24  # molecules of a drawing
+
+
+def draw(file: Path, smiles: Sequence[str]) -> None:
+    """A drawing of the first molecules, with their SMILES; no file where there is none."""
+    from matplotlib.figure import Figure
+
+    drawn = [Media.molecule(text, drawn=True) for text in smiles]
+    drawn = [(text, one) for text, one in zip(smiles, drawn, strict=True) if one.is_usable][:DRAWN]
+    if not drawn:
+        return
+    rows = -(-len(drawn) // 6)
+    figure = Figure(figsize=(12, 2.2 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, 6, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, (text, one) in zip(axes, drawn, strict=False):
+        axis.imshow(one.images()[0])
+        axis.set_title(text if len(text) <= 28 else f"{text[:25]}...", fontsize=7, parse_math=False)
+    figure.savefig(file)
+
+
 # ---------------------------------------------------------------------------------------------------- during training
 
 
@@ -106,6 +128,7 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             pretrained_on: canonical SMILES; empty where they are not known.
         """
         self.sampler, self.judge, self.options, self.pretrained_on = sampler, judge, options, pretrained_on
+        self.samples: dict[int, list[str]] = {}  # by step, of this process
 
     def attach(self, trainer: Any) -> None:
         """Replaces the trainer's own printing of thirty numbers a line."""
@@ -134,6 +157,7 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         samples = self.sampler(kwargs["model"], kwargs["processing_class"], self.options.samples)
+        self.samples[state.global_step] = samples
         measured = figures(samples, self.pretrained_on) | self._judge_scores(samples)
         state.log_history.append({"step": state.global_step} | {_LOG + name: measured[name] for name in measured})
         _print(state, {name: measured[name] for name in NAMES if name in measured})

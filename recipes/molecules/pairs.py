@@ -2,7 +2,7 @@
 
 _work/candidates.jsonl    the different molecules of each row, for the judge
 _work/invalid.jsonl       pairs of a molecule and a sample of its row that is none: a fact, without a judge call
-_work/pairs.jsonl         pairs of molecules as the judge prefers them (`annotate_file`); pairs.md counts the rest
+_work/pairs/              pairs of molecules as the judge prefers them (`annotate_file`); README.md counts the rest
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexjudge_recipes.common import counted, pairs_of
 from flexjudge_recipes.molecules.measure import canonical
 from flexjudge_recipes.molecules.sampling import Sampler
 
@@ -35,22 +36,19 @@ def preference_pairs(
     Raises:
         ConfigError: hardly a sample is a molecule, or there are fewer judged pairs than `min_pairs`.
     """
-    candidates, pairs = work / "candidates.jsonl", work / "pairs.jsonl"
+    candidates, pairs = work / "candidates.jsonl", work / "pairs"
     if not candidates.exists():
+        print(f"sampling       {options.rows} rows of {options.answers} samples", flush=True)
         policy, each = load_policy(), options.rows * options.answers // len(TEMPERATURES)
         drawn = [sampler(policy, tokenizer, each, temperature) for temperature in TEMPERATURES]
         rows = [[text for part in drawn for text in part[number :: options.rows]] for number in range(options.rows)]
         _write_candidates(rows, work, sampler.seed, options.question)
-    if not pairs.exists():
+    if not Path(pairs, "pairs.jsonl").exists():
+        print(f"judging        {candidates}", flush=True)
         counts = annotate_file(candidates, judge, pairs, which="all", margin=options.margin)
-        print(f"judge          {dict(counts)}", flush=True)
-    preferred = [{side: row[side][0]["content"] for side in ("chosen", "rejected")} for row in _read(pairs)]
-    if len(preferred) < options.min_pairs:
-        raise ConfigError(
-            f"{len(preferred)} judged pairs are too few to train on (min_pairs={options.min_pairs});"
-            f" {pairs.with_suffix('.md')} counts why the others were skipped."
-            " Lower the margin, or set more rows or answers, in another output_dir"
-        )
+        print(f"judge          {counted(counts)}", flush=True)
+    judged = pairs_of(pairs, options.min_pairs)
+    preferred = [{side: row[side][0]["content"] for side in ("chosen", "rejected")} for row in judged]
     valid_invalid = _read(work / "invalid.jsonl")
     print(f"pairs          {len(preferred)} judged, {len(valid_invalid)} of a molecule and what is none", flush=True)
     return preferred + valid_invalid

@@ -20,25 +20,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.common import begin, loading, mapping, plot, publish
+from flexjudge_recipes.common import begin, loading, mapping, parsed, plot, publish, say
 from flexjudge_recipes.molecules import measure
 from flexjudge_recipes.molecules.pairs import preference_pairs
 from flexjudge_recipes.molecules.reward import MoleculeReward
 from flexjudge_recipes.molecules.sampling import Sampler, load_tokenizer, policy_prompt
 from flexjudge_recipes.nano import molecule_judge, molecule_policy
+from flexjudge_recipes.program import run
 
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from flexjudge_reward import ConfigError, FlexJudgeError, FlexJudgeReward
+from flexjudge_reward import ConfigError, FlexJudgeReward
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -106,7 +107,7 @@ def main(words: Sequence[str]) -> None:
     if not words or words[0] not in METHODS:
         raise ConfigError(f"the first argument is {' or '.join(METHODS)}; flags such as --config follow")
     make_trainer, config = METHODS[words[0]]
-    options, args, model_args = TrlParser((RecipeArguments, config, ModelConfig)).parse_args_and_config(list(words[1:]))
+    options, args, model_args = parsed((RecipeArguments, config, ModelConfig), words[1:])
     checkpoint = begin(args, options.resume)
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     settings = molecule_judge.settings(mapping(options.judge), Path(options.prepared))
@@ -117,12 +118,15 @@ def main(words: Sequence[str]) -> None:
         tokens = getattr(args, "max_completion_length", options.policy_tokens)
         sampler = Sampler(policy_prompt(options.policy_prompt, tokenizer), tokens, args.seed)
         trainer = make_trainer(Task(options, policy, tokenizer, sampler, reward), args, get_peft_config(model_args))
-        measure.Measure(sampler, judge, options, molecule_policy.pretrained_on(policy)).attach(trainer)
+        measured = measure.Measure(sampler, judge, options, molecule_policy.pretrained_on(policy))
+        measured.attach(trainer)
+        say("training", f"measured on {options.samples} samples at a time")
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         if trainer.accelerator.is_main_process:
             molecule_policy.keep_list(policy, Path(args.output_dir))  # for the novelty of a further round
             report(trainer, reward)
+            keep(Path(args.output_dir), measured.samples)
 
 
 # ---------------------------------------------------------------------------------------------------------- report
@@ -139,14 +143,23 @@ def report(trainer: Any, reward: FlexJudgeReward) -> None:
         results["judge"] = reward.summary.as_dict()
     (folder / "report.json").write_text(json.dumps(results | {"log": trainer.state.log_history}, indent=2) + "\n")
     plot(folder / "curve.png", "Molecules", {"share or mean": measure.lines(curve)})
-    judge = reward.session.judge.described()
+    judge, pairs = reward.session.judge.described(), folder / "_work" / "pairs"
+    pairs = pairs if pairs.is_dir() else None
     rubric = str(judge["rubric"]).rstrip(".")
-    publish(trainer, rows, f"the model {judge['model']}, with the rubric: {rubric}. {measure.CAUTION}")
+    publish(trainer, rows, f"the model {judge['model']}, with the rubric: {rubric}. {measure.CAUTION}", pairs)
     print(f"curve          {folder / 'curve.png'}")
 
 
+def keep(folder: Path, samples: Mapping[int, Sequence[str]]) -> None:
+    """Writes the measured samples to molecules.jsonl; draws the different molecules among the last."""
+    with (folder / "molecules.jsonl").open("w", encoding="utf-8") as lines:
+        for step, texts in samples.items():
+            rows = [{"step": step, "smiles": text, "qed": measure.qed(text)} for text in texts]
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    last = samples.get(max(samples, default=0), ())
+    measure.draw(folder / "molecules.png", list(dict.fromkeys(filter(None, map(measure.canonical, last)))))
+    print(f"molecules      {folder / 'molecules.jsonl'}, {folder / 'molecules.png'}")
+
+
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except FlexJudgeError as error:
-        raise SystemExit(f"molecules: {error}") from None
+    run("molecules", lambda: main(sys.argv[1:]))

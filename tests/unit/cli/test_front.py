@@ -212,7 +212,7 @@ def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
         pytest.param('{"id": 1, "scores": ["x"]}\n', "line 1: no row of", id="no-number"),
         pytest.param("[]\n", "line 1: no row of", id="list"),
         pytest.param('{"id": "other", "scores": [1]}\n', "no row with a score in both", id="nothing-in-common"),
-        pytest.param(None, "No such file", id="missing"),
+        pytest.param(None, "there is no file", id="missing"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -169,7 +169,7 @@ def test_a_wrong_flag_is_refused(arguments: list[str], message: str, capsys: pyt
     ("arguments", "message"),
     [
         pytest.param(["score", "none.jsonl"], "no file or folder 'none.jsonl'", id="no_file"),
-        pytest.param(["annotate", "in.jsonl"], "give the file of the pairs: -o pairs.jsonl", id="no_output"),
+        pytest.param(["annotate", "in.jsonl"], "say where the pairs go: -o pairs, a data set", id="no_output"),
         pytest.param(["score", "in.jsonl", "--votes", "3"], "3 votes at temperature 0 are one vote", id="settings"),
         pytest.param(["score", "in.jsonl", "--format", "best"], "format must be one of pointwise,", id="format"),
         pytest.param(["rerank", "in.jsonl", "--split", "train"], "a file of lines, which has no splits", id="split"),

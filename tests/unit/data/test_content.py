@@ -337,7 +337,7 @@ def test_a_rubric_cell(root: Path, cell: Any, expected: Rubric | None) -> None:
         pytest.param("helpfullness", "a rubric is criteria in words, .*, or one of .*found 'helpfullness'", id="word"),
         pytest.param("/etc/passwd", "a rubric is criteria in words", id="path"),
         pytest.param(4, "a rubric is criteria in words, .*found 4", id="number"),
-        pytest.param(["Is it blue?"], "a rubric is criteria in words", id="list"),
+        pytest.param(["Is it blue?"], "criterion 1: expected an object with text and weight", id="list_of_texts"),
         pytest.param({"low": 1}, "'criteria' is missing", id="object_without_criteria"),
         pytest.param({"criteria": "x", "low": 9, "high": 1}, "low < high", id="scale"),
         pytest.param({"criteria": "x", "scale": 5}, "unknown entry 'scale'", id="unknown_entry"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from flexjudge_reward import (
     rerank_file,
     score_file,
 )
-from flexjudge_reward.data.rows import Row, Rows
+from flexjudge_reward.data.rows import BadRow, Row, Rows
 from flexjudge_reward.data.tables import Table
 from support.images import saved
 
@@ -391,13 +390,22 @@ def test_without_datasets_files_of_lines_are_still_read(tmp_path: Path, monkeypa
     assert len(read(lines)) == 5
 
 
-def test_images_that_are_not_used_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_the_judge_would_not_see_are_an_error(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a", "photo": png(3), "views": [png(3)]}]
     parquet = tmp_path / "in.parquet"
     write(parquet, rows, photo=datasets.Image(), views=List(datasets.Image()))
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(ConfigError, match=r"'photo' holds images, .*--column images=photo shows them, --ignored-col"):
         Rows(parquet, columns={"images": ["views"]})
-    assert "in 'photo' are not used; --column images=photo shows them" in caplog.text and "'views'" not in caplog.text
+    (row,) = Rows(parquet, columns={"images": ["views"]}, ignored_columns="other, photo").read(lambda row: None)
+    assert isinstance(row, Row) and len(row.example.media) == 1
+
+
+def test_a_row_of_a_file_with_media_that_the_judge_would_not_see_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(
+        json.dumps({"question": "q", "answer": "a", "look": ["data:image/png;base64,AA"]})
+    )
+    (row,) = Rows(tmp_path / "in.jsonl").read(lambda row: None)
+    assert isinstance(row, BadRow) and "'look' holds images, which the judge would not see" in row.why
 
 
 @pytest.mark.parametrize("run", [score_file, rerank_file])

@@ -30,18 +30,10 @@ from flexjudge_reward import (
     annotate_file,
 )
 from flexjudge_reward.offline.pairs import Which
+from support.jsonl import read, write
 from support.judging import candidates, grade, scores, tags
 
 GROUP = ["5 a", "9 b", "1 c", "7 d"]
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def late(request: Request) -> str | Generation:
@@ -96,6 +88,7 @@ def test_every_format_finds_the_pairs(tmp_path: Path, format: Format, reply: Cal
         "rejected": [{"role": "assistant", "content": "5 a"}],
         "scores": pairs[0]["scores"],
         "pair": [1, 0],
+        "reasoning": ["so", "so"] if format.max_candidates == 1 else ["so\n\nso"],
     }
 
 
@@ -304,7 +297,7 @@ def test_a_killed_run_continues_and_ends_as_an_unbroken_one(
         annotated(tmp_path, ROWS, Stopping(after))
     assert not (tmp_path / "out.jsonl").exists()
     engine = ScriptedEngine(Stopping())
-    annotate_file(tmp_path / "in.jsonl", Judge(Pairwise(), engine), tmp_path / "out.jsonl")
+    annotate_file(tmp_path / "in.jsonl", Judge(Pairwise(), engine), tmp_path / "out.jsonl", media_root=tmp_path)
     assert files(tmp_path) == unbroken
     # Three candidates are three pairs in two orders, a few of identical candidates less.
     assert len(engine.requests) <= 6 * (len(ROWS) - after // 6 + BATCH)
@@ -325,7 +318,7 @@ def test_a_kill_between_the_last_steps_costs_nothing(
         patch.setattr(Path, "replace", killed)
         annotated(tmp_path, ROWS, Stopping())
     engine = ScriptedEngine(Stopping())
-    annotate_file(tmp_path / "in.jsonl", Judge(Pairwise(), engine), tmp_path / "out.jsonl")
+    annotate_file(tmp_path / "in.jsonl", Judge(Pairwise(), engine), tmp_path / "out.jsonl", media_root=tmp_path)
     assert not engine.requests and files(tmp_path) == unbroken
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from flexjudge_reward import (
     annotate_file,
 )
 from support.images import saved
+from support.jsonl import read
 from support.judging import tags
 
 BATCH = 16
@@ -54,10 +54,6 @@ def bright(request: Request) -> str:
         for part in kept
     ]
     return tags(*(max(1, score) for score in scores))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 COLUMNS = {"question": ["caption"], "candidates": ["jpg_0", "jpg_1"]}
@@ -91,7 +87,7 @@ def test_image_candidates_become_what_a_diffusion_trainer_reads(tmp_path: Path) 
     assert (first["id"], first["prompt"], first["pair"]) == (0, "a grey square 0", [1, 0])
     for pair, shades in ((first, (200, 50)), (second, (225, 75))):
         for side, shade in zip(("chosen", "rejected"), shades, strict=True):
-            assert pair[side].startswith("pairs.media/") and pair[side].endswith(".png")
+            assert pair[side].startswith("pairs.media/") and pair[side].endswith(".jpg")
             with Image.open(output.parent / pair[side]) as image:
                 assert abs(image.getpixel((0, 0))[0] - shade) < 3  # type: ignore[index, operator]
     assert len(list((output.parent / "pairs.media").iterdir())) == 4, "only what a pair needs is written"
@@ -193,7 +189,7 @@ def test_a_killed_run_leaves_the_images_of_an_unbroken_one(
 
             def killed(self: Path, target: Path) -> Path:
                 if next(left, None) is None:
-                    if killed_at == "image" and target.suffix == ".png":
+                    if killed_at == "image" and target.suffix == ".jpg":
                         replace(self, target)
                     raise Killed
                 return replace(self, target)
@@ -203,7 +199,7 @@ def test_a_killed_run_leaves_the_images_of_an_unbroken_one(
     run("broken")
     whole, broken = files(tmp_path / "whole"), files(tmp_path / "broken")
     assert set(whole) == set(broken)
-    assert whole == broken and sum(name.endswith(".png") for name in whole) > 30
+    assert whole == broken and sum(name.endswith(".jpg") for name in whole) > 30
 
 
 # ---------------------------------------------------------------- the Hub

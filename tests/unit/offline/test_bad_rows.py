@@ -23,6 +23,7 @@ from flexjudge_reward import (
     score_file,
 )
 from flexjudge_reward.data.rows import Row, Rows
+from support.jsonl import read
 from support.judging import scores
 
 GOOD = ["9 first", "3 second"]
@@ -30,10 +31,6 @@ GOOD = ["9 first", "3 second"]
 
 def row(number: Any, candidates: Any = GOOD, **more: Any) -> dict[str, Any]:
     return {"id": number, "question": "0 q", "candidates": candidates, **more}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def judge(engine: Any = None) -> Judge:

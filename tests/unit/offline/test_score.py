@@ -25,6 +25,7 @@ from flexjudge_reward import (
     rerank_file,
     score_file,
 )
+from support.jsonl import read, write
 from support.judging import scores, tags
 
 QA = {"question": "q", "answer": "a"}
@@ -34,15 +35,6 @@ def length(request: Request) -> str:
     """Scores the answer by its length."""
     texts = [part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted)]
     return f"<think>{len(request.prompt.media)} images</think><answer>{len(texts[-1])}</answer>"
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # ---------------------------------------------------------------- score

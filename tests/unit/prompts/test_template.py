@@ -38,8 +38,8 @@ def test_built_in_prompt_sets_are_listed_and_differ() -> None:
     assert prompt_sets() == ("flex", "nano")
     assert set(KEYS) == {*TEXTS, "media"}  # which is optional
     templates = {Template.load("flex", name) for name in FORMATS}
-    templates |= {Template.load("nano", name) for name in FORMATS if name != "pairwise_verdict"}
-    assert len(templates) == 9
+    templates |= {Template.load("nano", name) for name in FORMATS if name not in ("pairwise_verdict", "checklist")}
+    assert len(templates) == 10
 
 
 @pytest.mark.parametrize(

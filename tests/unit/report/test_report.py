@@ -219,7 +219,9 @@ def test_a_record_keeps_thumbnails_that_the_page_shows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("off", "files"), [(False, 1), (True, 0)])
 def test_thumbnails_can_be_left_out(tmp_path: Path, off: bool, files: int) -> None:
-    recorded = Judge(Pointwise(), ScriptedEngine(scores), record=Record(tmp_path / "r.jsonl", media=not off))
+    recorded = Judge(
+        Pointwise(), ScriptedEngine(scores), record=Record(tmp_path / "r.jsonl", media="off" if off else "thumbnails")
+    )
     recorded([Example(["q", picture()], ["3 a"])])
     assert len(list(tmp_path.glob("r.media/*"))) == files and len(list(read_record(tmp_path / "r.jsonl"))) == 1
 
