@@ -25,6 +25,7 @@ from flexjudge_reward import (
     Request,
     Rubric,
     Sampling,
+    Scale,
     ScriptedEngine,
     Untrusted,
     judge_groups,
@@ -267,6 +268,5 @@ def test_votes_and_settings_that_do_not_fit() -> None:
     assert not isinstance(Failure("check"), float)
 
 
-def test_a_call_answers_at_least_one_criterion() -> None:
-    with pytest.raises(ConfigError, match="per_call must be None or at least 1, found 0"):
-        Checklist(per_call=0)
+def test_its_scale_is_that_of_shares_whatever_the_rubric_says() -> None:
+    assert Checklist(THREE).scale(ASKED) == Scale(0, 1, decimals=True)
