@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +52,29 @@ def read(path: Path) -> Verdicts:
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r}: give two files of flexjudge score, rerank or rejudge")
     if is_record(path):
-        return {str(number if row.id is None else row.id): [*row.scores.values()] for number, row in recorded(path)}
-    found: Verdicts = {}
+        rows = recorded(path)
+        return _named((str(number if row.id is None else row.id), [*row.scores.values()]) for number, row in rows)
+    found: list[tuple[str, list[float | None]]] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 name, scores = row.get("id"), row["scores"]
-                found[str(row.get("line", row.get("row", number)) if name is None else name)] = [
-                    None if score is None else float(score) for score in scores
-                ]
+                name = row.get("line", row.get("row", number)) if name is None else name
+                found.append((str(name), [None if score is None else float(score) for score in scores]))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ConfigError(f"{path}, line {number}: no row of `flexjudge score` or `rerank`") from None
     if not found:
         raise ConfigError(f"{path} has no rows")
+    return _named(found)
+
+
+def _named(rows: Iterable[tuple[str, list[float | None]]]) -> Verdicts:
+    """The rows by their names; the second row of one name is "name (2)", since jobs that share a record repeat ids."""
+    found, counts = Verdicts(), Counter[str]()
+    for name, scores in rows:
+        counts[name] += 1
+        found[name if counts[name] == 1 else f"{name} ({counts[name]})"] = scores
     return found
 
 

@@ -262,7 +262,8 @@ def _paired(line: dict[str, Any], file: Path, number: int) -> Group:
 
 def _named(line: Mapping[str, Any], file: Path, number: int) -> tuple[tuple[object, ...], str]:
     if row := _row(line):
-        return (file.name, "id", row), f"row {_text(line['id'])[:80]}"
+        # Jobs that share a record repeat ids, so the question belongs to it.
+        return (file.name, "id", row, _text(line.get("question"))), f"row {_text(line['id'])[:80]}"
     return (file.name, "line", number), f"line {number + 1}"
 
 

@@ -203,6 +203,17 @@ def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["compare", str(one), str(one)]) == 0
 
 
+def test_rows_that_share_an_id_are_all_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two jobs wrote one file."""
+    files = [
+        write(tmp_path / f"{name}.jsonl", [{"id": 7, "scores": [1]}, {"id": 7, "scores": [last]}])
+        for name, last in (("a", 5), ("b", 4))
+    ]
+    assert main(["compare", *map(str, files), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows_in_both"], found["compared"], found["equal"]) == (2, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

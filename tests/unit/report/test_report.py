@@ -246,6 +246,15 @@ for picture in pictures:
 """
 
 
+def test_jobs_that_share_a_record_and_an_id_are_two_rows(tmp_path: Path) -> None:
+    judge = Judge(Pointwise(), ScriptedEngine(scores), record=Record(tmp_path / "r.jsonl"))
+    for question, answer in (("Capital of France?", "3 Paris"), ("2 + 2?", "4 is it")):
+        source = write(tmp_path / "in.jsonl", [{"id": 1, "question": question, "answer": answer}])
+        score_file(source, judge, tmp_path / f"{answer[0]}.jsonl")
+    groups = list(groups_of("record", tmp_path / "r.jsonl"))
+    assert len({group.key for group in groups}) == 2
+
+
 def test_ranks_share_the_thumbnails(tmp_path: Path) -> None:
     words, ranks = [sys.executable, "-c", _RANK, str(tmp_path / "r.jsonl")], []
     for number in range(3):
