@@ -163,7 +163,7 @@ def commit(count: int) -> None:
     """Pairs in which the better answer is found, and tokens, with an own answer first relative to without."""
     system = 'system = "Score A from {low} to {high}."'
     rest = 'question = "{question}\\n"\nreference = "{reference}"\ncandidate = "{candidate}"\nclosing = ""\n'
-    gains, told, spent, notes = [], [], [0, 0], []
+    gains, with_truth, spent, notes = [], [], [0, 0], []
     with TransformersEngine("nano") as engine, tempfile.TemporaryDirectory() as folder:
         Path(folder, "answer.toml").write_text(f"{system}\n{rest}")
         plain = Pairwise(prompt_set="nano")
@@ -174,7 +174,7 @@ def commit(count: int) -> None:
             before, after = (100 * statistics.mean(map(is_right, found, groups)) for found in (without, with_it))
             gains.append(after - before)
             knowing = [Group(one.question, with_truth(one)) for one in groups]
-            told.append(100 * statistics.mean(map(is_right, judged(engine, plain, knowing), groups)))
+            with_truth.append(100 * statistics.mean(map(is_right, judged(engine, plain, knowing), groups)))
             spent = [spent[0] + tokens(without), spent[1] + tokens(with_it)]
             notes.append(f"{before:.1f} to {after:.1f} %")
             print(f"seed {seed}: {notes[-1]}, tokens {tokens(without)} to {tokens(with_it)}", flush=True)
@@ -182,7 +182,7 @@ def commit(count: int) -> None:
     note = f"{len(SEEDS)} seeds of {5 * count} pairs: {', '.join(notes)} find the better answer"
     note += f"; standard error {error:.1f}; tokens {spent[1] / spent[0]:.2f} times"
     note += "; the embedded judge was never trained with a reference, and works the answer out in its reasoning anyway"
-    note += f": with the true answer as the reference it finds {statistics.mean(told):.1f} %"
+    note += f": with the true answer as the reference it finds {statistics.mean(with_truth):.1f} %"
     record("commit.points", statistics.mean(gains), unit="points", target="", note=note)
 
 

@@ -6,7 +6,7 @@
 `agreement.fixture_mismatches` counts the metrics of tests/support/benchmark_cases.py that differ from what was counted
 by hand, over all benchmarks; `agreement.benchmarks` the benchmarks that have such a fixture.
 `doctor.right_recommendations` is the share of the judges of tests/support/doctor_cases.py, and of the embedded judge
-inside and outside its world, of which `flexjudge doctor` says what is right.
+inside and outside its world: whether `flexjudge doctor` recommends what is right for each.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def png(image: object) -> str:
 
 
 def right_recommendations(count: int = 60) -> float:
-    """The share of judges of which doctor says what is right; prints what it says of the embedded judge."""
+    """The share of judges with the right recommendation; prints that for the embedded judge."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         right = {

@@ -4,7 +4,7 @@
     python3 benchmarks/install.py 3.13 core report    one Python, these extras
 
 Records door.core_install_seconds and door.first_judgement_seconds, of the slowest Python. An environment is made,
-used and removed before the next. The time of pip is that of the index it is told to use; `torch==2.13.0`, the build for
+used and removed before the next. The time of pip is that of the index that it uses; `torch==2.13.0`, the build for
 CPUs, is installed first and in no figure. Every other check is one of these lines; a line that fails ends the run.
 """
 
@@ -140,7 +140,7 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     start = time.perf_counter()
     subprocess.run([*pip, f"{wheel}" if extra == "core" else f"{wheel}[{extra}]"], check=True, env=clean())
     times = {"door.core_install_seconds": time.perf_counter() - start} if extra == "core" else {}
-    told = f"{extra:13} pip {time.perf_counter() - start:6.1f} s"
+    installed = f"{extra:13} pip {time.perf_counter() - start:6.1f} s"
     Line(PICTURE).run(folder)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     samples = {"id": 1, "question": "2 + 2?", "candidates": ["4", "5"]}
@@ -152,7 +152,7 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     for line in EXTRAS[extra]:
         seconds = line.run(folder)
         times |= {line.seconds: seconds} if line.seconds else {}
-        print(f"python {python}   {told}   {seconds:6.1f} s   {line.command[:80]}", flush=True)
+        print(f"python {python}   {installed}   {seconds:6.1f} s   {line.command[:80]}", flush=True)
     shutil.rmtree(folder)
     return times
 

@@ -93,7 +93,7 @@ def _length(row: dict[str, Any]) -> int:
 
 
 def measured(judge: Path, count: int) -> dict[str, float]:
-    """The share of held-out pairs of which a judge gets both scores right, in words and as images; greedy."""
+    """The share of held-out pairs whose scores a judge both gets right, in words and as images; greedy."""
     shares = {}
     with TransformersEngine(str(judge), dtype="float32") as engine:
         ask = Judge(Pairwise(Rubric(CRITERIA), "nano"), engine, Sampling(max_tokens=160))

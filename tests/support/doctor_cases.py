@@ -121,7 +121,7 @@ def examined(case: Case, folder: Path) -> Diagnosis:
 def inside(count: int) -> list[dict[str, Any]]:
     """Labelled rows of the nano world, in words and as images, with a better answer each."""
     rows = [json.loads(line) for line in (FOLDER / "nano_world.jsonl").read_text().splitlines()]
-    told = [row for row in rows if len(set(row["scores"])) > 1][:count]
+    ranked = [row for row in rows if len(set(row["scores"])) > 1][:count]
     return [
         {
             "id": row["id"],
@@ -129,7 +129,7 @@ def inside(count: int) -> list[dict[str, Any]]:
             "candidates": row["answers"],
             "label": row["scores"],
         }
-        for row in told
+        for row in ranked
     ]
 
 

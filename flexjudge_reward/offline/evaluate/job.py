@@ -236,7 +236,7 @@ def user_benchmark(source: str, rows: Sequence[Labelled]) -> Benchmark:
 
 
 def _settings(judges: Mapping[str, tuple[Judge, int]]) -> str:
-    """What is asked how and of which model, as a text."""
+    """What is judged, by which model and with which settings, as a text."""
     own = [
         (part, votes, judge.sampling, [layer_settings(layer) for layer in judge.format.layers()])
         for part, (judge, votes) in judges.items()

@@ -3,7 +3,7 @@
     python recipes/judge_training/seed/make.py --config recipes/judge_training/seed/nano.yaml
 
 Two CPU cores, nothing to download: the embedded judge compares the answers of 600 rows in the form of
-JudgeLM-100K, of which a tenth are damaged. Expect nine in ten rows to agree with the teacher.
+JudgeLM-100K; a tenth of them are damaged. Expect nine in ten rows to agree with the teacher.
 
     vllm serve nuojohnchen/JudgeLRM-7B --port 8001
     python recipes/judge_training/seed/make.py --config recipes/judge_training/seed/judgelm.yaml

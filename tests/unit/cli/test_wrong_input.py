@@ -42,7 +42,7 @@ def inputs(command: str) -> str:
     return "record.jsonl" if command == "rejudge" else "good.jsonl"
 
 
-def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a wrong command says: its exit code is 2, and there is no traceback; argparse adds how it is used."""
     try:
         code: object = main(words)
@@ -155,7 +155,7 @@ def cases() -> Iterator[object]:
 def test_wrong_input_is_one_line(words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sub.html").mkdir()
     before = sorted(os.listdir())
-    assert said in told(words, capsys)
+    assert said in error_of(words, capsys)
     assert sorted(os.listdir()) == before  # nothing half done is left
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_variable_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert said in told([command, inputs(command), "-o", "out.jsonl", *NANO], capsys)
+    assert said in error_of([command, inputs(command), "-o", "out.jsonl", *NANO], capsys)
 
 
 @pytest.mark.parametrize(
@@ -203,4 +203,4 @@ def test_a_missing_extra_is_one_line(
     package: str, words: list[str], extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install 'flexjudge-reward[{extra}]'" in told(words, capsys)
+    assert f"pip install 'flexjudge-reward[{extra}]'" in error_of(words, capsys)

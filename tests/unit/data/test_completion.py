@@ -195,11 +195,11 @@ def asked(one: FlexJudgeReward) -> int:
 )
 def test_an_unfinished_thought_costs_nothing_and_its_siblings_are_judged(format: Any, requests: int) -> None:
     one = reward(format, max_failure_rate=0)
-    told: dict[str, Any] = {}
-    found = one(["q"] * 3, ["<think>h</think>9 a", "<think>h", "3 b"], log_extra=told.__setitem__)
+    logged: dict[str, Any] = {}
+    found = one(["q"] * 3, ["<think>h</think>9 a", "<think>h", "3 b"], log_extra=logged.__setitem__)
     assert asked(one) == requests and found[0] is not None and found[2] is not None and found[0] > found[2]
     assert one.summary.failures == {"unfinished": 1}
-    ((_, reasoning, _),) = told.values()
+    ((_, reasoning, _),) = logged.values()
     assert reasoning.startswith("[unfinished: the completion ended inside its reasoning")
 
 

@@ -246,7 +246,7 @@ SIZES = {"general": 183, "hallucination": 749, "reasoning": 318}  # of VL-Reward
 
 
 def made(groups: dict[str, tuple[int, float]], grouping: str, draws: int = 10) -> list[Judged]:
-    """Verdicts of which the share of right ones in each group is as printed."""
+    """Verdicts whose share of right ones in each group is as printed."""
     rows = []
     for group, (size, share) in groups.items():
         right = round(share / 100 * size * draws)
@@ -261,7 +261,7 @@ def made(groups: dict[str, tuple[int, float]], grouping: str, draws: int = 10) -
     ("printed", "overall", "macro"),
     [
         pytest.param((47.01, 42.72, 61.08), 48.02, 50.27, id="Flex-Omni, exact"),
-        pytest.param((46.11, 43.39, 62.87), 48.74, 50.79, id="Flex-VL, of which 48.60 is printed"),
+        pytest.param((46.11, 43.39, 62.87), 48.74, 50.79, id="Flex-VL, printed as 48.60"),
         pytest.param((68.7, 83.2, 61.4), 75.5, 71.1, id="MR. Judge"),
         pytest.param((50.8, 72.5, 64.2), 67.2, 62.5, id="Gemini-1.5-Pro, printed one column further"),
     ],

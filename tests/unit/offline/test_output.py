@@ -183,14 +183,14 @@ def test_half_a_character_reaches_no_trainers_log_and_no_file_as_bytes(source: P
             return f"<think>nice</think><answer>7{half}</answer>"
         return f"<think>nice {half}</think><answer>7</answer>" if place == "thought" else tags(7)
 
-    told: dict[str, Any] = {}
+    logged: dict[str, Any] = {}
     made = Judge(Pointwise(), ScriptedEngine(reply), record=Record(source.with_name("record.jsonl")))
     reward = FlexJudgeReward(made, name="judge", max_failure_rate=1)
     completions = [half, "b"] if place == "completion" else ["a", "b"]
     # An answer whose judgement fails twice gets the low end; a failure of the engine gives no reward.
     expected = {"detail": None, "answer": 0.0}.get(place, pytest.approx(2 / 3))
-    assert reward(["q", "q"], completions, log_extra=told.__setitem__) == [expected, expected]
-    for texts in told.values():
+    assert reward(["q", "q"], completions, log_extra=logged.__setitem__) == [expected, expected]
+    for texts in logged.values():
         assert "".join(texts).encode() and all(isinstance(text, str) for text in texts)
     assert len(list(read_record(source.with_name("record.jsonl")))) == 2
     for run in RUNS:
