@@ -39,6 +39,32 @@ except MissingExtra as error: print(error)"""
 MOLECULE = "from flexjudge_reward import Media; print(Media.molecule('CCO').as_judge_input())"
 VIDEO = "from flexjudge_reward import Media; Media.video(open('1.png', 'rb').read()).is_usable; import av"
 TRAINER = "from trl import GRPOTrainer; from flexjudge_reward import FlexJudgeReward; FlexJudgeReward()"
+POLICY = """from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from flexjudge_reward.nano import BASE
+words = dict(eos_token='<|im_end|>', pad_token='<|endoftext|>')
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(BASE / 'tokenizer.json'), **words)
+tokenizer.save_pretrained('policy')
+layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+ids = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+Qwen2ForCausalLM(Qwen2Config(**layers, **ids)).save_pretrained('policy')"""
+SETTINGS = {
+    "model_name_or_path": "policy",
+    "dataset_name": "prompts",
+    "reward_funcs": ["flexjudge_reward.helpful"],
+    "env": {"FLEXJUDGE_MODEL": "nano"},
+    "output_dir": "out",
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "num_generations": 4,
+    "max_completion_length": 4,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+}
+GRPO = "trl grpo --config grpo.yaml --num_processes"
 
 
 @dataclass(frozen=True)
@@ -53,7 +79,7 @@ class Line:
     def run(self, folder: Path) -> float:
         """Its seconds. Raises SystemExit if it does anything else."""
         word = self.command.split()[0]
-        command = self.command.split() if word in ("flexjudge", "python") else ["python", "-c", self.command]
+        command = self.command.split() if word in ("flexjudge", "python", "trl") else ["python", "-c", self.command]
         environment = clean() | {"PATH": f"{folder}/env/bin:{os.environ['PATH']}", "XDG_CACHE_HOME": f"{folder}/cache"}
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -98,7 +124,13 @@ EXTRAS: dict[str, list[Line]] = {
         Line(REWARD, says="["),
     ],
     "datasets": [Line("flexjudge score rows.parquet", 2, missing("transformers"))],
-    "trl": [Line(TRAINER), Line("flexjudge recipes run grpo_vlm --config nano --max_steps 2", says="step")],
+    "trl": [
+        Line(TRAINER),
+        Line("flexjudge recipes run grpo_vlm --config nano --max_steps 2", says="step"),
+        Line(POLICY),
+        Line(f"{GRPO} 1", says="rewards/helpful/mean"),
+        Line(f"{GRPO} 2", says="rewards/helpful/mean"),
+    ],
     "yaml": [Line("flexjudge score rows.jsonl --config judge.yaml", 2, missing("transformers"))],
     "completion": [Line("flexjudge completion bash", says="flexjudge")],
     "report": [Line("flexjudge report verdicts.jsonl -o report.html", says="report.html")],
@@ -147,6 +179,9 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     (folder / "samples.jsonl").write_text(json.dumps(samples) + "\n")
     (folder / "rows.parquet").write_bytes(b"PAR1")
     (folder / "judge.yaml").write_text("model: nano\n")
+    (folder / "grpo.yaml").write_text(json.dumps(SETTINGS))  # JSON is YAML
+    (folder / "prompts").mkdir()
+    (folder / "prompts/train.jsonl").write_text(json.dumps({"prompt": "What is here?"}) + "\n")
     verdict = {"line": 1, "id": 1, "scores": [7], "failures": [None], "scale": [1, 10], "reasoning": ["fine"]}
     (folder / "verdicts.jsonl").write_text(json.dumps(verdict) + "\n")
     for line in EXTRAS[extra]:
