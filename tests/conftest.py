@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -48,6 +49,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("FLEXJUDGE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(_HOME.name, f"cache-{next(_numbers)}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """A collection looks at the objects of one file of tests, not at all of torch and vLLM, which takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
