@@ -74,7 +74,7 @@ clean: ## removes the virtual environment
 # vLLM's CPU build asks for builds of torchaudio, torchcodec and torchvision that do not load beside CPU torch. The first two are not
 # needed and are removed; what the third needs is said in torchvision_mend.py.
 .venv/test.ok: .venv/venv.ok pyproject.toml
-	$(PIP) -e '.[trl,cpu,vendors,video,molecules,diffusers,report,dev]'
+	$(PIP) -e '.[trl,cpu,vendors,video,molecules,diffusers,report,ray,dev]'
 	$(PY) -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(PY) -m flexjudge_reward.engines.torchvision_mend
 	touch $@

@@ -2,6 +2,7 @@
 
     python benchmarks/agreement.py               # about ten minutes on two cores
     python benchmarks/agreement.py --count 50 --dry
+    python benchmarks/agreement.py --hears --count 300     # the embedded judge that hears: sounds, too
 
 500 held-out examples of the embedded judge's world, greedy, float32: all four formats, scenes in words, as images and
 as videos. They go through VLLMEngine, through ServerEngine on a real `vllm serve`, and through TransformersEngine. Two
@@ -12,6 +13,7 @@ over the three pairs of engines. On a CPU this needs vLLM's CPU build.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -27,7 +29,6 @@ from flexjudge_reward import Engine, Judge, ServerEngine, TransformersEngine, Ve
 from flexjudge_reward.nano import path
 from support import real
 
-MODEL = str(path("judge"))
 SHARES = (  # form, medium, candidates, share of the examples
     ("pointwise", "words", 1, 0.10),
     ("pointwise", "image", 1, 0.20),
@@ -37,6 +38,12 @@ SHARES = (  # form, medium, candidates, share of the examples
     ("pairwise", "video", 2, 0.05),
     ("listwise", "image", 4, 0.15),
     ("multiple_choice", "image", 4, 0.15),
+)
+
+HEARD = (
+    *(("pointwise", "sound", 1, 0.20), ("pairwise", "sound", 2, 0.30), ("listwise", "sound", 4, 0.10)),
+    *(("multiple_choice", "sound", 4, 0.15), ("pairwise", "words", 2, 0.05), ("pairwise", "image", 2, 0.10)),
+    ("pairwise", "video", 2, 0.10),
 )
 
 
@@ -72,29 +79,40 @@ def agreement(verdicts: dict[str, list[Verdict]], kinds: Sequence[str]) -> float
     return min(shares)
 
 
+def _clip_size(model: str) -> tuple[str, ...]:
+    """Options of a server: that it may be told the rate of a clip, and the model's own size of clips."""
+    processor = json.loads(Path(model, "processor_config.json").read_text("utf-8"))
+    own = {"videos_kwargs": {"size": processor["video_processor"]["size"]}}
+    return "--trust-request-mm-kwargs", "--mm-processor-kwargs", json.dumps(own)
+
+
 def main() -> None:
     """Runs the three engines one after the other and records the figure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--hears", action="store_true", help="the embedded judge that hears")
     parser.add_argument("--dry", action="store_true", help="record nothing")
     asked = parser.parse_args()
     real.prepare()
     groups = {
         f"{form} {medium}": cases(form, medium, round(asked.count * share), candidates, seed=3)
-        for form, medium, candidates, share in SHARES
+        for form, medium, candidates, share in (HEARD if asked.hears else SHARES)
     }
+    model = str(path("omni" if asked.hears else "judge"))
+    name, options = ("nano-omni", _clip_size(model)) if asked.hears else ("nano", ())
     kinds = [name for name, group in groups.items() for _ in group]
     verdicts = {
-        "transformers": judged(TransformersEngine(MODEL, dtype="float32"), groups),
-        "vllm": judged(VLLMEngine(MODEL, dtype="float32", enforce_eager=True), groups),
+        "transformers": judged(TransformersEngine(model, dtype="float32"), groups),
+        "vllm": judged(VLLMEngine(model, dtype="float32", enforce_eager=True), groups),
     }
-    with real.serve(MODEL, "--dtype", "float32", "--enforce-eager", "--served-model-name", "nano") as url:
+    with real.serve(model, "--dtype", "float32", "--enforce-eager", "--served-model-name", name, *options) as url:
         verdicts["server"] = judged(ServerEngine(url), groups)
     least = agreement(verdicts, kinds)
     if not asked.dry:
         failed = max(sum(v.failure is not None for v in each) for each in verdicts.values())
         note = f"{len(kinds)} examples, float32, greedy; at most {failed} verdicts of an engine are failures"
-        record("engines.verdict_agreement_min", least, unit="share of verdicts", target=">= 0.99", note=note)
+        figure = "audio.engine_agreement_min" if asked.hears else "engines.verdict_agreement_min"
+        record(figure, least, unit="share of verdicts", target=">= 0.99", note=note)
 
 
 if __name__ == "__main__":

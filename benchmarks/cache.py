@@ -1,7 +1,8 @@
 """The cache under stress: processes killed while writing, bits flipped in the file, eight processes at once.
 
     python benchmarks/cache.py            everything, about three minutes; appends the figures
-    python benchmarks/cache.py kills cap  some parts of: kills, damage, contention, openings, cap
+    python benchmarks/cache.py kills cap  some parts of: kills, damage, contention, openings, cap, warm
+    python benchmarks/cache.py growth     one file with 10 million rows, 7 GB and an hour; ROWS=100000 for fewer
 
 * kills: rounds of 4 writers and 1 reader on one file, all killed with SIGKILL. A writer notes each key after `put`
   returned. cache.lost_acknowledged counts noted keys that are not served afterwards.
@@ -10,6 +11,9 @@
 * contention: 8 processes with 5,000 operations each, half of them reading, half of them with a new request (a lookup
   that misses, then a write). cache.ops_per_s_8_processes counts `generate` calls with one request.
 * openings: 200 processes open and use one new file at the same moment.
+* warm: one process judges 20,000 texts again. cache.verdicts_per_s counts verdicts per second of its CPU time.
+* growth: the CPU time of each operation with ten million rows against that with ten thousand. The new rows of a batch
+  are real ones, about questions of their own. cache.slowdown_10m is the largest ratio.
 * cap: a file limited to 100 MB is fed ten times that; the largest size ever seen is printed.
 """
 
@@ -21,6 +25,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
@@ -30,7 +35,20 @@ from typing import Any
 
 from figures import record
 
-from flexjudge_reward import CachedEngine, Engine, Generation, Message, Prompt, Request, Untrusted
+from flexjudge_reward import (
+    CachedEngine,
+    Engine,
+    Example,
+    Generation,
+    Judge,
+    Message,
+    Pointwise,
+    Prompt,
+    Request,
+    ScriptedEngine,
+    Untrusted,
+)
+from flexjudge_reward.engines.cache.keys import keys_of
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")  # where fresh interpreters would never meet, or take all the time
@@ -271,8 +289,74 @@ def cap(folder: Path, limit: int = 100_000_000, rows: int = 1_000) -> int:
     return wrong + bad
 
 
+# ---- speed
+
+
+def warm(folder: Path, rows: int = 20_000, rounds: int = 5) -> tuple[float, float, int]:
+    """(verdicts per CPU-second, bytes a row, wrong)."""
+    reply = "<think>Each part of the answer is right, and nothing is left out. It is short.</think><answer>7</answer>"
+    engine = CachedEngine(ScriptedEngine(lambda request: reply), folder / "replies.sqlite")
+    judge, rates = Judge(Pointwise(), engine), []
+    examples = [
+        Example(f"Question {number}: {'What is right here? ' * 8}", [f"answer {number}"]) for number in range(rows)
+    ]
+    for number in range(rounds + 1):
+        start = time.process_time()
+        verdicts = [verdict for at in range(0, rows, 1000) for verdict in judge(examples[at : at + 1000])]
+        rates.append(rows / (time.process_time() - start))
+        assert number == 0 or all(verdict.cached for verdict in verdicts)
+    judge.close()
+    size = (folder / "replies.sqlite").stat().st_size / rows
+    wrong = sum(verdict.scores != (7.0,) for verdict in verdicts)
+    print(f"warm: {', '.join(f'{rate:.0f}' for rate in rates[1:])} verdicts per CPU-second; {size:.0f} bytes a row")
+    return statistics.median(rates[1:]), size, wrong
+
+
+def growth(folder: Path) -> tuple[float, float, float]:
+    """(the largest ratio of CPU times, seconds to open, bytes a row)."""
+    few, many = 10_000, int(os.environ.get("ROWS", 10_000_000))
+    path, times, filled = folder / "replies.sqlite", {}, 0
+    for rows in (few, many):
+        engine = CachedEngine(Echo(), path, 1 << 40)
+        while filled < rows:
+            engine.generate([ask(f"row {number}") for number in range(filled, filled + 500)])
+            filled += 500
+        engine.close()
+        times[rows] = operations(path, filled)
+        print(f"growth: {rows} rows: {times[rows]}", flush=True)
+    ratios = {name: times[many][name] / times[few][name] for name in times[few] if name != "open"}
+    print(f"growth: ratios {ratios}, {path.stat().st_size / filled:.0f} bytes a row")
+    return max(ratios.values()), times[many]["open"], path.stat().st_size / filled
+
+
+def operations(path: Path, rows: int, rounds: int = 40) -> dict[str, float]:
+    """Microseconds of CPU a request, by operation; `open` in seconds. Pages come from the system's cache."""
+    start = time.perf_counter()
+    engine, rng = CachedEngine(Echo(), path, 1 << 40), random.Random(1)
+    engine.store.get([b"x" * 32])
+    found: dict[str, list[float]] = {"open": [time.perf_counter() - start]}
+    for number in range(rounds):
+        cases = {
+            "found, 500 a call": [f"row {rng.randrange(rows)}" for _ in range(500)],
+            "absent, 500 a call": [f"absent {number} {rng.random()}" for _ in range(500)],
+            "found, alone": [f"row {rng.randrange(rows)}"],
+        }
+        for name, names in cases.items():
+            keys = [key.digest for key in keys_of(engine.identity(), [ask(one) for one in names])]
+            engine.store.get(keys)  # what was not read for long comes from the disk, which is not ours
+            start = time.process_time()
+            engine.store.get(keys)
+            found.setdefault(name, []).append(1e6 * (time.process_time() - start) / len(keys))
+        fresh = [ask(f"new {os.getpid()} {number} {one}") for one in range(500)]
+        start = time.process_time()
+        engine.generate(fresh)
+        found.setdefault("judged and stored", []).append(1e6 * (time.process_time() - start) / len(fresh))
+    engine.close()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or ["kills", "damage", "contention", "openings", "cap"]
+    wanted = sys.argv[1:] or ["kills", "damage", "contention", "openings", "cap", "warm"]
     figures: dict[str, Any] = {}
     load = os.getloadavg()[0]
     for name in wanted:
@@ -280,7 +364,19 @@ def main() -> None:
         memory = name in ("damage", "cap") and os.access("/dev/shm", os.W_OK)
         with tempfile.TemporaryDirectory(dir="/dev/shm" if memory else None) as folder:
             figures[name] = globals()[name](Path(folder))
+    if "growth" in figures:
+        ratio, opened, size = figures.pop("growth")
+        note = (
+            f"{os.environ.get('ROWS', '10,000,000')} rows against 10,000, the slowest operation; {size:.0f} bytes a row"
+        )
+        record("cache.slowdown_10m", ratio, unit="ratio of CPU time", target="<= 2", note=note)
+        record("cache.open_seconds_10m", opened, unit="s", target="<= 1", note=note)
     wrong = sum(found[-1] if isinstance(found, tuple) else found for found in figures.values())
+    if "warm" in figures:
+        rate, size, _ = figures["warm"]
+        note = f"one process, text, 1,000 a call; load average before {load:.1f} on {os.cpu_count()} cores"
+        record("cache.verdicts_per_s", rate, unit="1/CPU-s", target=">= 20000", note=note)
+        record("cache.row_bytes", size, unit="bytes", target="<= 700", note="20,000 rows, a reply of 100 characters")
     if "kills" in figures:
         acknowledged, lost, _ = figures["kills"]
         note = f"of {acknowledged}; 100 rounds of 5 processes killed"

@@ -31,7 +31,7 @@ from flexjudge_reward import Example, Generation, Judge, Media, MediaError, Scri
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.prompts import quoting
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, neutralise
-from support import attacks, families, images, measures
+from support import attacks, families, images, measures, sounds
 from support.fault_server import FaultServer
 
 FUZZ = 50_000
@@ -58,7 +58,10 @@ def _harm(files: list[tuple[str, str, bytes]]) -> tuple[list[str], dict[str, int
     """What went wrong, how many files were decoded and refused, the slowest's seconds, the growth of memory in MB."""
     warnings.simplefilter("ignore")  # Pillow's, on damaged files
     good, mate = Media.image(images.saved(images.noise())), Media.image(images.noise())
+    heard, sound = Media.audio(sounds.coded("flac", "flac", 48_000)), Media.audio(sounds.coded("flac", "flac", 48_000))
     good.load()
+    heard.load()
+    Path("/proc/self/clear_refs").write_text("5")  # the files came through a pipe: that peak is not the decoders'
     before, slowest, wrong, kinds = _peak_mb(), 0.0, [], Counter[str]()
     for kind, name, data in files:
         start = _seconds()
@@ -73,9 +76,20 @@ def _harm(files: list[tuple[str, str, bytes]]) -> tuple[list[str], dict[str, int
         slowest = max(slowest, taken)
         if taken > 2:
             wrong.append(f"{name}: {taken:.1f} s")
-    if mate != good:
-        wrong.append("a good image changed")
+    if mate != good or sound != heard:
+        wrong.append("a good image or sound changed")
     return wrong, dict(kinds), slowest, _peak_mb() - before
+
+
+def bad_sounds(put: Recorder, seed: int) -> None:
+    """200 broken, huge, lying and hostile sound files: each typed or decoded within 2 s, in little memory."""
+    files = [("audio", *file) for file in sounds.bad()]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        wrong, kinds, slowest, grown = pool.apply(_harm, (files,))
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    note = f"of {len(files)} files: {kinds}; slowest {slowest:.2f} s of processor time, memory +{grown:.0f} MB"
+    harmless = (len(files) - len(wrong)) / len(files) if grown <= 96 else 0.0
+    put("audio.bad_files_typed", harmless, unit="fraction", target=">= 1", note=note)
 
 
 PHOTOS, PHOTO = 64, (4000, 3000)
@@ -252,6 +266,7 @@ def main() -> None:
             print(f"{name} = {value:g} {about}")
 
     bad_media(put, options.seed)
+    bad_sounds(put, options.seed)
     batch_memory(put, PHOTOS if whole else 8)
     malformed(put, options.seed)
     parser_cost(put, options.seed)

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flexjudge_recipes.nano import shapes, traces
+from flexjudge_recipes.nano import shapes, sounds, traces
+from flexjudge_recipes.nano.world import SHAPES, SOUNDS
 
 from figures import record
 
@@ -43,6 +44,7 @@ from flexjudge_reward import (
 from flexjudge_reward.nano import path
 
 FORMATS = {"pointwise": Pointwise, "pairwise": Pairwise, "listwise": Listwise, "multiple_choice": MultipleChoice}
+MEDIA = {"words": SHAPES, "image": SHAPES, "video": SHAPES, "words of sounds": SOUNDS, "sound": SOUNDS}
 SAMPLING = Sampling(temperature=0.0, max_tokens=160)
 
 
@@ -62,11 +64,11 @@ class Case:
 
 
 def cases(form: traces.Form, medium: str, count: int, candidates: int, seed: int) -> list[Case]:
-    """`count` held-out examples; `medium` is words, picture or clip. Of lists and choices one reply alone is best."""
+    """`count` held-out examples; `medium` is a key of MEDIA. Of lists and choices one reply alone is best."""
     rng = random.Random(f"benchmark {form} {medium} {seed}")
     made = []
     for index in range(count):
-        asked = shapes.question(rng, shapes.scene(rng, held_out=True), shapes.judged(candidates))
+        asked = shapes.question(rng, MEDIA[medium].scene(rng, held_out=True), shapes.judged(candidates))
         replies = shapes.candidates(rng, asked, candidates, single_best=form in ("listwise", "multiple_choice"))
         high = 5 if form != "multiple_choice" and index % 3 == 0 else 10
         rubric = Rubric("Is the answer right?", Scale(1, high))
@@ -76,10 +78,12 @@ def cases(form: traces.Form, medium: str, count: int, candidates: int, seed: int
 
 def shown(asked: shapes.Question, medium: str, rng: random.Random) -> tuple[str | Media, ...]:
     """The scene and the question."""
-    if medium == "words":
+    if medium.startswith("words"):
         return (asked.scene.in_words(rng) + "\n", asked.text)
     if medium == "video":
         return (Media.video(shapes.clip(asked.scene, rng)), asked.text)
+    if medium == "sound":
+        return (Media.audio((sounds.play(asked.scene, rng), sounds.RATE)), asked.text)
     return (Media.image(shapes.draw(asked.scene, rng)), asked.text)
 
 

@@ -1,6 +1,8 @@
 """What the package costs on top of aiohttp and vLLM.
 
-    python benchmarks/overhead.py server    ServerEngine against bare aiohttp, 64 requests in flight
+    python benchmarks/overhead.py server    ServerEngine against bare aiohttp, 64 to 1,024 requests in flight
+    python benchmarks/overhead.py images    the same with a picture in each request
+    python benchmarks/overhead.py python    the whole of our Python: Judge on ServerEngine, text and pictures
     python benchmarks/overhead.py vllm      Judge on VLLMEngine against raw vllm.LLM, 512 prompts
 
 Both sides see the same prompts in the same process, in turn, and the order changes from round to round, because the
@@ -12,6 +14,9 @@ measured. The bare side is the shortest program with aiohttp: one session, 64 ta
 time limits or checks. Ratio of requests per second; 1 is as fast. On a busy machine compare the CPU time per request of
 both sides, which is noted beside it.
 
+images: groups of eight share a picture. Ratio of CPU time, decoding and digest of each picture included; the bare side
+decodes nothing. python: judgements per second of this process's CPU time.
+
 vllm: the embedded judge, 512 prompts, half of them with an image. The raw side gets the finished chat texts and calls
 `LLM.generate` once; ours gets examples and returns verdicts. Both use one engine, whose caches are emptied before each
 turn. Ratio of seconds; 1 is as fast. With a larger judge the share of our own work is smaller.
@@ -20,20 +25,25 @@ turn. Ratio of seconds; 1 is as fast. With a larger judge the share of our own w
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from figures import record
 
 from flexjudge_reward import (
     Example,
+    Generation,
     Judge,
+    Media,
     Message,
     Pointwise,
     Prompt,
@@ -41,6 +51,7 @@ from flexjudge_reward import (
     Sampling,
     ServerEngine,
     Untrusted,
+    Verdict,
     VLLMEngine,
 )
 
@@ -48,17 +59,25 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 SERVICE_S = 0.020
-IN_FLIGHT = 64
-REQUESTS, SERVER_ROUNDS = 2048, 15
+IN_FLIGHT = (64, 256, 1024)
+REQUESTS, SERVER_ROUNDS = 2048, 9
+PICTURES, GROUP, IMAGE_ROUNDS, PYTHON_ROUNDS = 32, 8, 5, 5
 PROMPTS, VLLM_ROUNDS = 512, 7
 QUESTION = "What is shown, and is every part of the answer true? Name each part, say what speaks for it, and compare. "
 
 MESSAGE = {"role": "assistant", "content": "<think>" + "All of it is right. " * 20 + "</think><answer>7</answer>"}
 REPLY = {
     "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 100, "completion_tokens": 100},
+    "usage": {"prompt_tokens": 600, "completion_tokens": 100},
 }
 MODELS = {"data": [{"id": "judge", "object": "model"}]}
+
+
+class Cost(NamedTuple):
+    """What one side of a round takes."""
+
+    seconds: float
+    cpu: float
 
 
 class Loopback(asyncio.Protocol):
@@ -76,9 +95,14 @@ class Loopback(asyncio.Protocol):
         if len(body) < int(lengths[0] if lengths else 0):
             return
         self.buffer = b""
-        answer = json.dumps(MODELS if head.startswith(b"GET") else REPLY).encode()
+        answer, seconds = self.answer(b"" if head.startswith(b"GET") else body)
         header = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(answer)
-        asyncio.get_running_loop().call_later(SERVICE_S, self.transport.write, header + answer)
+        asyncio.get_running_loop().call_later(seconds, self.transport.write, header + answer)
+
+    @classmethod
+    def answer(cls, body: bytes) -> tuple[bytes, float]:
+        """The answer to a request, and after how many seconds; an empty body asks for the models."""
+        return json.dumps(REPLY if body else MODELS).encode(), SERVICE_S
 
     @classmethod
     def serve(cls, port: Any) -> None:
@@ -90,72 +114,162 @@ class Loopback(asyncio.Protocol):
         asyncio.run(run())
 
 
-def alternating(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
-    """Seconds of both sides per round, after one round that does not count."""
-    seconds = []
+def alternating(rounds: int, ours: Callable[[], Cost], theirs: Callable[[], Cost]) -> list[tuple[Cost, Cost]]:
+    """The cost of both sides per round, after one round that does not count."""
+    costs = []
     for number in range(rounds + 1):
         first, second = (ours, theirs) if number % 2 else (theirs, ours)
-        spent = {first: first(), second: second()}
-        seconds.append((spent[ours], spent[theirs]))
-        print(f"round {number}: ours {spent[ours]:.3f} s, theirs {spent[theirs]:.3f} s", flush=True)
-    return seconds[1:]
+        cost = {first: first(), second: second()}
+        costs.append((cost[ours], cost[theirs]))
+        clocks = [f"{name} {one.seconds:.3f} s, CPU {one.cpu:.3f} s" for name, one in zip("ab", costs[-1], strict=True)]
+        print(f"round {number}: ours (a), theirs (b): {'; '.join(clocks)}", flush=True)
+    return costs[1:]
+
+
+@contextmanager
+def loopback(kind: type[Loopback] = Loopback) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=kind.serve, args=(send,), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{receive.recv()}/v1"
+    finally:
+        process.terminate()
+
+
+async def bare(url: str, contents: Sequence[Any], in_flight: int) -> None:
+    """The shortest program with aiohttp that asks about these contents."""
+    import aiohttp
+
+    waiting, answers = iter(contents), []
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        for content in waiting:
+            messages = [{"role": "system", "content": QUESTION}, {"role": "user", "content": content}]
+            body = {"model": "judge", "messages": messages, "temperature": 0.0, "max_tokens": 2048, "seed": 0}
+            async with session.post(f"{url}/chat/completions", json=body) as response:
+                answers.append((await response.json())["choices"][0]["message"]["content"])
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
+        await asyncio.gather(*(work(session) for _ in range(in_flight)))
+    assert len(answers) == len(contents)
+
+
+def spent(work: Callable[[], object]) -> Cost:
+    """What `work` takes of the clock and of this process's processors."""
+    start, start_cpu = perf_counter(), process_time()
+    work()
+    return Cost(perf_counter() - start, process_time() - start_cpu)
 
 
 def server() -> None:
-    import aiohttp
-
-    receive, send = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=Loopback.serve, args=(send,), daemon=True)
-    process.start()
-    url = f"http://127.0.0.1:{receive.recv()}/v1"
     texts = [f"Question {number}. " + QUESTION * 5 for number in range(REQUESTS)]
     system = Message("system", (QUESTION,))
     requests = [Request(Prompt((system, Message("user", (Untrusted(text),))))) for text in texts]
-    engine = ServerEngine(url, concurrency=IN_FLIGHT)
+    for in_flight in IN_FLIGHT:
+        load = os.getloadavg()[0]
+        with loopback() as url, ServerEngine(url, concurrency=in_flight) as engine:
 
-    async def bare() -> None:
-        waiting = iter(texts)
+            def ours(engine: ServerEngine = engine) -> Cost:
+                return spent(lambda: answered(engine.generate(requests)))
 
-        async def work(session: aiohttp.ClientSession) -> None:
-            for text in waiting:
-                messages = [{"role": "system", "content": QUESTION}, {"role": "user", "content": text}]
-                body = {"model": "judge", "messages": messages, "temperature": 0.0, "max_tokens": 2048, "seed": 0}
-                async with session.post(f"{url}/chat/completions", json=body) as response:
-                    answers.append((await response.json())["choices"][0]["message"]["content"])
+            def theirs(url: str = url, in_flight: int = in_flight) -> Cost:
+                return spent(lambda: asyncio.run(bare(url, texts, in_flight)))
 
-        answers: list[str] = []
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=IN_FLIGHT)) as session:
-            await asyncio.gather(*(work(session) for _ in range(IN_FLIGHT)))
-        assert len(answers) == REQUESTS
+            costs = alternating(SERVER_ROUNDS, ours, theirs)
+        ratio = median(theirs.seconds / ours.seconds for ours, theirs in costs)
+        rates = [REQUESTS / median(cost.seconds for cost in side) for side in zip(*costs, strict=True)]
+        micros = [1e6 * median(cost.cpu for cost in side) / REQUESTS for side in zip(*costs, strict=True)]
+        note = (
+            f"text; ServerEngine {rates[0]:.0f}/s, bare aiohttp {rates[1]:.0f}/s;"
+            f" CPU {micros[0]:.0f} and {micros[1]:.0f} us per request; {_load(load)}"
+        )
+        record(
+            f"overhead.server_ratio_{in_flight}",
+            ratio,
+            unit="ratio of requests per second",
+            target=">= 0.97",
+            note=note,
+        )
 
-    cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
 
-    def ours() -> float:
-        start, start_cpu = perf_counter(), process_time()
-        generations = engine.generate(requests)
-        spent = perf_counter() - start
-        cpu["ours"].append(process_time() - start_cpu)
-        assert all(generation.failure is None for generation in generations)
-        return spent
+def images() -> None:
+    load, files = os.getloadavg()[0], pictures()
+    system = Message("system", (QUESTION,))
+    uris = [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in files]
+    contents = [
+        [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"{QUESTION} {number}"}]
+        for uri in uris
+        for number in range(GROUP)
+    ]
 
-    def theirs() -> float:
-        start, start_cpu = perf_counter(), process_time()
-        asyncio.run(bare())
-        cpu["theirs"].append(process_time() - start_cpu)
-        return perf_counter() - start
+    def requests() -> list[Request]:
+        shown = [Media.image(file) for file in files]
+        texts = [(media, Untrusted(f"{QUESTION} {number}")) for media in shown for number in range(GROUP)]
+        return [Request(Prompt((system, Message("user", parts)))) for parts in texts]
 
-    load = os.getloadavg()[0]
-    seconds = alternating(SERVER_ROUNDS, ours, theirs)
-    engine.close()
-    process.terminate()
-    ratio = median(theirs / ours for ours, theirs in seconds)
-    rates = [REQUESTS / median(side) for side in zip(*seconds, strict=True)]
-    costs = [1e6 * median(cpu[side]) / REQUESTS for side in ("ours", "theirs")]
+    with loopback() as url, ServerEngine(url, concurrency=IN_FLIGHT[0]) as engine:
+
+        def ours() -> Cost:
+            return spent(lambda: answered(engine.generate(requests())))
+
+        costs = alternating(IMAGE_ROUNDS, ours, lambda: spent(lambda: asyncio.run(bare(url, contents, IN_FLIGHT[0]))))
+    ratio = median(ours.cpu / theirs.cpu for ours, theirs in costs)
+    millis = [1e3 * median(cost.cpu for cost in side) / len(contents) for side in zip(*costs, strict=True)]
+    walls = median(theirs.seconds / ours.seconds for ours, theirs in costs)
     note = (
-        f"ServerEngine {rates[0]:.0f}/s, bare aiohttp {rates[1]:.0f}/s, {IN_FLIGHT} in flight;"
-        f" CPU {costs[0]:.0f} and {costs[1]:.0f} us per request; {_load(load)}"
+        f"a PNG of {len(files[0]) / 1e3:.0f} KB, 448 x 448, in each, groups of {GROUP}, {IN_FLIGHT[0]} in flight;"
+        f" CPU {millis[0]:.2f} and {millis[1]:.2f} ms per request; rate {walls:.2f} of bare aiohttp, which sends the"
+        f" file's bytes and encodes each once; {_load(load)}"
     )
-    record("overhead.server_ratio", ratio, unit="ratio of requests per second", target=">= 0.95", note=note)
+    record("overhead.server_image_cpu_ratio", ratio, unit="ratio of CPU time", target="<= 2.0", note=note)
+
+
+def python() -> None:
+    files = pictures()
+
+    def text() -> list[Example]:
+        return [Example(f"Question {number}. {QUESTION}", [f"{QUESTION} {number}"]) for number in range(REQUESTS)]
+
+    def shown() -> list[Example]:
+        media = [Media.image(file) for file in files]
+        return [Example([one, QUESTION], [f"{QUESTION} {number}"]) for one in media for number in range(GROUP)]
+
+    for name, make, target in (("text", text, 8000), ("image", shown, 600)):
+        load = os.getloadavg()[0]
+        with loopback() as url, Judge(Pointwise(), ServerEngine(url, concurrency=256)) as judge:
+            rates = []
+            for _ in range(PYTHON_ROUNDS + 1):
+                examples = make()
+                cost = spent(lambda: scored(judge(examples)))  # noqa: B023
+                rates.append(len(examples) / cost.cpu)
+                print(f"{name}: {rates[-1]:.0f} per CPU-second, {len(examples) / cost.seconds:.0f}/s", flush=True)
+        note = f"Judge on ServerEngine, pointwise, no cache, 256 in flight; {_load(load)}"
+        record(f"python.{name}_per_cpu_s", median(rates[1:]), unit="1/CPU-s", target=f">= {target}", note=note)
+
+
+def pictures() -> list[bytes]:
+    """PNG files of 448 x 448 that an encoder finds as hard as photographs, of about 370 KB."""
+    import numpy as np
+    import PIL.Image
+
+    files = []
+    for seed in range(PICTURES):
+        rng = np.random.default_rng(seed)
+        shapes = PIL.Image.fromarray(rng.integers(0, 255, (28, 28, 3), np.uint8)).resize((448, 448))
+        pixels = np.asarray(shapes, np.int16) + rng.normal(0, 4, (448, 448, 1)).astype(np.int16)
+        PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file := io.BytesIO(), "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def answered(generations: Sequence[Generation]) -> None:
+    assert all(generation.failure is None for generation in generations)
+
+
+def scored(verdicts: Sequence[Verdict]) -> None:
+    assert all(verdict.scores == (7.0,) for verdict in verdicts)
 
 
 def vllm() -> None:
@@ -169,26 +283,22 @@ def vllm() -> None:
     assert engine._llm is not None  # one engine for both sides: two would share the processor and disturb each other
     llm, params = engine._llm, SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
 
-    def ours() -> float:
-        batch = examples()
+    def ours() -> Cost:
+        batch, verdicts = examples(), []
         forget(llm)
-        start = perf_counter()
-        verdicts = judge(batch)
-        spent = perf_counter() - start
+        cost = spent(lambda: verdicts.extend(judge(batch)))
         assert sum(verdict.scores is not None for verdict in verdicts) > 0.9 * PROMPTS
-        return spent
+        return cost
 
-    def theirs() -> float:
+    def theirs() -> Cost:
         batch = [plain(engine, judge, example) for example in examples()]
         forget(llm)
-        start = perf_counter()
-        llm.generate(batch, params, use_tqdm=False)
-        return perf_counter() - start
+        return spent(lambda: llm.generate(batch, params, use_tqdm=False))
 
-    seconds = alternating(VLLM_ROUNDS, ours, theirs)
+    costs = alternating(VLLM_ROUNDS, ours, theirs)
     engine.close()
-    ratio = median(ours / theirs for ours, theirs in seconds)
-    rates = [PROMPTS / median(side) for side in zip(*seconds, strict=True)]
+    ratio = median(ours.seconds / theirs.seconds for ours, theirs in costs)
+    rates = [PROMPTS / median(cost.seconds for cost in side) for side in zip(*costs, strict=True)]
     note = f"Judge {rates[0]:.0f} prompts/s, raw vLLM {rates[1]:.0f}/s, half with an image; {_load(load)}"
     record("overhead.vllm_ratio", ratio, unit="ratio of seconds", target="<= 1.03", note=note)
 
@@ -220,4 +330,4 @@ def _load(before: float) -> str:
 
 
 if __name__ == "__main__":
-    {"server": server, "vllm": vllm}[sys.argv[1]]()
+    {"server": server, "images": images, "python": python, "vllm": vllm}[sys.argv[1]]()

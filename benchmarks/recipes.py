@@ -4,6 +4,7 @@
     python benchmarks/recipes.py diffusion          about twenty minutes, the tiny text-to-image models included
     python benchmarks/recipes.py vlm_long           about ten minutes: where the judge of images and the truth part
     python benchmarks/recipes.py molecules          about twenty minutes, the tiny policies and the tiny judge included
+    python benchmarks/recipes.py sounds             about ten minutes, the tiny generators included
     python benchmarks/recipes.py molecules_long     about twenty minutes: where the judge and the truth part
 
 Each training is a process of its own with an empty folder and an empty cache. The tiny models that the recipes start
@@ -303,11 +304,38 @@ def plot_molecules(curves: Mapping[str, Mapping[str, Mapping[str, float]]], file
     figure.savefig(file, bbox_inches="tight")
 
 
+# ------------------------------------------------------------------------------------------------------------ sounds
+
+
+def sounds() -> None:
+    """The share of right recordings before and after GRPO, and of the judge's choice among eight."""
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def each(program: str) -> list[dict[str, Any]]:
+            flags = {"prepared": Path(scratch, "prepared")}
+            folders = [(seed, Path(scratch, f"{program}-{seed}")) for seed in SEEDS]
+            name = "train" if program == "grpo" else program
+            return [run(f"sounds/{name}.py", f"{program}.yaml", seed, folder, flags) for seed, folder in folders]
+
+        best, grpo = each("best_of_n"), each("grpo")
+    gains = [100 * (report["right_after"] - report["right_before"]) for report in grpo]
+    each_gain = ", ".join(f"{report['right_before']:.1%} to {report['right_after']:.1%}" for report in grpo)
+    note = f"GRPO, mean of seeds {SEEDS}: {each_gain} of 400 recordings"
+    record("recipes.sounds_gain_points", statistics.mean(gains), unit="points", target=">= 15", note=note)
+    note = f"by seed {SEEDS}: first {percents(best, 'first')}, choice {percents(best, 'judge')}"
+    note += f", any {percents(best, 'oracle')}"
+    closed = 100 * (mean(best, "judge") - mean(best, "first"))
+    record("recipes.sounds_best_of_8_gain_points", closed, unit="points", target=">= 15", note=note)
+    longest, note = max(report["minutes"] for report in [*best, *grpo]), "longest of six, without installation"
+    record("recipes.sounds_minutes", longest, unit="minutes", target="<= 5", note=note)
+
+
 PARTS = {
     "dpo_vlm": dpo_vlm,
     "diffusion": diffusion,
     "vlm_long": vlm_long,
     "molecules": molecules,
+    "sounds": sounds,
     "molecules_long": molecules_long,
 }
 

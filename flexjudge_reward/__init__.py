@@ -42,6 +42,7 @@ from flexjudge_reward.media.base import Media, register
 from flexjudge_reward.media.modality import Loaded, Modality
 from flexjudge_reward.offline.annotate import annotate_file
 from flexjudge_reward.offline.evaluate.job import Evaluation, evaluate
+from flexjudge_reward.offline.on_ray import RayPool, annotate_on_ray, rerank_on_ray, score_on_ray
 from flexjudge_reward.offline.rerank import Ranking, best_of_n, rerank, unscored
 from flexjudge_reward.offline.score import rejudge_file, rerank_file, score_file
 from flexjudge_reward.rubric import Criterion, Rubric, Scale
@@ -70,12 +71,12 @@ __all__ = [
     "CostLimitReached", "Criterion", "CriterionAnswer", "Engine", "EngineError", "Evaluation", "Example",
     "ExpectedScore", "Failure", "FlexJudgeError", "FlexJudgeReward", "Format", "Generation", "GroupResult", "Judge",
     "JudgeConfig", "JudgementFailed", "Knockout", "Listwise", "Loaded", "MajorityVote", "Media", "MediaError",
-    "Message", "MinConfidence", "MissingExtra", "Modality", "MultipleChoice", "OneCall", "Pairwise",
-    "PairwiseVerdict", "Pointwise", "PositionSwap", "Prompt", "Ranking", "Record", "Rendezvous", "Request",
-    "RewardConfig", "RewardSession", "Rubric", "Sampling", "Scale", "Scored", "ScriptedEngine", "ServerEngine",
-    "TokenLogprob", "Tournament", "TransformersEngine", "Untrusted", "VLLMEngine", "Verdict", "annotate_file",
+    "Message", "MinConfidence", "MissingExtra", "Modality", "MultipleChoice", "OneCall", "Pairwise", "PairwiseVerdict",
+    "Pointwise", "PositionSwap", "Prompt", "Ranking", "RayPool", "Record", "Rendezvous", "Request", "RewardConfig",
+    "RewardSession", "Rubric", "Sampling", "Scale", "Scored", "ScriptedEngine", "ServerEngine", "TokenLogprob",
+    "Tournament", "TransformersEngine", "Untrusted", "VLLMEngine", "Verdict", "annotate_file", "annotate_on_ray",
     "best_of_n", "evaluate", "for_group_size", "gather", "judge_groups", "read_record", "register", "rejudge_file",
-    "rerank", "rerank_file", "score_file", "unscored",
+    "rerank", "rerank_file", "rerank_on_ray", "score_file", "score_on_ray", "unscored",
 ]  # fmt: skip
 
 

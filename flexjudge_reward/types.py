@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from flexjudge_reward.errors import ConfigError, MediaError
@@ -162,7 +163,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
 
-    @property
+    @cached_property
     def media(self) -> tuple[Media, ...]:
         """Every media item, in order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
@@ -175,8 +176,8 @@ class Prompt:
         return Prompt((Message("user", (*first.parts, "\n\n", *rest[0].parts)), *rest[1:]))
 
     @property
-    def images_and_videos(self) -> tuple[Media, ...]:
-        """Every image and video that the model gets, in order; of a molecule, its drawing. Raises MediaError."""
+    def shown(self) -> tuple[Media, ...]:
+        """Every image, video and sound that the model gets, in order; of a molecule, its drawing. Raises MediaError."""
         return tuple(part for media in self.media for part in media.as_judge_input() if isinstance(part, Media))
 
 
@@ -213,10 +214,13 @@ class Request:
 
     prompt: Prompt
     sampling: Sampling = Sampling()
+    answer_tokens: int = 0
+    """Tokens for an answer beyond `max_tokens`, where an engine can close the reasoning there itself; others ignore
+    it."""
 
     def changed(self, **fields: object) -> Request:
-        """The same prompt with other fields of `Sampling`."""
-        return Request(self.prompt, replace(self.sampling, **fields))  # type: ignore[arg-type]
+        """The same request with other fields of `Sampling`."""
+        return replace(self, sampling=replace(self.sampling, **fields))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ class Generation:
     completion_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached: bool = False
+    closed: bool = False
+    """Whether the engine closed the reasoning itself, at the limit (`Request.answer_tokens`)."""
     failure: Failure | None = None
     """Set exactly when `finish_reason` is "error": media, transport, timeout or engine."""
 

@@ -53,7 +53,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_heap() -> None:
-    """A collection looks at the objects of one file of tests, not at all of torch and vLLM, which takes half a second."""
+    """A collection looks at one file of tests, not at all of torch and vLLM, which takes half a second."""
     gc.collect()
     gc.freeze()
 

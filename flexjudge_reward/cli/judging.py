@@ -10,12 +10,13 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from flexjudge_reward.cli import ray
 from flexjudge_reward.data.rows import RowOptions, Rows
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardConfig
@@ -49,6 +50,8 @@ def add_commands(commands: Any) -> None:
     pushed = "the data set of the Hub that the folder of the pairs goes to; a new one is private"
     pairs.add_argument("--push-to-hub", metavar="ORG/NAME", help=pushed)
     pairs.add_argument("--license", metavar="ID", help="of the pairs, for their card, such as apache-2.0")
+    for name in ray.JOBS:
+        ray.add_flags(commands.choices[name], name)
     again = commands.add_parser(
         "rejudge",
         help="judge the candidates of a record of judgements again, with another judge, rubric or format",
@@ -143,7 +146,7 @@ def add_job(commands: Any, name: str, job: Job, does: str) -> argparse.ArgumentP
 
 def _add_judging(command: argparse.ArgumentParser) -> None:
     """Adds what all jobs take: the output, the limits, and the judge."""
-    command.add_argument("-o", "--output", type=Path, help="the file of the results; by default standard output")
+    command.add_argument("-o", "--output", type=ray.place, help="the file of the results; by default standard output")
     command.add_argument("--limit", type=int, metavar="N", help="the most rows, after shuffling")
     command.add_argument("--config", type=Path, metavar="FILE", help="settings of the judge, TOML or YAML")
     command.add_argument("--json", action="store_true", help="the summary as JSON, on standard error")
@@ -153,11 +156,14 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
     add_judge(command)
 
 
-def add_judge(command: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting of a judge."""
+def add_judge(command: argparse.ArgumentParser, hidden: Collection[str] = ()) -> None:
+    """Adds a flag for each setting of a judge; `hidden` ones are not in the help, since the command refuses them."""
     group = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
-    defaults = {field.name: field.default for field in dataclasses.fields(JudgeConfig)}
-    add_flags(group, settings_of(JudgeConfig).values(), defaults)
+    known = settings_of(JudgeConfig) | {
+        name: settings_of(JudgeConfig)[name]._replace(help=argparse.SUPPRESS) for name in hidden
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(JudgeConfig) if field.name not in hidden}
+    add_flags(group, known.values(), defaults)
 
 
 def judge_config(arguments: argparse.Namespace, **defaults: object) -> JudgeConfig:
@@ -179,12 +185,17 @@ def columns_of(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 def _run(job: Job, arguments: argparse.Namespace) -> int:
     """Runs a job with the judge that the flags, the environment and the machine choose; prints a summary."""
+    pool = ray.pool(arguments)
     config = judge_config(arguments)
     limit = RewardConfig.resolve({"max_failure_rate": arguments.max_failure_rate}, _environ(arguments)).max_failure_rate
     with _source(arguments), config.build() as judge:
-        _check_paths(arguments, job)
+        if pool is None:
+            _check_paths(arguments, job)
         print(config.describe(), file=sys.stderr)
-        result = job(arguments, judge)
+        if pool is None:
+            result = job(arguments, judge)
+        else:
+            result = arguments.on_ray(arguments, judge, ray.with_plugins(pool, config), row_options(arguments))
     found = result.as_dict() if isinstance(result, RunSummary) else dict(result)
     print(json.dumps(found) if arguments.json else _said(result), file=sys.stderr)
     return _exit_code(result, limit)

@@ -11,14 +11,16 @@
     flexjudge compare runs/x/judgements.jsonl others.jsonl
     flexjudge evaluate nano_world -o runs/check             a benchmark, or a file with labels of your own
     flexjudge doctor labelled.jsonl                         go or no-go before a training, and with which format
+    flexjudge rubric draft labelled.jsonl -o rubric.toml    a checklist from labels
     flexjudge cache stats | verify | prune | explain
     flexjudge nano                          where the embedded judge is, and how it is served
     flexjudge serve                         the judge as a server for trainers
     flexjudge path TRAINER                  the file that a trainer loads as its reward
     flexjudge recipes list | copy | run
 
-Only data goes to standard output. Exit codes: 0 done; 1 verify found damage, two files differ, or doctor says no; 2 an
-error, in one line on stderr; 3 done, with more failed judgements than --max-failure-rate; 130 interrupted.
+Only data goes to standard output. Exit codes: 0 done; 1 verify found damage, two files differ, doctor says no, or a
+draft is no better than a coin; 2 an error, in one line on stderr; 3 done, with more failed judgements than
+--max-failure-rate; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from contextlib import suppress
 from importlib import import_module, metadata, util
 from typing import Any
 
-from flexjudge_reward.cli import cache, compare, doctor, evaluate, judging, nano, path, report, serve, traces
+from flexjudge_reward.cli import cache, compare, doctor, evaluate, judging, nano, path, report, rubric, serve, traces
 from flexjudge_reward.errors import ConfigError, FlexJudgeError, MissingExtra, printable
 
 
@@ -67,6 +69,7 @@ def _parser(with_recipes: bool = False) -> argparse.ArgumentParser:
     compare.add_command(commands)
     evaluate.add_command(commands)
     doctor.add_command(commands)
+    rubric.add_command(commands)
     report.add_command(commands)
     cache.add_command(commands)
     nano.add_command(commands)

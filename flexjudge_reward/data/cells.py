@@ -63,6 +63,8 @@ def with_media(value: Any, kind: str | None = None) -> Any:
         if data is None and isinstance(path, str):
             return path if kind else {kind_of(b"", path): path}
         return _media(data, path, kind)
+    if {"array", "sampling_rate"} <= value.keys():  # a sound that was decoded
+        return Media.of("audio", value)
     if "role" in value:  # a message; the arguments of a call and the result of a tool are no media of ours
         content = value.get("content")
         own = content if value["role"] == "tool" and not _has_parts(content) else with_media(content)

@@ -171,9 +171,11 @@ def _shown(value: Any) -> str:
 
 def kind_and_source(part: Mapping[str, Any]) -> tuple[str, Any]:
     """The kind of a part, "text" or a modality, and its text or source, which may be None; "" if it is not one kind."""
-    for kind in ("image", "video"):  # as the chat completions API has them
+    for kind in ("image", "video", "audio"):  # as the chat completions API has them
         if isinstance(there := part.get(f"{kind}_url"), Mapping):
             return kind, there.get("url")
+    if isinstance(there := part.get("input_audio"), Mapping):
+        return "audio", f"data:audio/{there.get('format')};base64,{there.get('data')}"
     kinds = [name for name in ("text", *KINDS) if part.get(name) is not None]
     kind = part.get("type") or (kinds[0] if len(kinds) == 1 else "")
     if kind == "text":

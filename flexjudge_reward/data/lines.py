@@ -36,8 +36,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         """Raises ConfigError: it may not be read, or the package that reads its compression is missing."""
         self.path = path
-        inner = Path(path.stem) if path.suffix in _COMPRESSED else path
-        self.is_csv = inner.suffix == ".csv"
+        self.is_csv = is_csv(path)
         self.unit = "row" if self.is_csv else "line"
         try:
             self._opened().close()
@@ -74,7 +73,7 @@ class Lines:
     def _json(self, seed: int | None) -> Iterator[tuple[int, Raw]]:
         with self._opened() as lines:
             if seed is None:
-                yield from ((number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip())
+                yield from ((number, json_object(line)) for number, line in numbered_lines(lines))
                 return
             with tempfile.TemporaryFile() if self.path.suffix in _COMPRESSED else self.path.open("rb") as plain:
                 if self.path.suffix in _COMPRESSED:  # where a line begins can only be found again in the plain text
@@ -83,10 +82,14 @@ class Lines:
                 yield from _shuffled(plain, seed)
 
     def _csv(self, seed: int | None) -> Iterator[tuple[int, Raw]]:
-        # A damaged character stays in its cell, where the row is refused, and does not end the file.
-        with io.TextIOWrapper(self._opened(), "utf-8-sig", "surrogateescape", newline="") as text:
-            rows = enumerate(_cells(text))
+        with csv_text(self._opened()) as text:
+            rows = enumerate(cells(text))
             yield from rows if seed is None else _permuted(list(rows), seed)
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a file has cells; else it has JSON lines."""
+    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix == ".csv"
 
 
 class _Unpacked(io.RawIOBase):
@@ -132,7 +135,7 @@ def _shuffled(plain: IO[bytes], seed: int) -> Iterator[tuple[int, Raw]]:
         begin += len(line)
     for index in permutation(len(begins), seed):
         plain.seek(begins[index])
-        yield numbers[index], _object(plain.readline())
+        yield numbers[index], json_object(plain.readline())
 
 
 def permutation(count: int, seed: int) -> list[int]:
@@ -144,7 +147,13 @@ def _permuted(rows: list[tuple[int, Raw]], seed: int) -> Iterator[tuple[int, Raw
     return (rows[index] for index in permutation(len(rows), seed))
 
 
-def _object(line: bytes) -> Raw:
+def numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of an open file that are not blank, with their numbers from 1."""
+    return ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def json_object(line: bytes) -> Raw:
+    """The row that a line holds, or why it holds none."""
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
@@ -152,7 +161,13 @@ def _object(line: bytes) -> Raw:
     return given if isinstance(given, dict) else ConfigError(f"expected a JSON object, found {type(given).__name__}")
 
 
-def _cells(text: IO[str]) -> Iterator[Raw]:
+def csv_text(file: IO[bytes]) -> io.TextIOWrapper:
+    """An open CSV file as text. A damaged character stays in its cell, where the row is refused."""
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+
+
+def cells(text: IO[str]) -> Iterator[Raw]:
+    """The rows of an open CSV file."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # else an answer of 130,000 characters is an error
     rows = csv.DictReader(text, strict=True)
     while True:

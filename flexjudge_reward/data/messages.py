@@ -29,6 +29,7 @@ from flexjudge_reward.data.content import (
 )
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import Media
+from flexjudge_reward.media.source import same_as
 from flexjudge_reward.types import Example
 
 
@@ -99,12 +100,15 @@ def _check_seen(columns: Mapping[str, Any], names: Columns) -> None:
 
 
 class _Reader:
-    """Reads the rows of one call, opening each image object once however many rows hold it."""
+    """Reads the rows of one call. Equal sources are one `Media`, however many rows hold them, and are read once.
+
+    Trainers repeat a prompt for each completion, and some, such as TRL, give each row an image object of its own.
+    """
 
     def __init__(self, names: Columns) -> None:
         self.names = names
         self.roots = () if names.media_root is None else (names.media_root,)
-        self.media: dict[tuple[str, int, str], tuple[Any, Media]] = {}  # with the source, so that its id stays its own
+        self.media: dict[tuple[str, Any, str], tuple[Any, Media]] = {}  # with the source, so that its id stays its own
 
     def example(self, prompt: Any, completion: Any, cells: Mapping[str, Any]) -> Example:
         """One row."""
@@ -128,7 +132,7 @@ class _Reader:
         if isinstance(source, Media):
             return source
         options = options_of(kind, part)
-        key = (kind, id(source), repr(options))
+        key = (kind, same_as(source), repr(options))
         if key not in self.media:
             self.media[key] = (source, Media.of(kind, source, self.roots, **options))
         return self.media[key][1]

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from flexjudge_reward.errors import ConfigError, MediaError
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request
 
 
@@ -42,6 +44,13 @@ class Engine(Closable):
 
     remote: bool = False
     """Whether the model runs elsewhere, so that this process only waits: other judges may be asked meanwhile."""
+    needs_window: bool = False
+    """Whether it shares the GPU with a trainer, and so may work inside `window` only, which only some trainers have."""
+
+    @property
+    def in_flight(self) -> int:
+        """The most requests that it answers at once, those of several calls together; 1 where calls take turns."""
+        return 1
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """One Generation per request, in order. Raises EngineError if the engine can answer nothing.
@@ -67,13 +76,20 @@ class Engine(Closable):
         """Everything about the engine that could change a reply, as JSON values. Part of every cache key."""
         raise NotImplementedError(f"{type(self).__name__} has no identity()")
 
+    def recognise(self, media: Sequence[Media]) -> None:
+        """Gives media whose files it has seen before their digests, so that they need not be decoded to be known."""
+
     def findings(self) -> dict[str, object]:
         """What was found out about the model so far, such as whether it takes a system turn. For records."""
         return {}
 
     def supports(self, modality: str) -> bool:
-        """Whether the model can be shown "image" or "video". True where only the server knows."""
+        """Whether the model can be shown "image", "video" or "audio". True where only the server knows."""
         return True
+
+    def window(self) -> AbstractContextManager[None]:
+        """The time of one batch of judgements in a trainer's step, for an engine that rests between them."""
+        return nullcontext()
 
     def close(self) -> None:
         """Releases the model or the connections. May be called twice; a later `generate` opens them again."""
@@ -94,7 +110,7 @@ class StatefulEngine(Engine):
 
 def _media_failure(request: Request) -> Generation | None:
     try:
-        for media in request.prompt.images_and_videos:
+        for media in request.prompt.shown:
             media.check()
     except MediaError as error:
         return Generation.failed("media", str(error))

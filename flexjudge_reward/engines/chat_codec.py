@@ -6,13 +6,16 @@ A completion is read whatever form its text has: one text, chunks of text and th
 from __future__ import annotations
 
 import json
+import secrets
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from flexjudge_reward.engines.dialect import Dialect
+from flexjudge_reward.engines.dialect import RATES, THINKING, Dialect
 from flexjudge_reward.engines.replies import plain
+from flexjudge_reward.engines.stills import with_stills
+from flexjudge_reward.media.audio import uri as audio_uri
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import flatten
 from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Request, TokenLogprob, Untrusted
@@ -29,8 +32,12 @@ _FINISH: dict[str, FinishReason] = {
 _THOUGHTS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")  # fields that hold a reply's reasoning
 _READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
+Family = Literal["other", "vllm", "omni"]
+_FPS = {"vllm": 1.0, "omni": 2.0}  # of a video without a rate
 _CUT_FROM = 1000  # tokens; no server has a context so short that it would cut a shorter prompt
 MOST_URI_CHARACTERS = 32 << 20  # of the data URIs that wait for another request with the same media
+_MOST_SYSTEMS = 64
+_CLOSING = 8  # tokens that "</think>" has at most
 PLACEHOLDER = 16  # tokens; what some gateways report where they do not count
 
 
@@ -46,38 +53,58 @@ class Body:
     """Of the dialect."""
     held: int = 0
     """Bytes of `Room` that it holds."""
+    named: bool = False
+    """Whether media are in it by name only."""
 
 
 class ChatCodec:
     """The codec of one batch. The candidates of a group share an image, so a media item is encoded once for them.
 
-    Every request has the `shared` fields; `control_tokens` are neutralised in untrusted text; `uri` gives an image or a
-    video as a data URI. `encode` may be called from several threads.
+    Every request has the `shared` fields; `control_tokens` are neutralised in untrusted text; `uri` gives a media item
+    as a data URI, `name` the name under which the server keeps an image; `family` is that of the server: vLLM's may
+    close reasonings, and its Omni models have a frame rate of their own. `encode` may be called from several threads.
     """
 
     def __init__(
-        self, shared: Mapping[str, Any], control_tokens: frozenset[str], uri: Callable[[Media], str] = Media.data_uri
+        self,
+        shared: Mapping[str, Any],
+        control_tokens: frozenset[str],
+        uri: Callable[[Media], str] = Media.data_uri,
+        name: Callable[[Media], str] | None = None,
+        family: Family = "other",
     ) -> None:
-        self._shared, self._control_tokens, self._uri_of = dict(shared), control_tokens, uri
+        self._shared, self._control_tokens, self._uri_of, self._name_of = dict(shared), control_tokens, uri, name
+        self._family = family
         self._heads: dict[tuple[object, ...], tuple[str, frozenset[str]]] = {}
-        self._uris: dict[Media, str] = {}
+        self._systems: dict[Message, str] = {}  # those of a batch are few, and as JSON the same each time
+        self._place = secrets.token_hex(16)  # of a data URI in a body, before it is put in; no text can have it in it
+        self._uris: dict[Media, bytes] = {}
         self._kept = 0  # characters of them
         self._encoding: dict[Media, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def encode(self, request: Request, dialect: Dialect, capped: bool = True) -> Body:
+    def nameable(self, request: Request) -> Sequence[Media]:
+        """The media of a request that may be sent by name. Of a video, the server keeps frames of one rate."""
+        return [media for media in request.prompt.shown if media.kind == "image"] if self._name_of else ()
+
+    def encode(
+        self, request: Request, dialect: Dialect, capped: bool = True, named: frozenset[Media] = frozenset()
+    ) -> Body:
         """One request as the server takes it; if `capped`, it limits the reply's length.
 
         A server may reject a limit that does not fit the model's context beside the prompt; without one, the reply is
-        cut there.
+        cut there. Of media that are `named`, the server gets the name only.
         """
+        request = self.shown(request, dialect)
         continued = request.prompt.messages[-1].role == "assistant"
-        same = (request.sampling, capped, continued, dialect.version)
+        rates = self._rates(request.prompt)
+        same = (request.sampling, request.answer_tokens, capped, continued, dialect.version, *rates)
         if same not in self._heads:  # most requests of a batch differ in their messages only
-            fields = dialect.fields(self.wanted(request, capped))
+            known = request if THINKING not in dialect.lacking else replace(request, answer_tokens=0)
+            fields = dialect.fields(self.wanted(known, capped))
             self._heads[same] = self._head(fields), frozenset(fields)
         head, names = self._heads[same]
-        return self._body(request.prompt, head, names, dialect.system_turn, dialect.version)
+        return self._body(request.prompt, head, names, dialect.system_turn, dialect.version, named)
 
     def body(self, request: Request, fields: Mapping[str, Any], system_turn: bool = True) -> Body:
         """The body with exactly these fields beside the model and the messages."""
@@ -86,25 +113,59 @@ class ChatCodec:
     def _head(self, fields: Mapping[str, Any]) -> str:
         return json.dumps({**fields, "model": self._shared["model"]})[:-1] + ', "messages": '
 
-    def _body(self, prompt: Prompt, head: str, names: frozenset[str], system_turn: bool, version: int) -> Body:
+    def _body(
+        self,
+        prompt: Prompt,
+        head: str,
+        names: frozenset[str],
+        system_turn: bool,
+        version: int,
+        named: frozenset[Media] = frozenset(),
+    ) -> Body:
         prompt = prompt if system_turn else prompt.without_system_turn()
-        messages = [self._message(message) for message in prompt.messages]
+        shown: list[Media] = []
+        messages = ", ".join([self._message(message, shown) for message in prompt.messages])
         roles = tuple(message.role for message in prompt.messages)
-        return Body((head + json.dumps(messages) + "}").encode(), names, roles, version)
+        # A data URI of a megabyte is put in as it is: as a text of the JSON it would be copied and escaped each time.
+        data = f"{head}[{messages}]}}".encode()
+        if shown:
+            first, *rest = data.split(self._place.encode())
+            uris = [b"" if media in named else self._uri(media) for media in shown]
+            data = b"".join((first, *(piece for both in zip(uris, rest, strict=True) for piece in both)))
+        return Body(data, names, roles, version, named=any(one in named for one in shown))
 
     def wanted(self, request: Request, capped: bool) -> dict[str, Any]:
         """The fields that a request should have, by their usual names."""
         sampling = request.sampling
         fields: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        closed = self._family != "other" and request.answer_tokens > 0
+        if closed:
+            fields[THINKING] = max(1, sampling.max_tokens - 1)  # the server does not count the opening tag
         if capped:
-            fields["max_tokens"] = sampling.max_tokens
+            fields["max_tokens"] = sampling.max_tokens + (request.answer_tokens + _CLOSING if closed else 0)
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
         if sampling.logprobs is not None:
             fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if request.prompt.messages[-1].role == "assistant":  # the names of vLLM and SGLang
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        for rate in self._rates(request.prompt):
+            own = ("mm_processor_kwargs", {"fps": rate}), ("media_io_kwargs", {"video": {"fps": rate}})
+            fields |= own[:1] if self._family == "omni" else own[1:]
         return fields | {name: value for name, value in self._shared.items() if name != "model"}
+
+    def shown(self, request: Request, dialect: Dialect) -> Request:
+        """The request with its videos as images where the server can be given none, or not their own frame rates."""
+        rates = {media.fps for media in request.prompt.shown if media.kind == "video"}
+        told = self._family != "other" and not (self._rates(request.prompt) and dialect.lacking & RATES)
+        if not rates or (told and len(rates) == 1):
+            return request
+        dialect.stills = True
+        return replace(request, prompt=with_stills(request.prompt))
+
+    def _rates(self, prompt: Prompt) -> list[float]:
+        """The frame rates of its videos other than the one that the server takes them to have, each once."""
+        return sorted({media.fps for media in prompt.shown if media.kind == "video"} - {_FPS.get(self._family, 0.0)})
 
     def decode(self, response: Mapping[str, Any]) -> Generation:
         """A chat completion as a reply; a failure where a field is malformed. Never raises."""
@@ -113,28 +174,44 @@ class ChatCodec:
         except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
             return Generation.failed("engine", f"the server's reply has a malformed field: {error!r}")
 
-    def _message(self, message: Message) -> dict[str, Any]:
+    def _message(self, message: Message, shown: list[Media]) -> str:
+        """A message as JSON, with a place for each media item, which are added to `shown`."""
+        system = message.role == "system"
+        if system and message in self._systems:
+            return self._systems[message]
         parts = flatten(message, self._control_tokens)
         plain = len(parts) == 1 and isinstance(parts[0], str)
-        return {"role": message.role, "content": parts[0] if plain else [self._part(part) for part in parts]}
+        content = parts[0] if plain else [self._part(part, shown) for part in parts]
+        text = json.dumps({"role": message.role, "content": content})
+        if system and plain and len(self._systems) < _MOST_SYSTEMS:
+            self._systems[message] = text
+        return text
 
-    def _part(self, part: str | Media) -> dict[str, Any]:
+    def _part(self, part: str | Media, shown: list[Media]) -> dict[str, Any]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
+        shown.append(part)
+        if part.kind == "audio":
+            return {"type": "input_audio", "input_audio": {"data": self._place, "format": "wav"}}
         name = f"{part.kind}_url"
-        return {"type": name, name: {"url": self._uri(part)}}
+        own = {"uuid": self._name_of(part)} if self._name_of and part.kind == "image" else {}
+        return {"type": name, name: {"url": self._place}, **own}
 
-    def _uri(self, media: Media) -> str:
+    def _uri(self, media: Media) -> bytes:
         with self._lock:
             encoding = self._encoding.setdefault(media, threading.Lock())
         with encoding:  # the same image is often sent by several requests at once
             uri = self._uris.get(media)
             if uri is None:
-                uri = self._uri_of(media)
+                # vLLM (0.32) without soundfile takes samples of 16 bits for floats of up to 32,768.
+                exact = media.kind == "audio" and self._family != "other"
+                whole = audio_uri(media.samples()) if exact else self._uri_of(media)
+                # The part of a sound has no place for the type in front.
+                uri = (whole.partition(",")[2] if media.kind == "audio" else whole).encode()
                 self._keep(media, uri)
             return uri
 
-    def _keep(self, media: Media, uri: str) -> None:
+    def _keep(self, media: Media, uri: bytes) -> None:
         """Keeps a data URI, and of the others the last ones: requests with the same media follow each other."""
         with self._lock:
             self._uris[media] = uri
@@ -149,8 +226,14 @@ def is_plausible(reply: Generation, prompt: Prompt) -> bool:
 
 
 def _texts_of(prompt: Prompt) -> list[str]:
-    parts = [part for message in prompt.messages for part in message.parts]
-    return [part if isinstance(part, str) else part.text for part in parts if isinstance(part, str | Untrusted)]
+    texts = []
+    for message in prompt.messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                texts.append(part)
+            elif isinstance(part, Untrusted):
+                texts.append(part.text)
+    return texts
 
 
 def whole(reply: Generation, least: int) -> Generation:

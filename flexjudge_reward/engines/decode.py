@@ -13,8 +13,10 @@ import torch
 import transformers
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
+from flexjudge_reward.engines.model import THINKERS, Chat, Source, load_tokenizer
 from flexjudge_reward.engines.replies import plain
+from flexjudge_reward.media.audio import floats
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Prompt, Request, Sampling, TokenLogprob
 
 
@@ -26,9 +28,11 @@ class Decoder:
         torchvision_mend.mend()
         where = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(source.model, **where)
-        sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
+        self.thinker = thinker = THINKERS.get(config.model_type)
+        sees = thinker is not None or type(config) in transformers.AutoModelForImageTextToText._model_mapping
         family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        self.processor = load_processor(source.model, config, {**where, **pixels}) if sees else None
+        family = family if thinker is None else getattr(transformers, thinker)
+        self.processor: Any = load_processor(source.model, config, {**where, **pixels}) if sees else None
         self.tokenizer = load_tokenizer(source) if self.processor is None else self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.chat = Chat(self.tokenizer, source.template())
@@ -65,23 +69,37 @@ class Decoder:
     def _inputs(self, texts: list[str], prompts: list[Prompt]) -> Any:
         # The chat template has written the model's opening tokens already.
         options = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
-        images = [[m.images()[0] for m in prompt.images_and_videos if m.kind == "image"] for prompt in prompts]
-        videos = [media for prompt in prompts for media in prompt.images_and_videos if media.kind == "video"]
-        if not any(images) and not videos:
+        images = [[m.images()[0] for m in prompt.shown if m.kind == "image"] for prompt in prompts]
+        videos = [media for prompt in prompts for media in prompt.shown if media.kind == "video"]
+        sounds = [floats(media.samples()) for prompt in prompts for media in prompt.shown if media.kind == "audio"]
+        if not any(images) and not videos and not sounds:
             return self.tokenizer(texts, **options)
         if self.processor is None:
             raise ValueError("this model reads text only, and the prompt has media")
         media: dict[str, Any] = {"images": images} if any(images) else {}
-        if videos and not hasattr(self.processor, "video_processor"):
-            raise ValueError("this model's processor reads no videos here: they need torchvision")
+        if sounds:
+            media["audio"] = sounds
         if videos:
-            frames = [list(video.images()) for video in videos]
-            media |= {"videos": frames, "do_sample_frames": False}
-            media["video_metadata"] = [
-                {"fps": video.fps, "total_num_frames": len(shown), "frames_indices": range(len(shown))}
-                for video, shown in zip(videos, frames, strict=True)
-            ]
-        return self.processor(text=texts, **media, **options)
+            media |= self._videos(videos)
+        inputs = self.processor(text=texts, **media, **options)
+        if self.thinker and videos:  # its processor has one frame rate for all clips of a call
+            patch = self.processor.video_processor.temporal_patch_size
+            inputs["video_second_per_grid"] = torch.tensor([patch / video.fps for video in videos])
+        return inputs
+
+    def _videos(self, videos: Sequence[Media]) -> dict[str, Any]:
+        """The arguments of the processor for videos."""
+        if getattr(self.processor, "video_processor", None) is None:
+            raise ValueError("this model's processor reads no videos here: they need torchvision")
+        frames = [list(video.images()) for video in videos]
+        metadata = [
+            {"fps": video.fps, "total_num_frames": len(shown), "frames_indices": range(len(shown))}
+            for video, shown in zip(videos, frames, strict=True)
+        ]
+        own = {"do_sample_frames": False, "video_metadata": metadata}
+        if self.thinker:  # its processor has sizes of its own, which without this replace those of the checkpoint
+            own["size"] = {side: value for side, value in dict(self.processor.video_processor.size).items() if value}
+        return {"videos": frames, "videos_kwargs": own}
 
     def _generate(self, inputs: Any, lengths: Sequence[int], requests: Sequence[Request]) -> list[Generation]:
         sampling = requests[0].sampling

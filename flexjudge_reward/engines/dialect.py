@@ -13,20 +13,27 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from flexjudge_reward.engines.stills import STILLS
 from flexjudge_reward.types import Request
 
 RENAMED = {"max_tokens": "max_completion_tokens"}
+THINKING = "thinking_token_budget"
 OPTIONAL = (
     # Which one goes first where a refusal names several.
+    THINKING,
     *("top_p", "seed", "top_logprobs", "logprobs", "continue_final_message", "add_generation_prompt", "top_k", "min_p"),
     *("repetition_penalty", "skip_special_tokens", "stop", "temperature", "max_tokens", "max_completion_tokens"),
+    *("media_io_kwargs", "mm_processor_kwargs"),
 )
 """The fields of a request that a server need not know."""
-_TOGETHER = ({"logprobs", "top_logprobs"}, {"continue_final_message", "add_generation_prompt"})
+RATES = {"media_io_kwargs", "mm_processor_kwargs"}
+"""The fields that hold the frame rate of videos; without them, videos go as images."""
+_TOGETHER = ({"logprobs", "top_logprobs"}, {"continue_final_message", "add_generation_prompt"}, RATES)
 _UNKNOWN = re.compile(
     r"un(supported|recogni[sz]ed|known|expected)|not (supported|recogni[sz]ed|permitted|allowed|available|implemented)"
+    r"|disabled by default"
     r"|(does|do) not (support|accept|allow|know)|doesn't (support|accept)|extra|forbidden|deprecated"
-    r"|cannot both|only one"
+    r"|not configured|cannot both|only one"
     r"|invalid (parameter|param|argument|field|value|request argument)|use '?max_completion_tokens",
     re.IGNORECASE,
 )
@@ -53,6 +60,8 @@ class Dialect:
         """Other names of fields."""
         self.system_turn = True
         """Whether it takes a system turn; else the instructions go in front of the first user turn."""
+        self.stills = False
+        """Whether a request had its videos as images."""
         self.version = 0
         """Grows with everything that is learned."""
 
@@ -93,7 +102,8 @@ class Dialect:
 
     def findings(self) -> dict[str, object]:
         """Everything that was learned, for records."""
-        return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names)}
+        videos = {"videos": STILLS} if self.stills else {}
+        return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names), **videos}
 
     def drop(self, field: str) -> bool:
         """Sends `field` under its other name from now on, or no more."""
@@ -105,7 +115,10 @@ class Dialect:
             self._learned(f"calls {wanted} {RENAMED[wanted]}")
             return True
         self.lacking |= next((both for both in _TOGETHER if wanted in both), {wanted})
-        self._learned(f"does not take {wanted}; requests are sent without it")
+        if wanted == THINKING:  # then the format closes it, in a second call
+            self._learned("closes no reasoning itself; one started with --reasoning-parser does", logging.INFO)
+        else:
+            self._learned(f"does not take {wanted}; requests are sent without it")
         return True
 
     def merge_system(self) -> bool:
@@ -116,9 +129,9 @@ class Dialect:
             return True
         return False
 
-    def _learned(self, what: str) -> None:
+    def _learned(self, what: str, level: int = logging.WARNING) -> None:
         self.version += 1
-        _log.warning("the judge server at %s %s", self.where, what)
+        _log.log(level, "the judge server at %s %s", self.where, what)
 
 
 def is_too_long(message: str) -> bool:

@@ -23,18 +23,22 @@ import random
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import Body, ChatCodec, is_plausible, least_tokens, whole
-from flexjudge_reward.engines.dialect import Dialect, names_limit
+from flexjudge_reward.engines.dialect import THINKING, Dialect, names_limit
 from flexjudge_reward.engines.probes import Prober
+from flexjudge_reward.engines.references import NEVER, References, names_miss
+from flexjudge_reward.engines.replicas import Replicas
 from flexjudge_reward.engines.room import EXPECTED, Room
+from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
-from flexjudge_reward.errors import EngineError
+from flexjudge_reward.errors import EngineError, MediaError
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request
 
 if TYPE_CHECKING:
@@ -42,13 +46,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_PROBE_S = 5.0
-_CLOSE_S = 5.0
+_PROBE_S, _CLOSE_S = 5.0, 5.0
 _LARGE = 2**20  # bytes; larger bodies are sent in parts
 _PART = 2**18
 _ENCODERS = 8  # threads, at most one for two processors
 _LONGEST_ANSWER = 2**24  # bytes
 _WORTH_A_PROBE = 32  # requests
+_LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
 
 
@@ -64,6 +68,7 @@ class _Batch:
     last_reply: float = 0.0  # when the server last answered a request, by the clock of the loop
     served: bool = False  # whether the server replied to one of them
     unusable: str = ""  # why the server serves nothing at all
+    mixed: bool = False  # whether that is so because several models reply
     server_down: bool = False  # whether one request found no listener in any of its attempts
 
 
@@ -77,9 +82,10 @@ class Client:
         self._listed: list[dict[str, Any]] | None = None
         self._disconnected = False  # whether a connection failed since the last reply
         self._replies = 0
+        self._last_reply = 0.0  # to any batch, by the clock of the loop
         self._closed = False
         self._lock = threading.Lock()
-        self.dialect = Dialect(self._where)
+        self.dialect, self._replicas = Dialect(self._where), Replicas(self._where)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flexjudge-server", daemon=True)
         self._thread.start()
@@ -87,6 +93,8 @@ class Client:
         self._encoders = ThreadPoolExecutor(min(_ENCODERS, ((os.cpu_count() or 1) + 1) // 2), "flexjudge-encoder")
         self._chat_url = address.url("chat/completions")
         self._throttle, self._room, self._prober = Throttle(concurrency), Room(), Prober(self.dialect, self._attempt)
+        self._references = References(self._where)
+        self._sharing = Sharing(self._where, self._throttle)
         self._session = self._wait(self._open())
 
     def models(self, start_command: str, needed: bool) -> list[dict[str, Any]]:
@@ -104,11 +112,11 @@ class Client:
     def post_all(self, requests: Sequence[Request], codec: ChatCodec, stall_timeout: float) -> list[Generation]:
         """The reply to each request, in order; when none came for `stall_timeout` seconds, the rest are `timeout`.
 
-        Raises EngineError if the server is unusable and has replied to none of them.
+        Raises EngineError if the server is unusable and has replied to none of them, or is several models.
         """
         batch = _Batch(requests, codec, stall_timeout, [None] * len(requests), [""] * len(requests))
         self._wait(self._post_all(batch))
-        if batch.unusable and not batch.served:
+        if batch.unusable and (batch.mixed or not batch.served):
             raise EngineError(batch.unusable)
         return [reply or _unanswered(batch, index) for index, reply in enumerate(batch.replies)]
 
@@ -122,6 +130,7 @@ class Client:
         self._thread.join(_CLOSE_S)
         self._loop.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._sharing.close()
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs `work` on the loop's thread and waits for it here."""
@@ -165,63 +174,85 @@ class Client:
             elif needed and outcome[0] in (401, 403):
                 raise EngineError(self._key_rejected(outcome[0]))
             elif outcome[0] < 500:  # such as 503 while it loads
-                return answers.models(outcome[2]) if outcome[0] == 200 else []
+                return await self._one_list(answers.models(outcome[2])) if outcome[0] == 200 else []
             else:
                 problem = f"it answered {outcome[0]}"
         raise EngineError(
             f"no server answers at {self._where} ({problem}). Start one with `{start_command}`, or correct the address"
         )
 
+    async def _one_list(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The list, if the server gives no other one. Raises EngineError."""
+        url = self._address.url("models")
+        others = await asyncio.gather(*(self._send("GET", url, None, _PROBE_S) for _ in range(_LISTS)))
+        lists = [answers.models(one[2]) for one in others if not isinstance(one, Passing) and one[0] == 200]
+        if problem := self._replicas.listed([listed, *lists]):
+            raise EngineError(problem)
+        return listed
+
     async def _post_all(self, batch: _Batch) -> None:
         used = any(request.prompt.messages[0].role == "system" for request in batch.requests)
         if used and self._replies + len(batch.requests) >= _WORTH_A_PROBE:
             await self._prober.check_system_turn(batch.codec)
         waiting, batch.last_reply = iter(range(len(batch.requests))), self._loop.time()
+        self._sharing.want(len(batch.requests))
 
         async def work() -> None:
             for index in waiting:  # shared: each worker takes the next one
                 reply = batch.replies[index] = await self._reply(batch, index)
+                self._sharing.want(-1)
                 if reply.failure is None or reply.failure.kind != "transport":  # else the server did not answer
                     batch.last_reply = self._loop.time()
 
         workers = [asyncio.create_task(work()) for _ in range(min(len(batch.requests), self._concurrency))]
         try:
-            while (left := batch.last_reply + batch.stall_timeout - self._loop.time()) > 0:
+            # A batch may wait behind the requests of others; as long as these are answered, the server is there.
+            while (left := max(batch.last_reply, self._last_reply) + batch.stall_timeout - self._loop.time()) > 0:
                 _, pending = await asyncio.wait(workers, timeout=left)
                 if not pending:
                     break
         finally:
             for worker in workers:
                 worker.cancel()
-        for result in await asyncio.gather(*workers, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
+            results = await asyncio.gather(*workers, return_exceptions=True)
+            self._sharing.want(-batch.replies.count(None))  # now that nothing of them is in flight
+        if failed := next((result for result in results if isinstance(result, Exception)), None):
+            raise failed
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
         request, capped, attempt, unreachable = batch.requests[index], True, 0, True
         body: Body | None = None
+        shown, misses = batch.codec.nameable(request), 0
         while True:
-            if batch.unusable:
-                return Generation.failed("engine", batch.unusable)
-            if batch.server_down and not attempt:
-                return Generation.failed("transport", f"not sent: the server at {self._where} is down")
-            if lacking := self.dialect.unsupported(request):
-                return Generation.failed("unsupported", lacking)
+            if hopeless := self._hopeless(batch, request, attempt):
+                return hopeless
             if body is None or not body.data or body.version != self.dialect.version:
-                body = await self._encoded(batch.codec, request, capped)
+                named = await self._references.turn(shown, misses)
+                try:
+                    body = await self._encoded(batch.codec, request, capped, named)
+                except MediaError as error:  # its frames were dropped, and could not be decoded again
+                    return Generation.failed("media", str(error))
             outcome, began = await self._attempt(body)
             if isinstance(outcome, Reply):
-                reply = await self._read(batch, request, outcome)
+                self._references.served(body.named, misses)
+                reply = await self._read(batch, request, body, outcome)
                 if body.roles[0] == "system" and not self.dialect.system_turn:
                     continue
                 return reply
             refusal = outcome.refusal
+            if refusal and body.named and names_miss(refusal.message):
+                body, misses = None, misses + 1
+                continue
             if refusal and await self._prober.taught(batch.codec, request, body, refusal):
                 continue
             if isinstance(outcome, Refusal):
-                if capped and names_limit(outcome.message, outcome.fields):
+                if problem := self._replicas.refused(outcome.status, outcome.message, self._replies > 0):
+                    batch.unusable, batch.mixed = problem, True
+                elif capped and names_limit(outcome.message, outcome.fields):
                     body, capped = None, False
+                elif body.named:
+                    body, misses = None, NEVER
                 elif await self._refused(batch, request, began, outcome) and body.version == self.dialect.version:
                     return Generation.failed("refused", f"the server answered {outcome.status}: {outcome.message}")
                 continue
@@ -231,18 +262,33 @@ class Client:
                 if self._throttle.exhausted:
                     return Generation.failed("transport", f"{outcome.problem}, and so all requests for a long time")
                 continue
+            if body.named and refusal and refusal.status == 500:  # it may fail at the name, and would each time
+                body, misses = None, NEVER
             attempt, unreachable = attempt + 1, unreachable and outcome.unreachable
             if batch.server_down or attempt == self._max_attempts:
                 batch.server_down |= unreachable
                 return Generation.failed("transport", f"{outcome.problem}, after {attempt} attempts")
             await asyncio.sleep(_pause(attempt - 1, outcome.pause))
 
-    async def _read(self, batch: _Batch, request: Request, outcome: Reply) -> Generation:
+    def _hopeless(self, batch: _Batch, request: Request, attempt: int) -> Generation | None:
+        """Why a request is not sent at all, or not again."""
+        if batch.unusable:
+            return Generation.failed("engine", batch.unusable)
+        if batch.server_down and not attempt:
+            return Generation.failed("transport", f"not sent: the server at {self._where} is down")
+        lacking = self.dialect.unsupported(request)
+        return Generation.failed("unsupported", lacking) if lacking else None
+
+    async def _read(self, batch: _Batch, request: Request, body: Body, outcome: Reply) -> Generation:
         """A completion as a reply; too few tokens of its prompt may be a dropped system turn, or a cut."""
-        batch.served, self._disconnected = True, False
+        batch.served, self._disconnected, self._last_reply = True, False, self._loop.time()
         self._prober.served()
         self._replies += 1
         reply = batch.codec.decode(outcome.body)
+        if THINKING in body.fields and reply.completion_tokens > request.sampling.max_tokens:
+            reply = replace(reply, closed=True)
+        if problem := self._replicas.replied(outcome.body.get("model")):
+            batch.unusable, batch.mixed = problem, True
         if is_plausible(reply, request.prompt):
             return reply
         least = least_tokens(request.prompt)
@@ -250,13 +296,13 @@ class Client:
             await self._prober.check_system_turn(batch.codec)
         return whole(reply, least)
 
-    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool) -> Body:
+    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool, named: frozenset[Media]) -> Body:
         if not request.prompt.media:
             return codec.encode(request, self.dialect, capped)
         await self._room.enter()
         held = 0
         try:  # images take long to encode; that must not hold up the other requests
-            body = await self._loop.run_in_executor(self._encoders, codec.encode, request, self.dialect, capped)
+            body = await self._loop.run_in_executor(self._encoders, codec.encode, request, self.dialect, capped, named)
             body.held = held = len(body.data) if len(body.data) > _LARGE else 0
         finally:
             self._room.leave(EXPECTED - held)
@@ -338,10 +384,8 @@ class Client:
         return f"{said}, to a harmless request, too: look at the model's name, the account and the address"
 
     def _key_rejected(self, status: int) -> str:
-        return (
-            f"the server at {self._where} rejected the API key ({status}): pass api_key= or set the environment"
-            " variable FLEXJUDGE_API_KEY"
-        )
+        how = "pass api_key= or set the environment variable FLEXJUDGE_API_KEY"
+        return f"the server at {self._where} rejected the API key ({status}): {how}"
 
 
 def _unanswered(batch: _Batch, index: int) -> Generation:

@@ -14,8 +14,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from flexjudge_reward import nano
 from flexjudge_reward.engines import torchvision_mend
 from flexjudge_reward.errors import EngineError, MissingExtra
+from flexjudge_reward.media import audio
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import flatten
 from flexjudge_reward.types import Prompt
@@ -23,6 +25,12 @@ from flexjudge_reward.types import Prompt
 _PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # files that can change a reply
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # every model that sees has one
 _PROBE = "probe-of-the-template"
+THINKERS = {
+    **dict.fromkeys(("qwen2_5_omni", "qwen2_5_omni_thinker"), "Qwen2_5OmniThinkerForConditionalGeneration"),
+    **dict.fromkeys(("qwen3_omni_moe", "qwen3_omni_moe_thinker"), "Qwen3OmniMoeThinkerForConditionalGeneration"),
+}
+"""The half that reads and writes of models that also speak, by their model type: a class of `transformers`."""
+_CUTTING = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # whose processor drops the end of a long sound without a word
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,13 @@ class Source:
     """The Hub commit; None for a folder."""
     trust_remote_code: bool
     name: str
-    """In records and cards: the Hub id, "nano", or the folder's own name."""
+    """In records and cards: the Hub id, the embedded judge's name, or the folder's own."""
 
     @classmethod
     def find(cls, model: str, revision: str | None, trust_remote_code: bool) -> Source:
-        """The source of "nano" (the embedded judge), a folder or a Hub id. Raises EngineError if there is none."""
-        if model == "nano":
-            from flexjudge_reward import nano
-
-            return cls(str(nano.path("judge")), None, trust_remote_code, model)
+        """The source of an embedded judge, a folder or a Hub id. Raises EngineError if there is none."""
+        if model in nano.JUDGES:
+            return cls(str(nano.path(nano.JUDGES[model])), None, trust_remote_code, model)
         if Path(model).is_dir():
             return cls(model, None, trust_remote_code, Path(model).name)
         config = _hub_file(model, "config.json", revision)
@@ -83,11 +89,49 @@ class Source:
 
 @lru_cache(maxsize=16)
 def supports(source: Source, modality: str) -> bool:
-    """Whether the chat template names images or videos, and the model has a processor for them.
+    """Whether the chat template names images, videos or audio, and the model has a processor for them.
 
     False is certain; whether the template also places them shows in the first prompt.
     """
-    return modality in source.template() and any(source.file(name) for name in _PROCESSORS)
+    has = _ear(source) if modality == "audio" else any(source.file(name) for name in _PROCESSORS)
+    return modality in source.template() and bool(has)
+
+
+@lru_cache(maxsize=16)
+def model_type(source: Source) -> str:
+    """What `transformers` calls the architecture; empty if the model does not say it."""
+    return str(_config(source, "config.json").get("model_type", ""))
+
+
+def unheard(source: Source, prompt: Prompt) -> str:
+    """Why the model does not hear a sound of the prompt whole; empty if it does. Raises MediaError."""
+    longest = _ear(source).get("n_samples")
+    if not isinstance(longest, int) or model_type(source) not in _CUTTING:
+        return ""
+    for media in prompt.shown:
+        if media.kind == "audio" and (found := audio.seconds(media.samples())) > longest / audio.RATE:
+            return f"a sound of {found:.1f} s is longer than the {longest / audio.RATE:g} s that {source.name} hears"
+    return ""
+
+
+@lru_cache(maxsize=16)
+def _ear(source: Source) -> dict[str, Any]:
+    """The settings of the model's feature extractor for sounds; empty if it has none."""
+    for name in _PROCESSORS:
+        found = _config(source, name)
+        found = found.get("feature_extractor", found)
+        if isinstance(found, dict) and found.get("feature_extractor_type"):
+            return found
+    return {}
+
+
+def _config(source: Source, name: str) -> dict[str, Any]:
+    path = source.file(name)
+    try:
+        found = json.loads(path.read_text("utf-8")) if path else {}
+    except ValueError:
+        raise EngineError(f"{path} of {source.name} is not valid JSON") from None
+    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(folder: Path) -> str:

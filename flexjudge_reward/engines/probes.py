@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import cache
 
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
-from flexjudge_reward.engines.dialect import Dialect
+from flexjudge_reward.engines.dialect import RATES, Dialect
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Message, Prompt, Request, Sampling
 
 _TURNS = (Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))
@@ -23,10 +25,22 @@ COUNTED = replace(HARMLESS, prompt=Prompt((Message("system", (_WORDS,)), Message
 _RECENT_S = 60.0  # for how long a reply shows that the server is usable
 
 
-def harmless_like(request: Request) -> Request:
-    """A harmless request with the same fields as `request`, and a begun reply where that has one."""
+def harmless_like(request: Request, clip: bool = False) -> Request:
+    """A harmless request with the same fields as `request`, and a begun reply where that has one.
+
+    With `clip` it has a video of its own, since the fields for the rates of videos come with one only.
+    """
     begun = (Message("assistant", ("Yes",)),) if request.prompt.messages[-1].role == "assistant" else ()
-    return Request(Prompt((*_TURNS, *begun)), replace(request.sampling, max_tokens=16))
+    turns = (_TURNS[0], Message("user", (_grey_clip(), *_TURNS[1].parts))) if clip else _TURNS
+    return replace(request, prompt=Prompt((*turns, *begun))).changed(max_tokens=16)
+
+
+@cache
+def _grey_clip() -> Media:
+    import PIL.Image
+
+    grey = PIL.Image.new("RGB", (112, 112), (128, 128, 128))
+    return Media.video([grey] * 4, fps=4.0)  # a rate that no server assumes
 
 
 class Prober:
@@ -51,10 +65,10 @@ class Prober:
 
         What the refusal blames is tried with a harmless request.
         """
-        if self._dialect.blamed(refusal.message, refusal.fields, body.fields, body.roles):
+        if blamed := self._dialect.blamed(refusal.message, refusal.fields, body.fields, body.roles):
             async with self._lock:
                 if body.version == self._dialect.version:
-                    await self._tried(codec, harmless_like(request))
+                    await self._tried(codec, harmless_like(request, clip=blamed in RATES))
         return body.version != self._dialect.version
 
     async def refusal_of_all(self, codec: ChatCodec, request: Request, began: float, status: int) -> Refusal | None:

@@ -6,11 +6,15 @@
 Requests run on one private event-loop thread per engine, at most `concurrency` at once, so `generate` works from
 threads, inside a running loop, and after fork or pickling. One slow, failing or rejected request never loses its batch,
 and a batch may take as long as it needs while replies come. The server never sees a URL of ours or of the data: media
-travel as data URIs.
+travel as data URIs, sounds as `input_audio`, images to vLLM by name after the first time. Replicas behind one address
+have to serve one model.
 
-Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do. A
-vLLM server reads a video as one frame per second and at most 32 of them, unless it was started with other
-`--media-io-kwargs`: no request can give it the video's own rate.
+A video keeps its frame rate on a vLLM server (0.32) that was started with `--trust-request-mm-kwargs`. Elsewhere, and
+with two rates in one prompt, its frames go as images, and the record says so; at one frame per second (two for a model
+with "omni" in its name) vLLM needs no such option. A server of the Omni family also needs the model's own size
+of clips, `--mm-processor-kwargs '{"videos_kwargs": {"size": {"shortest_edge": ..., "longest_edge": ...}}}'`.
+
+Not known here: whether the weights behind the server's model name change; give `build=` a new value when they do.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.base import StatefulEngine
-from flexjudge_reward.engines.chat_codec import ChatCodec
+from flexjudge_reward.engines.chat_codec import ChatCodec, Family
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.media.image import FORMATS_SENT, ImageFormat
@@ -67,7 +71,7 @@ class ServerEngine(StatefulEngine):
             base_url: up to and with the version, such as http://localhost:8000/v1.
             model: the server's name for the judge; None takes the first it lists.
             api_key: sent as a bearer token; None takes the environment variable FLEXJUDGE_API_KEY, if set.
-            concurrency: the most requests in flight, over all threads.
+            concurrency: the most requests in flight, over all threads and all of this user's processes on this machine.
             stall_timeout: seconds without any reply after which the requests that are left fail as `timeout`.
             timeout: seconds for one attempt of one request.
             max_attempts: per request, the first included.
@@ -110,8 +114,14 @@ class ServerEngine(StatefulEngine):
             shared,
             self._control_tokens,
             partial(Media.data_uri, max_pixels=self.max_pixels, image_format=self.image_format),
+            self._name if only else None,
+            _family(served),
         )
         return self._opened().post_all(requests, codec, self.stall_timeout)
+
+    def _name(self, media: Media) -> str:
+        """Of what the server is sent: the content, and what is made of it."""
+        return f"{media.digest}-{self.max_pixels or 'all'}-{self.image_format}"
 
     def identity(self) -> dict[str, object]:
         """The model as the server lists it now, and `build`.
@@ -132,6 +142,11 @@ class ServerEngine(StatefulEngine):
             "max_pixels": self.max_pixels,
             "image_format": self.image_format,
         }
+
+    @property
+    def in_flight(self) -> int:
+        """Its `concurrency`."""
+        return self.concurrency
 
     def findings(self) -> dict[str, object]:
         """What the server turned out not to take; empty before the first request."""
@@ -178,3 +193,9 @@ class ServerEngine(StatefulEngine):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_base_url": self._base_url, "_api_key": self._api_key}
+
+
+def _family(served: Mapping[str, Any]) -> Family:
+    if served.get("owned_by") != "vllm":
+        return "other"
+    return "omni" if "omni" in f"{served['id']} {served.get('root')}".lower() else "vllm"

@@ -61,6 +61,12 @@ class Throttle:
         self.in_flight -= 1
         self._wake()
 
+    def resize(self, most: int) -> None:
+        """Another limit from now on; what is in flight beyond it ends first."""
+        unlimited, self.most = self.limit >= self.most, most
+        self.limit = float(most) if unlimited else min(self.limit, most)
+        self._wake()
+
     def served(self) -> None:
         """The server has replied."""
         self.limited_in_a_row = 0

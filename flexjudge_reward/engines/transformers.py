@@ -1,7 +1,7 @@
 """TransformersEngine: a judge on plain batched `generate`, on a CPU or an accelerator. Needs no vLLM and no server.
 
 Prompts of similar length share a batch. A batch that does not fit the memory is halved, down to one prompt, which then
-fails alone. Text and images need no torchvision; videos do, because transformers' video processors need it.
+fails alone. Text, images and sounds need no torchvision; videos do, because transformers' video processors need it.
 
 Decoding is greedy, or sampled with a generator per request, so that a reply depends on its own seed and not on its
 batch. Not promised: bitwise equal logits between batches of different size, because matrix kernels do not promise it.
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flexjudge_reward.engines.local import LocalEngine
+from flexjudge_reward.engines.model import THINKERS, model_type, unheard
 from flexjudge_reward.errors import EngineError, MissingExtra
 from flexjudge_reward.types import Generation, Request
 
@@ -45,7 +46,7 @@ class TransformersEngine(LocalEngine):
     ) -> None:
         """
         Args:
-            model: "nano" for the embedded judge, a folder, or a Hub id.
+            model: "nano" or "nano-omni" for an embedded judge, a folder, or a Hub id.
             revision: branch, tag or commit of a Hub model; its commit is part of every cache key.
             dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
             device: such as "cpu" or "cuda:1"; None takes the first CUDA device, else the CPU.
@@ -59,6 +60,10 @@ class TransformersEngine(LocalEngine):
         self.device, self.batch_size = device, max(1, batch_size)
         super().__init__(model, revision, dtype, min_pixels, max_pixels, trust_remote_code)
 
+    def supports(self, modality: str) -> bool:
+        """As `LocalEngine.supports`; of models that hear, the Thinkers of Qwen2.5-Omni and Qwen3-Omni are loaded."""
+        return super().supports(modality) and (modality != "audio" or model_type(self._source) in THINKERS)
+
     def findings(self) -> dict[str, object]:
         """As `Engine.findings`; empty before the first `generate`."""
         return {} if self._decoder is None else self._decoder.chat.findings()
@@ -70,6 +75,9 @@ class TransformersEngine(LocalEngine):
             results: dict[int, Generation] = {}
             texts: dict[int, str] = {}
             for index, request in enumerate(requests):
+                if why := unheard(self._source, request.prompt):
+                    results[index] = Generation.failed("media", why)
+                    continue
                 try:
                     texts[index] = decoder.chat.render(request.prompt)
                 except ValueError as error:

@@ -123,6 +123,7 @@ class VendorEngine(StatefulEngine):
     def _send(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
         from any_llm import completion
 
+        request = codec.shown(request, self._dialect)
         wanted = {name: value for name, value in codec.wanted(request, capped=True).items() if name not in _ONLY_VLLM}
         messages = json.loads(codec.body(request, {}, self._dialect.system_turn).data)["messages"]
         options = {"api_base": self.api_base, "timeout": self.timeout, **self._dialect.fields(wanted)}

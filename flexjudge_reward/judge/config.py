@@ -11,7 +11,6 @@ command to run instead.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,7 +20,8 @@ from typing import Any, Literal
 from flexjudge_reward.data.completion import Completion
 from flexjudge_reward.engines import server, transformers, vendor, vllm
 from flexjudge_reward.engines.base import Engine
-from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.engines.cache.engine import MAX_BYTES, CachedEngine
+from flexjudge_reward.engines.colocated import ColocatedEngine
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.budget import BudgetForcing
@@ -40,16 +40,15 @@ from flexjudge_reward.judge.machine import has_gpu_engine, is_small, training_pr
 from flexjudge_reward.judge.plugins import imported
 from flexjudge_reward.judge.record import Record, RecordMedia
 from flexjudge_reward.judge.rewards import OnCandidateFailure, OnFailure
-from flexjudge_reward.judge.settings import PREFIX, Given, Setting, checked, collect, setting, settings_of
+from flexjudge_reward.judge.settings import PREFIX, Given, Setting, as_object, checked, collect, setting, settings_of
 from flexjudge_reward.judge.trainer_settings import TrainerConfig
 from flexjudge_reward.media.image import ImageFormat
+from flexjudge_reward.nano import JUDGES
 from flexjudge_reward.prompts.template import own_prompt_set
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Sampling
 
-NANO = "nano"
-LARGE = "jongwooko/Flex-VL-7B"
-OFF = "off"
+NANO, LARGE, OFF = "nano", "jongwooko/Flex-VL-7B", "off"
 _OTHER_WORDS = (
     "the judge %s is asked in other words (format %s, prompt_set %s) than those that it was trained with, which are in"
     " %s: leave out prompt_set to use these"
@@ -61,7 +60,7 @@ _log = logging.getLogger("flexjudge_reward")
 class JudgeConfig:
     """Every setting of a judge. `resolve` fills in what the machine decides."""
 
-    model: str | None = setting(None, "a Hub id, a folder, or nano, the embedded judge; a server's model by default")
+    model: str | None = setting(None, "a Hub id, a folder, nano or nano-omni (embedded); a server's model by default")
     engine: Literal["vllm", "server", "transformers", "vendor"] | None = setting(None, "what runs the model")
     base_url: str | None = setting(None, "an OpenAI-compatible server, such as http://localhost:8000/v1")
     api_key_env: str | None = setting(None, "the NAME of the variable with the server's key, not the key")
@@ -69,7 +68,7 @@ class JudgeConfig:
         None, 'of every request, as JSON such as {"api-key": "$NAME"}, where $NAME is an environment variable'
     )
     extra_body: str | Mapping | None = setting(None, "further fields of every request, as JSON")  # type: ignore[type-arg]
-    concurrency: int = setting(64, "the most requests in flight to a server", low=1)
+    concurrency: int = setting(64, "the most requests to a server at once, of all processes of this machine", low=1)
     timeout: float = setting(300.0, "seconds for one attempt of one request to a server", low=0.001)
     max_attempts: int = setting(8, "how often a request is sent where the trouble may pass", low=1)
     image_format: ImageFormat = setting("auto", "how images are sent: auto keeps JPEG and is lossless for all others")
@@ -94,10 +93,12 @@ class JudgeConfig:
     budget: int | None = setting(None, "the most comparisons per group", low=1)
     chunk: int = setting(8, "the most candidates in one list, 2 to 8", 2, 8)
     cache: str | None = setting(None, "the file of judge replies, or off; by default one per user")
+    cache_bytes: int = setting(MAX_BYTES, "the most bytes of that file; then the oldest replies go", low=1 << 20)
     record: str | None = setting(None, "a JSONL file that notes every judgement")
     record_media: RecordMedia = setting("thumbnails", "beside the record; rejudge needs whole ones, of every frame")
     device: str | None = setting(None, "of the transformers engine: cpu, cuda, ...")
     gpu_memory_utilization: float = setting(0.3, "of in-process vLLM, up to 1; modest: a trainer is beside it", 0.01, 1)
+    colocate: bool = setting(False, "the judge on the trainer's GPU, in a process that sleeps while the policy works")
     plugins: str | None = setting(None, "modules or .py files to import first, separated by commas, such as a modality")
     why: str = field(default="", compare=False)
     """How the model and the engine were chosen, for the log."""
@@ -124,7 +125,7 @@ class JudgeConfig:
         found = _merged(_layers(cls, given, environ, name))
         values: dict[str, Any] = {name: one.value for name, one in found.items()}
         values |= _chosen(found, gpu or has_gpu_engine)
-        embedded = values["model"] == NANO
+        embedded = values["model"] in JUDGES
         values.setdefault("prompt_set", NANO if embedded else str(own_prompt_set(values["model"]) or "flex"))
         values.setdefault("max_tokens", 256 if embedded else 4096)
         config = cls(**values)
@@ -144,7 +145,8 @@ class JudgeConfig:
             ConfigError: one large judge per training process, a wrong cache, rubric, prompt set or key variable.
         """
         count = training_processes() if processes is None else processes
-        if count > 1 and self.engine not in ("server", "vendor") and self.model != NANO and not is_small(self.model):
+        apart = self.engine in ("server", "vendor") or self.colocate  # that one plans the memory of all ranks itself
+        if count > 1 and not apart and self.model not in JUDGES and not is_small(self.model):
             revision = f" --revision {self.revision}" if self.revision else ""
             raise ConfigError(
                 f"there are {count} training processes and no judge server, so each would load its own copy of"
@@ -156,7 +158,7 @@ class JudgeConfig:
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens or 4096, seed=self.seed)
         if self.cache not in (None, OFF) and os.path.isdir(os.path.expanduser(self.cache or "")):
             raise ConfigError(f"the cache {self.cache!r} is a folder: give a file in it, such as judge.sqlite, or off")
-        engine = self._engine() if self.cache == OFF else CachedEngine(self._engine(), self.cache)
+        engine = self._engine() if self.cache == OFF else CachedEngine(self._engine(), self.cache, self.cache_bytes)
         record = None if self.record is None else Record(self.record, self.record_media)
         return Judge(format, engine, sampling, record)
 
@@ -192,7 +194,7 @@ class JudgeConfig:
             criteria = {"per_call": self.criteria_per_call} if issubclass(plain, Checklist) else {}
             words = self.prompt_set or "flex"
             plain = plain(self.rubric, words, **criteria) if issubclass(plain, OneCall) else plain()
-        own = None if self.model == NANO else own_prompt_set(self.model)
+        own = None if self.model in JUDGES else own_prompt_set(self.model)
         if isinstance(plain, OneCall) and own and not plain.template.is_of(own, plain.name):
             _log.warning(_OTHER_WORDS, self.model, plain.name, self.prompt_set, own)
         format: Format = ExpectedScore(plain) if self.expected_score else plain  # type: ignore[arg-type]
@@ -210,7 +212,7 @@ class JudgeConfig:
     def _contradictions(self, given: Collection[str]) -> Iterator[tuple[str, str, str]]:
         """Pairs of settings that exclude each other, or where one makes the other useless; and why."""
         for option, engines in _ENGINES_OF.items():
-            if option in given and self.engine not in engines:
+            if option in given and self.engine not in engines and getattr(self, option) is not False:
                 chosen = "base_url" if self.engine == "server" else "engine"
                 yield option, chosen, f"{option} is for the engine {' or '.join(engines)}, and this is {self.engine}"
         format = self._plain_format()
@@ -253,8 +255,8 @@ class JudgeConfig:
                 stall_timeout=1.1 * self.timeout,
                 max_attempts=self.max_attempts,
                 tokenizer=self.tokenizer,
-                extra_body=_object("extra_body", self.extra_body),
-                headers=_object("headers", self.headers),
+                extra_body=as_object("extra_body", self.extra_body),
+                headers=as_object("headers", self.headers),
                 max_pixels=self.max_pixels,
                 image_format=self.image_format,
             )
@@ -263,9 +265,9 @@ class JudgeConfig:
             return vendor.VendorEngine(str(self.model), api_base=self.base_url, concurrency=self.concurrency, **limits)
         local: dict[str, Any] = {"revision": self.revision, "max_pixels": self.max_pixels}
         if self.engine == "vllm":
-            share = self.gpu_memory_utilization
-            return vllm.VLLMEngine(str(self.model), gpu_memory_utilization=share, **local)
-        device = self.device or ("cpu" if self.model == NANO else None)
+            engine = ColocatedEngine if self.colocate else vllm.VLLMEngine
+            return engine(str(self.model), gpu_memory_utilization=self.gpu_memory_utilization, **local)
+        device = self.device or ("cpu" if self.model in JUDGES else None)
         return transformers.TransformersEngine(str(self.model), device=device, **local)
 
 
@@ -274,15 +276,14 @@ class RewardConfig:
     """Every setting of a reward: what a trainer gets, and which columns of its rows the judge sees."""
 
     on_failure: OnFailure = setting("group_mean", "what a failed judgement gives: its siblings' mean, None, error")
-    on_candidate_failure: OnCandidateFailure = setting(
-        "lowest", "what it gives where the candidate caused it: its group's lowest score, its mean, None"
-    )
+    on_candidate_failure: OnCandidateFailure = setting("lowest", "if the candidate caused it: lowest, mean, None")
     max_failure_rate: float = setting(0.05, "share of failed judgements above which the run stops, 0 to 1", 0, 1)
     prompt_price: float = setting(0.0, "per million tokens that the judge reads, in any currency", low=0)
     completion_price: float = setting(0.0, "per million tokens that the judge writes", low=0)
     max_cost: float | None = setting(None, "what judging may cost, by these prices; then the run stops", low=0)
     max_judge_tokens: int | None = setting(None, "how many tokens judging may take; then the run stops", low=1)
     probes: float = setting(0.02, "the share of the judge's tokens that go to answers of known worth; 0 for none", 0, 1)
+    second_judge: str | None = setting(None, "the name of a judge that orders some rows, too, to see the first drift")
     on_alarm: Literal["warn", "stop"] = setting("warn", "what a trouble without an error does; of probes, at the judge")
     shrink: bool = setting(False, "scores that the judge is unsure of move toward their group's mean; needs groups")
     question_column: str | None = setting(None, "a column shown as the question instead of the prompt's text")
@@ -323,7 +324,7 @@ _ENGINES_OF = {
     **dict.fromkeys(("headers", "extra_body", "image_format", "tokenizer", "api_key_env"), ("server",)),
     "revision": ("vllm", "transformers"),
     "device": ("transformers",),
-    "gpu_memory_utilization": ("vllm",),
+    **dict.fromkeys(("gpu_memory_utilization", "colocate"), ("vllm",)),
 }
 """The engines that a setting is for; those that are not here are for all."""
 
@@ -355,7 +356,7 @@ def _merged(layers: list[dict[str, Given]]) -> dict[str, Given]:
         values = {name: one.value for name, one in layer.items()}
         engine = values.get("engine", "server" if "base_url" in values else None)
         for name, engines in _ENGINES_OF.items():
-            in_process = engine is None and values.get("model") == NANO  # by either engine
+            in_process = engine is None and values.get("model") in JUDGES  # by either engine
             if (engine and engine not in engines) or (in_process and "server" in engines):
                 merged.pop(name, None)
         if engine == "server" and "engine" not in layer:
@@ -366,7 +367,9 @@ def _merged(layers: list[dict[str, Given]]) -> dict[str, Given]:
 
 def _chosen(given: Mapping[str, Given], gpu: Callable[[], bool]) -> dict[str, Any]:
     """The model and the engine, and why."""
-    model, engine, url = (given[name].value if name in given else None for name in ("model", "engine", "base_url"))
+    names = ("model", "engine", "base_url", "colocate")
+    model, engine, url, colocate = (given[name].value if name in given else None for name in names)
+    engine = engine or ("vllm" if colocate else None)
     if engine == "server" and not url:
         address = f"base_url='http://HOST:8001/v1' or {PREFIX}BASE_URL"
         raise ConfigError(f"engine='server' ({_places(given, 'engine')}) needs its address: {address}")
@@ -375,7 +378,7 @@ def _chosen(given: Mapping[str, Given], gpu: Callable[[], bool]) -> dict[str, An
     if model is not None or engine is not None:
         why = f"the {'engine' if model is None else 'model'} was named"
         model = model or (LARGE if engine == "vllm" else NANO)
-        engine = engine or ("vllm" if model != NANO and gpu() else "transformers")
+        engine = engine or ("vllm" if model not in JUDGES and gpu() else "transformers")
         return {"model": model, "engine": engine, "why": why}
     if gpu():
         return {"model": LARGE, "engine": "vllm", "why": "a CUDA device and vLLM are here"}
@@ -385,16 +388,3 @@ def _chosen(given: Mapping[str, Given], gpu: Callable[[], bool]) -> dict[str, An
 def _places(given: Mapping[str, Given], *names: str) -> str:
     """Where settings come from, such as "the argument votes and temperature by default"."""
     return " and ".join(given[name].where if name in given else f"{name} by default" for name in names)
-
-
-def _object(name: str, value: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """A setting that is an object: of a TOML file, or as JSON text."""
-    if not isinstance(value, str):
-        return dict(value or {})
-    try:
-        found = json.loads(value)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f'{name} is a JSON object such as {{"name": "value"}}, found {value!r:.80}')
-    return found

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flexjudge_reward.engines.base import Closable, Engine
@@ -23,10 +24,12 @@ from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import for_group_size
 from flexjudge_reward.formats.rounds import Ask, gather, run, send
 from flexjudge_reward.judge.record import Record
+from flexjudge_reward.media.ahead import read_ahead
 from flexjudge_reward.media.base import KINDS
 from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Unfinished, Verdict
 
-_SHOWN = ("image", "video")  # the channels that engines encode
+_SHOWN = ("image", "video", "audio")  # the channels that engines encode
+_HEARS = "jongwooko/Flex-Omni-7B with the engine vllm or transformers"
 
 
 class Judge(Closable):
@@ -68,8 +71,9 @@ class Judge(Closable):
             raise ConfigError("nothing to judge: the list of examples is empty")
         start = time.perf_counter()
         ask = Ask(self.sampling, send)
-        judgements = gather(*(self._judged(index, example, ask) for index, example in enumerate(examples)))
-        verdicts = run(judgements, self.engine.generate)
+        with self.reading(examples):
+            judgements = gather(*(self._judged(index, example, ask) for index, example in enumerate(examples)))
+            verdicts = run(judgements, self.engine.generate)
         if self.record is not None:
             seconds = time.perf_counter() - start
             self.record.add(self.described(), examples, verdicts, labels or [{}] * len(examples), seconds)
@@ -111,15 +115,29 @@ class Judge(Closable):
             ConfigError: it cannot.
             EngineError: there is no such model.
         """
-        kinds = {media.kind for media in example.media}
-        if unheard := next((kind for kind in kinds if KINDS[kind].channel and kind not in _SHOWN), None):
-            raise ConfigError(f"no judge can be shown {unheard} yet: leave it out, or judge its transcript as text")
+        self.check_kinds({media.kind for media in example.media})
+
+    def check_kinds(self, kinds: Collection[str]) -> None:
+        """The same for the names of modalities. Raises as `check_media`."""
+        if unknown := next((kind for kind in kinds if KINDS[kind].channel and kind not in _SHOWN), None):
+            raise ConfigError(f"no engine can show a model {unknown}: leave it out, or describe it in text")
         unsupported = [kind for kind in _SHOWN if kinds and not self.engine.supports(kind)]
         for kind in unsupported:
             if kind in kinds:
                 name = self.engine.identity().get("model")
-                reads = "reads text only and " if len(unsupported) == 2 else ""
-                raise ConfigError(f"the judge {name} {reads}cannot be shown {kind}s: use a model that can")
+                reads = "reads text only and " if len(unsupported) == len(_SHOWN) else ""
+                can = f"hear sounds: use one that can, such as {_HEARS}"
+                shown = f"be shown {kind}s: use a model that can"
+                raise ConfigError(f"the judge {name} {reads}cannot {can if kind == 'audio' else shown}")
+
+    @contextmanager
+    def reading(self, examples: Sequence[Example]) -> Iterator[None]:
+        """Media of these examples are read in threads meanwhile, except those that the engine knows by their files."""
+        media = list({id(one): one for example in examples for one in example.media}.values())
+        if media:
+            self.engine.recognise(media)
+        with read_ahead(media):
+            yield
 
     def close(self) -> None:
         """Closes the engine."""
@@ -148,8 +166,9 @@ def _unusable(example: Example) -> Failure | None:
     """Why an example cannot be shown. Only a candidate's own media, or its thought without an end, are its doing."""
     if unfinished := next((part for one in example.candidates for part in one if isinstance(part, Unfinished)), None):
         return unfinished.failure
-    shared = len(example.with_candidates([]).media)
-    for number, media in enumerate(example.media):
+    shown = example.media
+    shared = len(example.with_candidates([]).media) if shown else 0
+    for number, media in enumerate(shown):
         try:
             media.check()
         except MediaError as error:

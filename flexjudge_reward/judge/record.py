@@ -5,8 +5,9 @@
     {"time", "judge", "question", "candidates", "reference", "rubric", "scores", "scale", "failure", "cause",
      "replies", "counters", "own_answer", "criteria", "seconds", "batch", "run", ...}
 
-Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them, and "frames" and "fps" of
-all but lone images. A rubric of the row's own is its criteria in words or as a list, or an object with its scale.
+Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them, "frames" and "fps" of all
+but lone images, and "seconds" of sounds. A rubric of the row's own is its criteria in words or as a list, or an object
+with its scale.
 `cause` is who caused the failure (`rewards.py`). `replies` holds every reply with its tokens; `time` is when the line
 was written, `seconds` how long its batch of `batch` judgements took, and `run` is the same in all that one process
 writes. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; for a
@@ -14,9 +15,10 @@ probe (`trainers/probes.py`) `step`, `rank` and `probe`, its kind. Jobs add the 
 `deadline` is recorded when it ends: a line with more seconds than that was no answer, and its rows are `timeout`
 failures. A line with "alarm" and "said" in place of a judgement is an alarm of a training.
 
-The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video, for `flexjudge report`. With
-`record_media` "whole" it also has every frame of every media item as PNG, DIGEST-0.png and so on, so that `flexjudge
-rejudge` shows another judge exactly what this one saw.
+The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video and the waveform of each
+sound, for `flexjudge report`, and sounds of at most ten seconds as DIGEST.wav. With `record_media` "whole" it also has
+every longer sound, and every frame of every media item as PNG, DIGEST-0.png and so on, so that `flexjudge rejudge`
+shows another judge exactly what this one saw and heard.
 
 Promised: a line is written whole or, after a kill, completed by the next writer's line break, and `read_record` skips
 it. Several processes may append to one file of a local disk; training ranks above 0 write files of their own beside it
@@ -32,7 +34,8 @@ import math
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from glob import escape
@@ -46,13 +49,14 @@ except ImportError:  # Windows
 
 from flexjudge_reward.errors import MediaError
 from flexjudge_reward.judge.rewards import cause_of
-from flexjudge_reward.media import image
+from flexjudge_reward.media import audio, image
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Content, CriterionAnswer, Example, Failure, Generation, PairVerdict, Verdict
 
 _log = logging.getLogger("flexjudge_reward")
 _appending = threading.Lock()
 _RUN = secrets.token_hex(4)
+_SHORT_S = 10.0  # seconds of a sound that is kept in any case
 _MOST_MEDIA = 100_000  # that one process keeps, so that a long run does not fill a disk with small files
 RecordMedia = Literal["thumbnails", "whole", "off"]
 
@@ -97,29 +101,32 @@ class Record:
         try:
             with _appending:
                 _append(_own_file(self.path), lines.encode())
-                self._keep(drawn)
+                for media in drawn:
+                    with suppress(MediaError):  # no memory to decode it again: a thumbnail less, not a lost batch
+                        self._keep(media)
         except OSError as error:
             if not self._warned:
                 _log.warning("judgements are not recorded: %s cannot be written (%s)", self.path, error)
             self._warned = True
 
-    def _keep(self, shown: Collection[Media]) -> None:
+    def _keep(self, media: Media) -> None:
         folder = self.path.with_suffix(".media")
-        for media in shown:
-            if media.digest in self._drawn or len(self._drawn) >= _MOST_MEDIA:
-                continue
-            loaded = media.load()
-            pictures = {} if loaded.text else {f"{media.digest}.jpg": partial(image.thumbnail, loaded.frames)}
-            if self._media == "whole":
-                for number, frame in enumerate(loaded.frames):
-                    pictures[f"{media.digest}-{number}.png"] = partial(image.encode, frame)
-            for name, encoded in pictures.items():
-                if not (folder / name).exists():
-                    folder.mkdir(exist_ok=True)
-                    fresh = folder / f"{name}.{os.getpid()}"  # several ranks may keep it at once
-                    fresh.write_bytes(encoded())
-                    fresh.replace(folder / name)
-            self._drawn.add(media.digest)
+        if media.digest in self._drawn or len(self._drawn) >= _MOST_MEDIA:
+            return
+        loaded = media.load()
+        files: dict[str, Callable[[], bytes]] = {} if loaded.text else {f"{media.digest}.jpg": media.thumbnail}
+        if loaded.samples and (self._media == "whole" or audio.seconds(loaded.samples) <= _SHORT_S):
+            files[f"{media.digest}.wav"] = partial(audio.wav, loaded.samples)
+        if self._media == "whole":
+            for number, frame in enumerate(loaded.frames):
+                files[f"{media.digest}-{number}.png"] = partial(image.encode, frame)
+        for name, encoded in files.items():
+            if not (folder / name).exists():
+                folder.mkdir(exist_ok=True)
+                fresh = folder / f"{name}.{os.getpid()}"  # several ranks may keep it at once
+                fresh.write_bytes(encoded())
+                fresh.replace(folder / name)
+        self._drawn.add(media.digest)
 
 
 def read_record(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -210,12 +217,16 @@ def _parts(content: Content) -> list[object]:
 
 def _digest(media: Media) -> dict[str, object]:
     try:
+        if media.kind == "image":  # nothing but its digest, which needs no frames
+            return {media.kind: media.digest}
         loaded = media.load()
     except MediaError as error:
         return {media.kind: f"unusable: {error}"}
     seen: dict[str, object] = {"content": loaded.text} if loaded.text else {}
-    if media.kind != "image" and loaded.frames:
+    if loaded.frames:
         seen |= {"frames": len(loaded.frames), "fps": loaded.fps}
+    if loaded.samples:
+        seen["seconds"] = round(audio.seconds(loaded.samples), 3)
     return {media.kind: media.digest, **seen}
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -221,4 +222,17 @@ def _yaml(file: str, text: str) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: settings are `name: value` lines, found {type(found).__name__}")
+    return found
+
+
+def as_object(name: str, value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A setting that is an object: of a TOML file, or as JSON text."""
+    if not isinstance(value, str):
+        return dict(value or {})
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{name} is a JSON object such as {{"name": "value"}}, found {value!r:.80}')
     return found

@@ -1,8 +1,9 @@
 """Media: one image, video, audio clip or molecule, given in any form and seen in one.
 
-A `Media` is a value. It is cheap to build and read once, at first use; it then has 8-bit RGB frames and text, and two
-are equal when these are. Frames that were not used for long are kept encoded (`frames.py`). Every problem with it is a
-`MediaError` from `load()` (or from what needs the content), never from building one, so that a bad row fails alone.
+A `Media` is a value. It is cheap to build and read once, at first use; it then has 8-bit RGB frames, text or samples of
+a sound, and two are equal when these are. Frames that were not used for long are kept encoded (`frames.py`). Every
+problem with it is a `MediaError` from `load()` (or from what needs the content), never from building one, so that a bad
+row fails alone.
 
 Promised: no URL is fetched, no file outside the given roots is opened, and size in bytes, pixels and frames is checked
 before anything is decoded. How a model wants its images is the engines' business.
@@ -15,13 +16,14 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexjudge_reward.errors import ConfigError, MediaError, printable
-from flexjudge_reward.media import image
+from flexjudge_reward.media import audio, image
 from flexjudge_reward.media.audio import AudioModality
 from flexjudge_reward.media.frames import Frames
 from flexjudge_reward.media.image import ImageFormat, ImageModality
@@ -67,6 +69,10 @@ class Media:
     _outcome: Loaded | str | None = None  # the content without its frames, or the text of the error
     _frames: Frames
     _digest: str
+    _fetch: Callable[[], bytes] | None = None  # of an image that was not read yet: its file
+    _file: bytes = b""  # of an image that was not decoded yet
+    file_name: bytes | None = None
+    """What names the file behind it, and how that is read, once `name_file` was called; None if there is none."""
 
     def __init__(
         self, kind: str, source: object, roots: Roots = (), limits: Limits = Limits(), **options: object
@@ -82,6 +88,8 @@ class Media:
         self.kind, self._name, self._limits, self._lock = kind, described(source), limits, threading.Lock()
         given = {**KINDS[kind].options, **options}
         self._read: Callable[[], Loaded] = partial(KINDS[kind].load, source, given, tuple(roots), limits)
+        if kind == "image":
+            self._fetch = partial(image.file_of, source, tuple(roots), limits)
 
     @classmethod
     def of(cls, kind: str, source: object, roots: Roots = (), **options: object) -> Media:
@@ -112,9 +120,15 @@ class Media:
         return cls("video", source, roots, limits, fps=fps)
 
     @classmethod
-    def audio(cls, source: object, roots: Roots = ()) -> Media:
-        """One audio clip. It cannot be judged yet: a row that has one fails."""
-        return cls("audio", source, roots)
+    def audio(cls, source: object, roots: Roots = (), limits: Limits = Limits()) -> Media:
+        """One sound: speech, music or any other. A judge hears one channel of 16 kHz.
+
+        Args:
+            source: the bytes of a file, a base64 data URI, a path below one of `roots`, a pair (array, samples per
+                second), or what `datasets` gives: a dict with `bytes`, `path` or `array`, or a decoder. Files need
+                `pip install 'flexjudge-reward[audio]'`, unless they are WAV with 16 bits and one channel of 16 kHz.
+        """
+        return cls("audio", source, roots, limits)
 
     @classmethod
     def molecule(cls, smiles: str, drawn: bool = False) -> Media:
@@ -130,11 +144,12 @@ class Media:
 
     @classmethod
     def recorded(cls, kind: str, digest: str, folder: Path, frames: int, fps: float = 0.0, text: str = "") -> Media:
-        """What a record kept whole: FOLDER/DIGEST-0.png and so on (`judge/record.py`), equal to what was judged.
+        """What a record kept whole: FOLDER/DIGEST-0.png and so on, or DIGEST.wav, equal to what was judged.
 
         Loading it raises MediaError where a file is missing or is not what was judged.
         """
         media = cls(kind, digest)
+        media._fetch = None
         media._read = partial(_of_record, kind, digest, folder, frames, fps, text)
         return media
 
@@ -149,8 +164,29 @@ class Media:
         """Reads it, at the first call, without keeping more of it in memory than is needed. Raises as `load`."""
         self._read_once()
 
+    def name_file(self) -> bytes | None:
+        """`file_name`, for a lone image that comes from a file and was not read yet. Decodes nothing."""
+        with self._lock:
+            fetch, self._fetch = self._fetch, None
+            if fetch is not None:
+                with suppress(MediaError):  # `check` says it
+                    self._file = fetch()
+                if self._file:
+                    self._read = partial(KINDS["image"].load, self._file, {}, (), self._limits)
+                    self.file_name = image.name_of(self._file, self._limits)
+            return self.file_name
+
+    def recognise(self, digest: str) -> None:
+        """Takes the digest that a file of this name had when it was last read; it is decoded only if it is shown."""
+        with self._lock:
+            if self._outcome is None and self._file:
+                self._digest, self._frames = digest, Frames.of((self._file,))
+                self._outcome = Loaded(lossy=image.is_jpeg(self._file))
+                del self._read
+                self._file = b""
+
     def as_judge_input(self) -> tuple[str | Media, ...]:
-        """What a judge is shown: an image or a video itself; of other kinds frames, then text. Raises MediaError."""
+        """What a judge is shown: image, video or sound itself; of other kinds frames, then text. Raises MediaError."""
         if self.kind in KINDS and KINDS[self.kind].channel:
             return (self,)
         loaded = self.load()
@@ -169,11 +205,25 @@ class Media:
         self._read_once()
         return self._frames.encoded()[0]
 
+    def samples(self) -> bytes:
+        """Of a sound: 16-bit PCM, little-endian, one channel of 16 kHz; else empty. Raises MediaError."""
+        return self._read_once().samples
+
+    def thumbnail(self) -> bytes:
+        """A small JPEG of the frames, or the waveform of a sound. Raises MediaError."""
+        loaded = self.load()
+        return image.thumbnail((audio.waveform(loaded.samples),) if loaded.samples else loaded.frames)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it was read already, or could not be."""
+        return self._outcome is not None
+
     @property
     def is_usable(self) -> bool:
         """Whether it can be read."""
         try:
-            self.load()
+            self.check()
         except MediaError:
             return False
         return True
@@ -185,7 +235,7 @@ class Media:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over kind, text, frame rate, and number, mode, size and pixels of the frames, in hex.
+        """SHA-256 over kind, text, samples, frame rate, and number, mode, size and pixels of the frames, in hex.
 
         The sizes go before the pixels: 30 x 150 and 150 x 30 of the same bytes differ. Raises MediaError.
         """
@@ -203,24 +253,29 @@ class Media:
                 except MediaError as error:
                     self._outcome = printable(f"{self.kind} ({self._name}): {error}")
                 del self._read  # and with it the source
+                self._fetch, self._file = None, b""
             if isinstance(self._outcome, str):
                 raise MediaError(self._outcome)
             return self._outcome
 
     def data_uri(self, max_pixels: int | None = None, image_format: ImageFormat = "auto") -> str:
-        """The content as a data URI for a server; a video as frames, joined by commas.
+        """The content as a data URI for a server: a sound as a WAV file, a video as frames, joined by commas.
 
         The type of a video is `video/jpeg`: so vLLM's server names a list of frames, whatever their encoding.
         Raises MediaError.
 
         Args:
             max_pixels: larger images and frames are made smaller.
-            image_format: "auto" is PNG, without loss, and JPEG for what was JPEG.
+            image_format: "auto" is PNG, without loss, and JPEG for what was JPEG: its own file, where that was upright.
         """
-        loaded = self.load()
+        loaded = self._read_once()
+        if loaded.samples:
+            return f"data:audio/wav;base64,{base64.b64encode(audio.wav(loaded.samples)).decode()}"
         jpeg = image_format == "jpeg" or (image_format == "auto" and loaded.lossy)
-        frames = [image.encode(image.shrunk(frame, max_pixels), jpeg) for frame in loaded.frames]
         kind = "video/jpeg" if self.kind != "image" else "image/jpeg" if jpeg else "image/png"
+        frames = self._frames.as_sent(max_pixels, jpeg)
+        if not frames:
+            frames = [image.encode(image.shrunk(frame, max_pixels), jpeg) for frame in self._frames.decoded()]
         return f"data:{kind};base64,{','.join(base64.b64encode(frame).decode() for frame in frames)}"
 
     def __eq__(self, other: object) -> bool:
@@ -258,7 +313,8 @@ class Media:
 
 def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, text: str) -> Loaded:
     files = [Media.image(Path(f"{digest}-{number}.png"), [folder]) for number in range(frames)]
-    loaded = Loaded(tuple(file.images()[0] for file in files), fps, text)
+    samples = Media.audio(Path(f"{digest}.wav"), [folder]).samples() if kind == "audio" else b""
+    loaded = Loaded(tuple(file.images()[0] for file in files), fps, text, samples=samples)
     if _digest(kind, loaded) != digest:
         raise MediaError("the files that the record kept of it are not what was judged")
     return loaded
@@ -266,6 +322,7 @@ def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, te
 
 def _digest(kind: str, loaded: Loaded) -> str:
     hashed = hashlib.sha256(f"{kind}\n{[loaded.text, float(loaded.fps), len(loaded.frames)]!r}\n".encode())
+    hashed.update(loaded.samples)
     for frame in loaded.frames:
         hashed.update(f"{frame.mode} {frame.width} {frame.height}\n".encode())
         hashed.update(frame.tobytes())

@@ -49,6 +49,21 @@ class Frames:
         with self._lock:
             return self._encode()
 
+    def as_sent(self, most_pixels: int | None, jpeg: bool) -> list[bytes]:
+        """Each frame as a server may get it, from its file or encoded once; empty where it must be made anew.
+
+        The decoded frames are given up: who sends them does not look at them again.
+        """
+        with self._lock:
+            if not jpeg and most_pixels is None:
+                self._encode()
+            sent = [image.as_sent(one, most_pixels, jpeg) for one in self._encoded]
+            if not sent or None in sent:
+                return []
+            self._decoded = None
+        _room.leave(self)
+        return [one for one in sent if one is not None]
+
     def drop(self) -> None:
         """Gives the decoded frames up."""
         with self._lock:
@@ -88,6 +103,10 @@ class _Room:
         for old in last:
             if old is not None:
                 old.drop()
+
+    def leave(self, frames: Frames) -> None:
+        """Notes that an item is decoded no more."""
+        self._leave(weakref.ref(frames, self._leave))
 
     def _leave(self, one: weakref.ref[Frames]) -> None:
         with self._lock:

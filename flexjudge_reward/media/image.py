@@ -6,6 +6,7 @@ program set Pillow's `LOAD_TRUNCATED_IMAGES`), and equal input gives equal pixel
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSV
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")  # of a segment of a JPEG file
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is no part of the pixels
+_PIXELS_OF_PNG = (b"IHDR", b"IDAT", b"IEND")  # the chunks that hold them
+# Chunks that may turn an image, make it clear or animate it; the texts by their keywords.
+_CHANGES_PNG = (b"tRNS", b"acTL", b"eXIf", b"tEXtRaw profile", b"zTXtRaw profile", b"iTXtXML:com.adobe.xmp", b"PLTE")
 _MOST_BLOCKS = 100_000  # chunks of a PNG file; segments before the pixels of a JPEG file, and bytes between them
 _MOST_SCANS = 100  # of a JPEG file; each goes over all pixels
 ImageFormat = Literal["auto", "png", "jpeg"]
@@ -41,10 +46,29 @@ class ImageModality(Modality):
 
     def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
         """The image as RGB. Raises MediaError."""
-        if hasattr(source, "__array__") or hasattr(source, "getexif"):
+        data = file_of(source, roots, limits)
+        if not data:
             return Loaded((read(source, roots, limits),))
-        data = encoded_bytes(source, roots, limits)
-        return Loaded((decode(data, limits.pixels),), lossy=data.startswith(_JPEG), file=data)
+        return Loaded((decode(data, limits.pixels),), lossy=is_jpeg(data), file=data)
+
+
+def file_of(source: object, roots: Roots, limits: Limits) -> bytes:
+    """The encoded file behind a source; empty for pixels. Raises MediaError."""
+    pixels = hasattr(source, "__array__") or hasattr(source, "getexif")
+    return b"" if pixels else encoded_bytes(source, roots, limits)
+
+
+def name_of(data: bytes, limits: Limits) -> bytes:
+    """A hash of a file and of all that decides which pixels are decoded from it, or whether."""
+    import PIL.ImageFile
+
+    how = f"{PIL.__version__} {PIL.ImageFile.LOAD_TRUNCATED_IMAGES} {limits.pixels}\n"
+    return hashlib.sha256(how.encode() + data).digest()
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file is JPEG, which loses something."""
+    return data.startswith(_JPEG)
 
 
 def read(source: object, roots: Roots, limits: Limits) -> Image:
@@ -71,7 +95,64 @@ def decode(data: bytes, most_pixels: int) -> Image:
         raise MediaError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly every built-in exception on damaged input
         raise MediaError(f"the image is damaged: {_said(error)}") from None
-    return upright_rgb(opened, most_pixels)
+    return upright_rgb(opened, most_pixels, own=True)
+
+
+def as_sent(data: bytes, most_pixels: int | None, jpeg: bool) -> bytes | None:
+    """A PNG or JPEG file as a server may get it: what was decoded here, without notes such as where it was taken.
+
+    None where the server would see other pixels than we, or it is of the other format or too large: sent is upright
+    8-bit RGB, which every decoder reads alike.
+    """
+    import PIL.Image
+
+    try:
+        opened = PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))  # reads the header only
+    except Exception:  # as in `decode`
+        return None
+    small = most_pixels is None or opened.width * opened.height <= most_pixels
+    if not small or opened.mode != "RGB" or opened.format != ("JPEG" if jpeg else "PNG"):
+        return None
+    if not jpeg:
+        return _png_of_pixels(data)
+    return _jpeg_of_pixels(data) if _turn(opened) is None else None
+
+
+def _png_of_pixels(data: bytes) -> bytes | None:
+    """An 8-bit RGB file of the chunks with pixels; None where another one changes them."""
+    if data[24:26] != b"\x08\x02":  # bits and colour type
+        return None
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data.startswith(_CHANGES_PNG, at + 4):
+            return None
+        if data.startswith(_PIXELS_OF_PNG, at + 4):
+            kept.append(data[at:end])
+        if data.startswith(b"IEND", at + 4):
+            break
+        at = end
+    return b"".join(kept) if kept[-1][4:8] == b"IEND" else None
+
+
+def _jpeg_of_pixels(data: bytes) -> bytes | None:
+    """The file without notes and what follows its end; None where its segments cannot be followed."""
+    kept, at = [data[:2]], 2
+    for _ in range(_MOST_BLOCKS):
+        code = data[at + 1] if data[at : at + 1] == b"\xff" and at + 1 < len(data) else 0
+        if code == 0xD9:
+            return b"".join([*kept, data[at : at + 2]])
+        if not 0xC0 <= code <= 0xFE or 0xD0 <= code <= 0xD8:
+            return None
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if code == 0xDA:
+            following = _AFTER_SCAN.search(data, end)
+            end = following.start() if following else len(data)
+        # Of the application's segments and comments, JFIF and Adobe say how colours are coded.
+        if not (0xE1 <= code <= 0xED or code in (0xEF, 0xFE)):
+            kept.append(data[at:end])
+        at = end
+    return None
 
 
 def _check_blocks(data: bytes) -> None:
@@ -111,16 +192,19 @@ def decode_again(data: bytes) -> Image:
     import PIL.Image
 
     try:
-        return _upright(PIL.Image.open(io.BytesIO(data), formats=FORMATS))
+        return _upright(PIL.Image.open(io.BytesIO(data), formats=FORMATS), own=True)
     except Exception as error:
         raise MediaError(f"the image cannot be decoded again: {_said(error)}") from None
 
 
-def upright_rgb(image: Image, most_pixels: int) -> Image:
-    """A new RGB image, decoded in full, turned as its EXIF tag says, transparent parts on white. Raises MediaError."""
+def upright_rgb(image: Image, most_pixels: int, own: bool = False) -> Image:
+    """An RGB image, decoded in full, turned as its EXIF tag says, transparent parts on white. Raises MediaError.
+
+    It is a new one, unless the image is `own`: opened here, so that no one else changes it.
+    """
     check_size(*image.size, most_pixels)
     try:
-        return _upright(image)
+        return _upright(image, own)
     except MediaError:
         raise
     except Exception as error:  # as above
@@ -182,9 +266,11 @@ def shrunk(image: Image, most_pixels: int | None) -> Image:
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
-def _upright(image: Image) -> Image:
+def _upright(image: Image, own: bool = False) -> Image:
     image.load()
-    rgb, turn = _rgb(image), _turn(image)
+    plain = own and image.mode == "RGB" and "transparency" not in image.info
+    rgb, turn = image if plain else _rgb(image), _turn(image)
+    rgb.info = {}  # Pillow writes comments and colour profiles in there into every file that it makes
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -26,7 +26,8 @@ class Limits:
     bytes: int = 32_000_000  # of the encoded file
     pixels: int = 16_000_000  # of an image
     frames: int = 16  # a longer video is sampled to this number, evenly
-    seconds: int = 20  # for decoding one video or molecule; for a molecule, a tenth of processor time
+    seconds: int = 20  # for decoding one video, sound or molecule; for a molecule, a tenth of processor time
+    duration: int = 300  # seconds of a sound
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Loaded:
     text: str = ""
     lossy: bool = False  # whether it was JPEG
     file: bytes = b""  # of a lone image: what the frame was decoded from, and can be again
+    samples: bytes = b""  # of a sound: 16-bit PCM, little-endian, one channel of 16 kHz
 
 
 class Modality:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from flexjudge_reward.errors import MediaError
@@ -23,12 +23,13 @@ _NO_SPACE = str.maketrans("", "", " \t\r\n")
 _SHOWN = 80  # characters of a path in a message
 _ENDINGS = {
     "video": "mp4 m4v mov mkv webm avi mpg mpeg ts flv wmv ogv".split(),
-    "audio": "wav mp3 flac ogg oga m4a aac opus".split(),
+    "audio": "wav mp3 flac ogg oga m4a aac opus aif aiff au caf amr mka".split(),
 }
 _BRANDS = dict.fromkeys((b"avif", b"avis", b"heic", b"heix", b"mif1"), "image") | {b"M4A ": "audio"}
 _BEGINNINGS = {
     **dict.fromkeys((b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"FLV\x01", b"0&\xb2u\x8ef\xcf\x11"), "video"),
-    **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1"), "audio"),
+    **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"RF64", b".snd", b"caff", b"#!AMR"), "audio"),
+    **dict.fromkeys((b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"), "audio"),
 }
 _DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
 
@@ -50,7 +51,28 @@ def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
         raise MediaError("URLs are not fetched; load it yourself and pass the bytes, a PIL image or a path")
     if isinstance(source, str | os.PathLike):
         return files.read(source, roots, limits.bytes)
+    held = getattr(source, "_hf_encoded", None)  # what `datasets` gives for a sound or a clip has the file beside it
+    if isinstance(held, Mapping) and held.get("bytes") is not None:
+        return encoded_bytes(held["bytes"], (), limits)
     raise MediaError(f"expected a PIL image, array, bytes, data URI, path or dict, found {type(source).__name__}")
+
+
+def same_as(source: object) -> Hashable:
+    """A value that is equal for sources of equal content, where that is quickly seen; else the source's own id."""
+    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
+        data = source.get("bytes")
+        return ("path", source.get("path")) if data is None else same_as(data)
+    if isinstance(source, str | bytes):
+        return source
+    if hasattr(source, "getexif"):  # a PIL image: what decides its pixels as RGB (`image.upright_rgb`)
+        try:
+            image: Any = source
+            pixels, palette = image.tobytes(), image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+            notes = [image.mode, image.size, image.getexif().get(0x0112), image.info.get("transparency"), palette]
+            return pixels, repr(notes)
+        except Exception:  # what a damaged file raises; `load` says it
+            return id(source)
+    return id(source)
 
 
 def is_path(text: str) -> bool:
@@ -65,8 +87,8 @@ def kind_of(data: bytes, path: str | None = None) -> str:
         return next((kind for kind, endings in _ENDINGS.items() if ending in endings), "image")
     if data[4:8] == b"ftyp":  # MP4 and its relatives
         return _BRANDS.get(bytes(data[8:12]), "video")
-    if data[:4] == b"RIFF":
-        return {b"AVI ": "video", b"WAVE": "audio"}.get(bytes(data[8:12]), "image")
+    if data[:4] in (b"RIFF", b"FORM"):
+        return {b"AVI ": "video", b"WAVE": "audio", b"AIFF": "audio", b"AIFC": "audio"}.get(bytes(data[8:12]), "image")
     return next((kind for begin, kind in _BEGINNINGS.items() if data.startswith(begin)), "image")
 
 
@@ -83,11 +105,13 @@ def numbers(source: object) -> Any:
 def described(source: object) -> str:
     """A short name of a source for messages. Never its content: it may be large or private."""
     if isinstance(source, Mapping):
+        if source.get("array") is not None:
+            return "an array"
         return described(source["bytes"] if source.get("bytes") is not None else source.get("path"))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{memoryview(source).nbytes:,} bytes"
     if isinstance(source, list | tuple):
-        return f"{len(source)} frames"
+        return f"{len(source)} frames" if not _is_sound(source) else "an array"
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__
     name = os.fsdecode(source)
@@ -95,6 +119,11 @@ def described(source: object) -> str:
         return "data URI"
     name = _without_secrets(name)
     return repr(name if len(name) <= _SHOWN else "..." + name[-_SHOWN:])
+
+
+def _is_sound(source: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether it is the pair (array, samples per second)."""
+    return len(source) == 2 and isinstance(source[1], int | float)
 
 
 def _without_secrets(name: str) -> str:

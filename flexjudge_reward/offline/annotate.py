@@ -23,10 +23,11 @@ row or those of its schedule, and only a winner that both orders name is kept. W
 `not_selected` (a pair further apart was kept for the row); or the kind of the failure. Nothing is guessed. Two
 processes never write one output.
 
-A killed run continues where it was: the files are those of an unbroken run, and at most one batch is judged again.
-Transport failures and timeouts are retried once. They are written only after a later batch succeeds; a batch without
-any reply stops the run. A judge that rejects all of the first batch stops it, too: so a server that cannot be shown
-images is detected.
+A killed run continues where it was: the files are those of an unbroken run, and only what was under way is judged
+again, as far as it is not in the cache: one batch, and of a judge on a server those beside it (`window.py`). Transport
+failures and timeouts are retried once. They are written only after a later batch succeeds; a batch without any reply
+stops the run. A judge that rejects all of the first batch stops it, too: so a server that cannot be shown images is
+detected.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from typing import Unpack
 
 from flexjudge_reward.data.cells import source_media
 from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
@@ -52,12 +53,13 @@ from flexjudge_reward.offline.card import Making
 from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, form_of, pair_format, pairs_of, select
+from flexjudge_reward.offline.window import in_order
 from flexjudge_reward.prompts.template import Template
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Content
 
 MOST_CANDIDATES = {"all": 64, "best": 256}  # of a row, whose pairs grow as their square: 2,000 would be 2 million pairs
-BATCH = 64  # rows that are judged together, and that a killed run judges again
+BATCH = 128  # rows that are written together; of a judge in this process they are judged together, too
 
 
 def annotate_file(
@@ -90,9 +92,9 @@ def annotate_file(
     rows = Rows(source, **options)
     rows.check_output_path(lines)
     judge = judge.with_format(pair_format(judge.format))
-    _check_settings(which, margin)
+    check_settings(which, margin)
     making = Making(rows, judge, which, margin, options, license)
-    check = partial(_check_row, judge, which, {} if folder else None)
+    check = partial(check_row, judge, which, {} if folder else None)
     with _made(folder), owned(lines):
         total = rows.verify(check, unique=True)
         if push_to_hub:
@@ -112,18 +114,18 @@ def _writer(journal: Journal, folder: Path | None, root: Path | None) -> PairWri
     return PairWriter(journal.keep, read)
 
 
-def _check_settings(which: Which, margin: float) -> None:
+def check_settings(which: Which, margin: float) -> None:
     if not margin >= 0:
         raise ConfigError(f"margin must be at least 0, found {margin!r}")
     if which not in ("best", "all"):
         raise ConfigError(f"pairs are 'best' or 'all', found {which!r}")
 
 
-def _check_row(judge: Judge, which: Which, forms: dict[str, str] | None, row: Row) -> None:
+def check_row(judge: Judge, which: Which, forms: dict[str, str] | None, row: Row) -> None:
     """`forms`, of a data set, keeps the form of its first usable row, which the others share: it has one table."""
     _check_candidates(row.example.candidates, MOST_CANDIDATES[which])
     if forms is not None and any(media.kind in ("video", "audio") for media in row.example.media):
-        raise ConfigError("a data set of pairs has texts and images only: for videos give a .jsonl file as output")
+        raise ConfigError("a data set of pairs has texts and images only: give a .jsonl file as output")
     check_fits(judge, row.example)
     if forms is not None and (form := form_of(row)) != (first := forms.setdefault("first", form)):
         raise ConfigError(f"its pairs are {form}, those of the first row {first}; a .jsonl file as output takes both")
@@ -203,10 +205,8 @@ def _annotate(
 
     with tqdm(total=total, initial=journal.counts["rows"], unit="row", desc="annotating", disable=None) as bar:
         held: list[tuple[Row | BadRow, list[Pair]]] = []
-        while batch := list(islice(rows, BATCH)):
-            judged = iter(_compare([row for row in batch if isinstance(row, Row)], making.judge))
-            compared = [next(judged) if isinstance(row, Row) else [] for row in batch]
-            _check_answered(compared, first=not journal.counts["rows"])
+        for batch, compared in _compared(rows, making.judge):
+            check_answered(compared, first=not journal.counts["rows"])
             # Unanswered rows are written once a later batch shows that the server is there.
             write(held)
             held = list(zip(batch, compared, strict=True))
@@ -217,7 +217,30 @@ def _annotate(
         write(held)
 
 
-def _compare(rows: Sequence[Row], judge: Judge, attempts: int = 2) -> list[list[Pair]]:
+def _compared(rows: Iterator[Row | BadRow], judge: Judge) -> Iterator[tuple[list[Row | BadRow], list[list[Pair]]]]:
+    """Batches of rows and the pairs of each row, in order; what was judged comes before an error."""
+
+    def pairs_of_rows(batch: list[Row | BadRow]) -> list[list[Pair]]:
+        judged = iter(compare([row for row in batch if isinstance(row, Row)], judge))
+        return [next(judged) if isinstance(row, Row) else [] for row in batch]
+
+    done: list[Row | BadRow] = []
+    pairs: list[list[Pair]] = []
+    try:
+        for batch, found in in_order(rows, pairs_of_rows, judge.engine, BATCH):
+            done, pairs = done + batch, pairs + found
+            if len(done) >= BATCH:
+                yield done, pairs
+                done, pairs = [], []
+    except FlexJudgeError:
+        if done and not any(map(_unanswered, pairs)):
+            yield done, pairs
+        raise
+    if done:
+        yield done, pairs
+
+
+def compare(rows: Sequence[Row], judge: Judge, attempts: int = 2) -> list[list[Pair]]:
     """The pairs of every row; unanswered rows are judged twice, since written rows are final."""
     if not rows:
         return []
@@ -225,7 +248,7 @@ def _compare(rows: Sequence[Row], judge: Judge, attempts: int = 2) -> list[list[
     compared = [pairs_of(row.example, result) for row, result in zip(rows, results, strict=True)]
     unanswered = [index for index, pairs in enumerate(compared) if _unanswered(pairs)]
     if unanswered and attempts > 1:
-        again = _compare([rows[index] for index in unanswered], judge, attempts - 1)
+        again = compare([rows[index] for index in unanswered], judge, attempts - 1)
         for index, pairs in zip(unanswered, again, strict=True):
             compared[index] = pairs
     return compared
@@ -236,7 +259,7 @@ def _unanswered(pairs: Sequence[Pair]) -> bool:
     return any(pair.why in ("transport", "timeout") for pair in pairs)
 
 
-def _check_answered(compared: Sequence[Sequence[Pair]], first: bool) -> None:
+def check_answered(compared: Sequence[Sequence[Pair]], first: bool) -> None:
     """Raises EngineError if a batch got no reply, or the first was rejected whole: so would be the rest."""
     judged = [pair for pairs in compared for pair in pairs if pair.why != "identical"]
     nothing = {"transport", "timeout", *(("engine",) if first else ())}

@@ -81,8 +81,8 @@ def write(lines: Callable[[], Iterable[Mapping[str, Any]]], folder: Path) -> Non
     fresh = folder / "data.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    shape = _Shape.of(lines())
-    parts = _shards(shape.row(line, folder) for line in lines())
+    shape = Shape.of(lines())
+    parts = _shards(shape.row(line, lambda path: (folder / path).read_bytes()) for line in lines())
     shards = 0
     for shard in chain([next(parts, iter(()))], parts):  # without a file there, `load_dataset` reads the skipped pairs
         with ParquetWriter(path=str(fresh / f"{shards}"), features=shape.features()) as writer:
@@ -115,7 +115,7 @@ def _images(value: Any) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """What the columns are made of, which is the same in all rows."""
 
     whole_ids: bool
@@ -126,7 +126,7 @@ class _Shape:
     columns: frozenset[str]  # those with images
 
     @classmethod
-    def of(cls, lines: Iterable[Mapping[str, Any]]) -> _Shape:
+    def of(cls, lines: Iterable[Mapping[str, Any]]) -> Shape:
         """The shape that fits all lines."""
         whole, blocks, drawn, plain, more, columns = True, False, False, False, set(), set()
         for line in lines:
@@ -135,7 +135,7 @@ class _Shape:
             columns |= {"images"} if "images" in line else set()
             for side in _SIDES:
                 for message in line[side] if isinstance(line[side], list) else []:
-                    more |= {name for name in message.keys() - {"role", "content"} if name == _text(name)}
+                    more |= {name for name in message.keys() - {"role", "content"} if name == text_of(name)}
                     content = _content(message)
                     blocks = blocks or not isinstance(content, str)
                     if not isinstance(content, str) and any(block["type"] == "image" for block in content):
@@ -159,23 +159,23 @@ class _Shape:
             | {"score_chosen": Value("float64"), "score_rejected": Value("float64"), "reasoning": List(text)}
         )
 
-    def row(self, line: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """One row, with the bytes of its images."""
-        row: dict[str, Any] = {"id": line["id"] if self.whole_ids else _text(line["id"])}
+    def row(self, line: Mapping[str, Any], read: Callable[[str], bytes]) -> dict[str, Any]:
+        """One row, with the bytes of its images, which `read` gives by their paths."""
+        row: dict[str, Any] = {"id": line["id"] if self.whole_ids else text_of(line["id"])}
         shown: dict[str, list[str]] = {column: [] for column in self.columns}
         for side in _SIDES:
             if isinstance(line[side], str):
                 drawn = self.drawn and side != "prompt"
-                row[side] = _file(folder, line[side]) if drawn else _text(line[side])
+                row[side] = _file(read, line[side]) if drawn else text_of(line[side])
                 continue
             row[side], found = self._messages(line[side], line.get("images", ()) if side == "prompt" else ())
             if found:
                 shown[_column(side)] += found
         if isinstance(line["prompt"], str) and "images" in line:
             shown["images"] += line["images"]
-        images = {column: [_file(folder, path) for path in paths] for column, paths in shown.items()}
+        images = {column: [_file(read, path) for path in paths] for column, paths in shown.items()}
         chosen, rejected = line["scores"]
-        thoughts = [_text(one) for one in line.get("reasoning", ())]
+        thoughts = [text_of(one) for one in line.get("reasoning", ())]
         return {**row, **images, "score_chosen": chosen, "score_rejected": rejected, "reasoning": thoughts}
 
     def _messages(self, messages: list[dict[str, Any]], given: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -189,14 +189,15 @@ class _Shape:
                 content = [{"type": "text", "text": content}] if content else []
             if self.blocks and number == first and left and not places:  # as `data/content.py` shows them to the judge
                 content = [{"type": "image"} for _ in left] + content
-            more = {name: json.loads(_text(json.dumps(message.get(name), ensure_ascii=False))) for name in self.more}
+            more = {name: json.loads(text_of(json.dumps(message.get(name), ensure_ascii=False))) for name in self.more}
             turns.append({"role": message["role"], "content": content, **more})
             if isinstance(content, str):
-                turns[-1]["content"] = _text(content)
+                turns[-1]["content"] = text_of(content)
                 continue
             files += [block.get("image") or left.pop(0) for block in content if block["type"] == "image"]
             turns[-1]["content"] = [
-                {"type": block["type"], "text": _text(block["text"]) if "text" in block else None} for block in content
+                {"type": block["type"], "text": text_of(block["text"]) if "text" in block else None}
+                for block in content
             ]
         return turns, files + left
 
@@ -213,11 +214,11 @@ def _content(message: Mapping[str, Any]) -> Any:
     return "" if content is None else content
 
 
-def _file(folder: Path, path: str) -> dict[str, Any]:
-    return {"bytes": (folder / path).read_bytes(), "path": None}
+def _file(read: Callable[[str], bytes], path: str) -> dict[str, Any]:
+    return {"bytes": read(path), "path": None}
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """Any value as text that a table can hold: half of a surrogate pair is replaced."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()

@@ -18,6 +18,7 @@ from flexjudge_reward.data.cells import Clip
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.record import json_line, read_lines
 from flexjudge_reward.media import image as images
+from flexjudge_reward.media.audio import wav
 from flexjudge_reward.media.base import Media
 
 
@@ -75,15 +76,11 @@ class Journal:
         self.counts[reason or "pairs"] += 1
 
     def keep(self, media: Media | Clip) -> str:
-        """Stores a JPEG file or a clip as it is, another image as PNG; its path from the output. Raises MediaError."""
-        kept = not isinstance(media, Clip) and media.load().lossy
-        path = self._images / (media.name if isinstance(media, Clip) else f"{media.digest}.{'jpg' if kept else 'png'}")
+        """Stores a media item (`kept_bytes`); its path from the output. Raises MediaError."""
+        path = self._images / kept_name(media)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            if isinstance(media, Clip):
-                _replaced(path, media.data)
-            else:
-                _replaced(path, media.file() if kept else images.encode(media.images()[0]))
+            replaced(path, kept_bytes(media))
         return f"{path.parent.name}/{path.name}"
 
     def kept(self) -> Iterator[dict[str, Any]]:
@@ -97,17 +94,36 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         sizes = [file.tell() for file in self._files]
-        _replaced(self._state, json.dumps({"run": self._run, "sizes": sizes, "counts": self.counts}).encode())
+        replaced(self._state, json.dumps({"run": self._run, "sizes": sizes, "counts": self.counts}).encode())
 
     def finish(self, card_file: Path, card: str) -> None:
         """The files under their names, the card first; the progress file is removed last."""
-        _replaced(card_file, card.encode("utf-8", "backslashreplace"))
+        replaced(card_file, card.encode("utf-8", "backslashreplace"))
         for partial, final in zip(self._partials, self._finals, strict=True):
             partial.replace(final)
         self._state.unlink(missing_ok=True)
 
 
-def _replaced(path: Path, content: bytes) -> None:
+def kept_name(media: Media | Clip) -> str:
+    """The name of the file that keeps a media item, by its content. Raises MediaError."""
+    if isinstance(media, Clip):
+        return media.name
+    return f"{media.digest}.{'wav' if media.kind == 'audio' else 'jpg' if media.load().lossy else 'png'}"
+
+
+def kept_bytes(media: Media | Clip) -> bytes:
+    """The content of that file: a JPEG file or a clip as it is, another image as PNG, samples as WAV.
+
+    Raises MediaError.
+    """
+    if isinstance(media, Clip):
+        return media.data
+    if media.kind == "audio":
+        return wav(media.samples())
+    return media.file() if media.load().lossy else images.encode(media.images()[0])
+
+
+def replaced(path: Path, content: bytes) -> None:
     """Writes a file so that it exists whole or not at all."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:

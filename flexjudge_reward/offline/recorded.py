@@ -106,8 +106,9 @@ class RecordedRows(Rows):
         if not _DIGEST.fullmatch(digest):  # it could not be used then, and cannot now
             return Media.of(kind, b"")
         text, fps = part.get("content") or "", part.get("fps") or 0.0
-        frames = part.get("frames") or (0 if text else 1 if kind == "image" else None)
-        if not isinstance(text, str) or not isinstance(fps, int | float) or not isinstance(frames, int | None):
+        heard = kind == "audio" and (self._folder / f"{digest}.wav").is_file()
+        frames = part.get("frames") or (0 if text or heard else 1 if kind == "image" else None)
+        if not isinstance(text, str) or not isinstance(frames, int | None) or not _is_rate(fps):
             raise ConfigError(f"the {kind} has a wrong text or number of frames")
         if frames == 0 or (frames and (self._folder / f"{digest}-0.png").is_file()):
             return Media.recorded(kind, digest, self._folder, min(frames, _MOST_FRAMES), float(fps), text)
@@ -116,6 +117,10 @@ class RecordedRows(Rows):
             return Media.image(Path(f"{digest}.jpg"), [self._folder])
         instead = "; --thumbnails judges its thumbnail instead" if has_thumbnail else ""
         raise ConfigError(f"the {kind} was not kept whole: record with --record-media whole to judge it again{instead}")
+
+
+def _is_rate(fps: object) -> bool:
+    return isinstance(fps, int | float) and 0 <= fps < 1e6
 
 
 def is_record(path: Path) -> bool:

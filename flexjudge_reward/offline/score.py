@@ -23,10 +23,11 @@ cut off starts again, and finished judgements come from the cache.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TextIO, Unpack
 
@@ -39,11 +40,13 @@ from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.recorded import RecordedRows
 from flexjudge_reward.offline.rerank import ranked
+from flexjudge_reward.offline.window import in_order
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Failure
 
 Entries = Callable[[Row, GroupResult], dict[str, object]]  # what an output row says of a judged row
-BATCH = 256  # rows per engine call: enough to fill a GPU, little enough to lose on an interruption
+BATCH = 256  # rows per call of a judge in this process: enough to fill a GPU, little enough to lose on an interruption
+_counting = threading.Lock()  # of batches that are judged side by side
 
 
 def score_file(
@@ -57,7 +60,7 @@ def score_file(
             writes it.
         EngineError: the judge can answer nothing; rows already judged are in the cache.
     """
-    return _file(Rows(source, **options), judge, output, _scores, ranks=False)
+    return _file(Rows(source, **options), judge, output, score_entries, ranks=False)
 
 
 def rerank_file(
@@ -67,13 +70,7 @@ def rerank_file(
 
     Raises as `score_file`. A row with fewer than two candidates, no id or a repeated one cannot be used.
     """
-
-    def entries(row: Row, result: GroupResult) -> dict[str, object]:
-        ranking = ranked(row.example, result, seed)
-        scores = [None if isinstance(outcome, Failure) else outcome for outcome in result.outcomes]
-        return {"order": ranking.order, "best": ranking.best, **_judged(result, scores, Scale(0.0, 1.0))}
-
-    return _file(Rows(source, **options), judge, output, entries, ranks=True)
+    return _file(Rows(source, **options), judge, output, partial(rank_entries, seed), ranks=True)
 
 
 def rejudge_file(
@@ -100,43 +97,50 @@ def rejudge_file(
     rows = RecordedRows(record, limit, strict, thumbnails, own_rubrics)
     if judge.record is not None and judge.record.path.resolve() == Path(record).resolve():
         raise ConfigError(f"the judge's own record is {str(record)!r}, which is read: give another one, or none")
-    return _file(rows, judge, output, _scores, ranks=False)
+    return _file(rows, judge, output, score_entries, ranks=False)
 
 
 def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks: bool) -> RunSummary:
     from tqdm import tqdm
 
-    done = 0
-
-    def check(row: Row) -> None:
-        if ranks and len(row.example.candidates) < 2:
-            raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
-        check_fits(judge, row.example)
-
+    done, start, check = 0, time.perf_counter(), partial(check_row, judge, ranks)
     if output is not None:
         rows.check_output_path(output)
     with nullcontext() if output is None else owned(output):
         total, left, summary = rows.verify(check, ranks), rows.read(check, ranks), RunSummary()
         with _complete(output) as sink, tqdm(total=total, unit="row", desc="judging", disable=None) as bar:
-            while batch := list(islice(left, BATCH)):
-                for row, entry in zip(batch, _judged_batch(batch, judge, entries, summary), strict=True):
+
+            def judged(batch: list[Row | BadRow]) -> list[dict[str, object]]:
+                return list(judged_batch(batch, judge, entries, summary))
+
+            for batch, found in in_order(left, judged, judge.engine, BATCH):
+                for row, entry in zip(batch, found, strict=True):
                     sink.write(json_line({rows.unit: row.number, "id": row.id, **entry}))
                 sink.flush()
                 bar.update(len(batch))
                 done += len(batch)
+    summary.seconds = min(summary.seconds, time.perf_counter() - start)  # of batches side by side it is their sum
     rows.report(summary.skipped, done)
     return summary
 
 
-def _judged_batch(
+def check_row(judge: Judge, ranks: bool, row: Row) -> None:
+    """Raises ConfigError for a row that cannot be scored or, with `ranks`, ranked."""
+    if ranks and len(row.example.candidates) < 2:
+        raise ConfigError(f"ranking needs at least two candidates, found {len(row.example.candidates)}")
+    check_fits(judge, row.example)
+
+
+def judged_batch(
     batch: Sequence[Row | BadRow], judge: Judge, entries: Entries, summary: RunSummary
 ) -> Iterator[dict[str, object]]:
     """What the output says of each row."""
     good = [row for row in batch if isinstance(row, Row)]
     start = time.perf_counter()
     results = judge_groups(judge, [row.example for row in good], [{"id": row.id} for row in good]) if good else []
-    summary.add(results, time.perf_counter() - start)
-    summary.skipped += len(batch) - len(good)
+    with _counting:
+        summary.add(results, time.perf_counter() - start)
+        summary.skipped += len(batch) - len(good)
     judged = iter(results)
     for row in batch:
         if isinstance(row, Row):
@@ -158,11 +162,18 @@ def _complete(output: Path | None) -> Iterator[TextIO]:
     partial.replace(output)
 
 
-def _scores(row: Row, result: GroupResult) -> dict[str, object]:
+def score_entries(row: Row, result: GroupResult) -> dict[str, object]:
     """What an output row of `score_file` says."""
     scores = [result.raw_score(candidate) for candidate in range(len(result.outcomes))]
     scale = next((verdict.scale for verdict in result.verdicts if verdict.scores), result.verdicts[0].scale)
     return {**_judged(result, scores, scale), "cached": all(verdict.cached for verdict in result.verdicts)}
+
+
+def rank_entries(seed: int, row: Row, result: GroupResult) -> dict[str, object]:
+    """What an output row of `rerank_file` says."""
+    ranking = ranked(row.example, result, seed)
+    scores = [None if isinstance(outcome, Failure) else outcome for outcome in result.outcomes]
+    return {"order": ranking.order, "best": ranking.best, **_judged(result, scores, Scale(0.0, 1.0))}
 
 
 def _judged(result: GroupResult, scores: Sequence[float | None], scale: Scale) -> dict[str, object]:

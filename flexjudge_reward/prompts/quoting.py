@@ -95,8 +95,9 @@ def fence(parts: Content, label: Callable[[Media], str] = lambda media: "") -> t
 
 def fence_line(parts: Iterable[str | Media]) -> str:
     """A line of at least three backticks that is longer than any run of backticks in the texts of `parts`."""
-    text = "".join(encodable(part) for part in parts if isinstance(part, str))
-    return "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(_fold(text)))])
+    text = _fold("".join(encodable(part) for part in parts if isinstance(part, str)))
+    runs = _BACKTICKS.findall(text) if "`" in text else []
+    return "`" * max([3, *(len(run) + 1 for run in runs)])
 
 
 def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) -> tuple[str | Media, ...]:
@@ -106,36 +107,43 @@ def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) ->
     so that a token cannot be split across two of them. Raises MediaError if a media item cannot be used.
     """
     flat: list[str | Media] = []
-    for part in _joined(tuple(_judge_input(message.parts))):
-        plain = neutralise(part.text, tokens) if isinstance(part, Untrusted) else part
-        if isinstance(plain, str) and flat and isinstance(flat[-1], str):
-            flat[-1] += plain
-        else:
-            flat.append(plain)
+    texts: list[str] = []  # neighbours, joined once: to add one by one would copy all that is before it
+    untrusted: list[str] = []
+    for part in (*_judge_input(message.parts), None):
+        if isinstance(part, Untrusted):
+            untrusted.append(part.text)
+            continue
+        if part == "":
+            continue
+        if untrusted:
+            texts.append(neutralise("".join(untrusted), tokens))
+            untrusted.clear()
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if texts:
+            flat.append("".join(texts))
+            texts.clear()
+        if part is not None:
+            flat.append(part)
     return tuple(flat)
 
 
-def _judge_input(parts: Sequence[Part]) -> Iterator[Part]:
+def _judge_input(parts: Sequence[Part]) -> Iterable[Part]:
+    if not any(isinstance(part, Media) for part in parts):
+        return parts
+    shown: list[Part] = []
     for part in parts:
         if isinstance(part, Media):
-            yield from (Untrusted(shown) if isinstance(shown, str) else shown for shown in part.as_judge_input())
+            shown += [Untrusted(one) if isinstance(one, str) else one for one in part.as_judge_input()]
         else:
-            yield part
-
-
-def _joined(parts: Sequence[Part]) -> list[Part]:
-    joined: list[Part] = []
-    for part in parts:
-        if isinstance(part, Untrusted) and joined and isinstance(joined[-1], Untrusted):
-            joined[-1] = Untrusted(joined[-1].text + part.text)
-        elif part != "":
-            joined.append(part)
-    return joined
+            shown.append(part)
+    return shown
 
 
 def encodable(text: str) -> str:
     """`text` without lone surrogates, which JSON can hold and UTF-8 cannot; pairs of them become their character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Folded(dict[int, str]):

@@ -22,6 +22,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
@@ -101,10 +102,16 @@ class Template:
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
     """`text` with each placeholder replaced once: by a text, or by several parts of a message."""
     parts: list[Part] = []
-    for index, piece in enumerate(_PLACEHOLDER.split(text)):  # texts and names of placeholders, by turns
+    for index, piece in enumerate(_pieces(text)):
         value = values[piece] if index % 2 else piece
         parts += (value,) if isinstance(value, str) else value
     return tuple(part for part in parts if part != "")
+
+
+@lru_cache(maxsize=1024)
+def _pieces(text: str) -> tuple[str, ...]:
+    """Texts and names of placeholders, by turns."""
+    return tuple(_PLACEHOLDER.split(text))
 
 
 def prompt_sets() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from flexjudge_reward.data.cells import MEDIA_COLUMNS
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.record import read_lines, record_files
 from flexjudge_reward.media.base import KINDS
@@ -232,7 +233,7 @@ def _scored(line: dict[str, Any], file: Path, number: int) -> Group:
     if isinstance(best, int) and 0 <= best < count:
         candidates[best].label = "best"
     question, shared = _parts(line.get("question")), [] if alone else reasoning
-    shown = [Seen(kind, _text(one)) for kind in ("image", "video") for one in _list(line.get(f"{kind}s"))]
+    shown = [Seen(kind, _text(one)) for kind in MEDIA_COLUMNS for one in _list(line.get(f"{kind}s"))]
     cached = int(line.get("cached") is True)
     return Group(key, name, file, candidates, None, [*question, *shown], replies=shared, calls=1, cached=cached)
 
@@ -253,7 +254,7 @@ def _paired(line: dict[str, Any], file: Path, number: int) -> Group:
         label: Candidate(_parts(line.get(label)), score, None, None, replies, label)
         for label, score, replies in zip(("chosen", "rejected"), scores, own, strict=True)
     }
-    shown = [Seen(kind, _text(one)) for kind in ("image", "video") for one in _list(line.get(f"{kind}s"))]
+    shown = [Seen(kind, _text(one)) for kind in MEDIA_COLUMNS for one in _list(line.get(f"{kind}s"))]
     group = Group(key, name, file, candidates, question=[*_parts(line.get("prompt")), *shown], pair="kept")
     group.margin = None if chosen is None or rejected is None else chosen - rejected
     group.replies = thoughts if len(thoughts) == 1 else []

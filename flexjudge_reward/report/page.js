@@ -25,6 +25,13 @@
     image.src = data.pictures[part.picture];
     return image;
   };
+  const player = (part) => {
+    const sound = make("audio", "media");
+    sound.controls = true;
+    sound.preload = "metadata";
+    sound.src = data.sounds[part.sound];
+    return sound;
+  };
   const number = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(2));
 
   // ---- what is known of a row before it is drawn
@@ -132,6 +139,7 @@
   const shown = (parts) => (parts || []).flatMap((part) => {
     if (typeof part === "string") return [text(part)];
     const seen = part.picture === undefined || part.picture === null ? [make("div", "hint", `${part.kind}:`)] : [picture(part)];
+    if (part.sound !== undefined) seen.push(player(part));
     return part.text ? [...seen, text(part.text)] : seen;
   });
   const section = (title, inside) => (inside.length ? [make("h4", "", title), ...inside] : []);

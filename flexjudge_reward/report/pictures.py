@@ -1,7 +1,8 @@
-"""Media of a page as small pictures in data URIs.
+"""Media of a page as small pictures and short sounds in data URIs.
 
 Promised: only files below a file's own folder of media, or below the given media root, are opened, only JPEG that this
-package made, or what `Media` accepts, gets onto the page, and all pictures together stay below `MOST_BYTES`.
+package made, or what `Media` accepts, gets onto the page, and all pictures together, and all sounds, stay below
+`MOST_BYTES` each.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import re
 from pathlib import Path
 
 from flexjudge_reward.errors import MediaError, MissingExtra
-from flexjudge_reward.media import files, image
+from flexjudge_reward.media import audio, files
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.report.lines import Seen
 
-MOST_BYTES = 12_000_000  # of all data URIs of a page
+MOST_BYTES = 12_000_000  # of all data URIs of pictures of a page, and of all of sounds
 _LARGEST = 200_000  # bytes of a thumbnail's file; `media.image.thumbnail` makes less
+_LONGEST_S = 10.0  # of a sound
 _MOST_DRAWN = 1_000  # molecules, which take a few milliseconds each
 _JPEG = b"\xff\xd8\xff"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -24,32 +26,36 @@ _ENDING = re.compile(r"(\.rank\d+)?(\.skipped)?\.[^.]+(\.partial)?$")  # of judg
 
 
 class Pictures:
-    """The pictures of one page. Each media item has a name there: its place in `uris`."""
+    """The pictures and sounds of one page. A media item has a name there: its place in `uris`, and in `sounds`."""
 
     def __init__(self, media_root: Path | None = None) -> None:
         self.uris: list[str] = []
+        self.sounds: list[str] = []
         self.left_out = 0  # there was no room for them
-        self._names: dict[tuple[Seen, Path], int | None] = {}
-        self._root, self._bytes, self._drawn = media_root, 0, 0
+        self._names: dict[tuple[Seen, Path], tuple[int | None, int | None]] = {}
+        self._root, self._drawn = media_root, 0
+        self._bytes = {id(self.uris): 0, id(self.sounds): 0}
 
-    def name(self, seen: Seen, file: Path) -> int | None:
-        """The place of a media item of `file` in `uris`; None if it has no picture."""
+    def name(self, seen: Seen, file: Path) -> tuple[int | None, int | None]:
+        """The places of a media item of `file` in `uris` and in `sounds`; None if it has no picture or no sound."""
         folder = file.with_name(_ENDING.sub("", file.name) + ".media")
         key = seen, folder
         if key not in self._names:
-            self._names[key] = self._added(self._picture(seen, folder))
+            heard = self._sound(seen, folder) if seen.kind == "audio" else None
+            picture = self._added(self.uris, "image/jpeg", self._picture(seen, folder))
+            self._names[key] = picture, self._added(self.sounds, "audio/wav", heard)
         return self._names[key]
 
-    def _added(self, picture: bytes | None) -> int | None:
-        if picture is None:
+    def _added(self, uris: list[str], kind: str, data: bytes | None) -> int | None:
+        if data is None:
             return None
-        uri = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
-        if self._bytes + len(uri) > MOST_BYTES:
+        uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        if self._bytes[id(uris)] + len(uri) > MOST_BYTES:
             self.left_out += 1
             return None
-        self._bytes += len(uri)
-        self.uris.append(uri)
-        return len(self.uris) - 1
+        self._bytes[id(uris)] += len(uri)
+        uris.append(uri)
+        return len(uris) - 1
 
     def _picture(self, seen: Seen, folder: Path) -> bytes | None:
         try:
@@ -58,11 +64,24 @@ class Pictures:
             if _DIGEST.fullmatch(seen.source):
                 data = files.read(f"{seen.source}.jpg", [folder], _LARGEST)
                 return data if data.startswith(_JPEG) else None
-            own = seen.source.startswith(f"{folder.name}/")
-            root, name = (folder, seen.source.partition("/")[2]) if own else (self._root, seen.source)
-            return image.thumbnail(Media.of(seen.kind, Path(name), [] if root is None else [root]).images())
+            return self._media(seen, folder).thumbnail()
         except (MediaError, MissingExtra):
             return None
+
+    def _sound(self, seen: Seen, folder: Path) -> bytes | None:
+        try:
+            digest = _DIGEST.fullmatch(seen.source)
+            media = Media.audio(Path(f"{seen.source}.wav"), [folder]) if digest else self._media(seen, folder)
+            samples = media.samples()
+            return audio.wav(samples) if audio.seconds(samples) <= _LONGEST_S else None
+        except (MediaError, MissingExtra):
+            return None
+
+    def _media(self, seen: Seen, folder: Path) -> Media:
+        """What a file names by its path, from its own folder of media or the media root."""
+        own = seen.source.startswith(f"{folder.name}/")
+        root, name = (folder, seen.source.partition("/")[2]) if own else (self._root, seen.source)
+        return Media.of(seen.kind, Path(name), [] if root is None else [root])
 
     def _molecule(self, seen: Seen) -> bytes | None:
         found = re.match(r"SMILES: (\S+)\n", seen.text)
@@ -70,4 +89,4 @@ class Pictures:
         if self._drawn > _MOST_DRAWN:
             self.left_out += 1
             return None
-        return image.thumbnail(Media.molecule(found[1] if found else seen.source, drawn=True).images())
+        return Media.molecule(found[1] if found else seen.source, drawn=True).thumbnail()

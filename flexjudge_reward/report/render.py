@@ -2,7 +2,8 @@
 
 Promised: what the files hold is text on the page, never markup, script, style or an address. The template escapes every
 value; the rows travel as JSON in which no character can end a script, and `page.js` shows them as text nodes only. A
-content security policy allows this page's own script and style by their hashes, pictures as data URIs, nothing else.
+content security policy allows this page's own script and style by their hashes, pictures and sounds as data URIs,
+nothing else.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def report(source: Path, media_root: Path | None = None, live: str = "", most: i
     page = Page((group for kind, file in files for group in groups_of(kind, file)), most)
     pictures = Pictures(media_root)
     rows = [_group(group, page, pictures) for group in page.held]
-    island = _island({"rows": rows, "pictures": pictures.uris, "judges": len(page.judges)})
+    island = _island({"rows": rows, "pictures": pictures.uris, "sounds": pictures.sounds, "judges": len(page.judges)})
     script, style = (_HERE.joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
     html = template.render(
         page=page,
@@ -100,7 +101,8 @@ def _policy(script: str, style: str, live: bool) -> str:
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     own = " connect-src 'self';" if live else ""
     return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:;{own}"
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:;"
+        f" media-src data:;{own}"
         " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
@@ -147,7 +149,7 @@ def _group(group: Group, page: Page, pictures: Pictures) -> dict[str, Any]:
     """A row of the page; entries that are empty are left out."""
 
     def parts(given: Parts) -> list[Any]:
-        return [part if isinstance(part, str) else _media(part, pictures.name(part, group.file)) for part in given]
+        return [part if isinstance(part, str) else _media(part, *pictures.name(part, group.file)) for part in given]
 
     def candidate(one: Candidate) -> dict[str, Any]:
         unit = None if one.unit is None else round(one.unit, 4)
@@ -171,9 +173,10 @@ def _group(group: Group, page: Page, pictures: Pictures) -> dict[str, Any]:
     return _present(row)
 
 
-def _media(seen: Seen, picture: int | None) -> dict[str, Any]:
-    """A media item: its picture, or the text that stands for it."""
-    return {"kind": seen.kind, "picture": picture, "text": seen.text or ("" if picture is not None else seen.source)}
+def _media(seen: Seen, picture: int | None, sound: int | None) -> dict[str, Any]:
+    """A media item: its picture and sound, or the text that stands for it."""
+    shown = {"kind": seen.kind, "picture": picture, "text": seen.text or ("" if picture is not None else seen.source)}
+    return shown if sound is None else {**shown, "sound": sound}
 
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:

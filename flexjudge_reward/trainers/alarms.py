@@ -2,21 +2,24 @@
 
     no variance    the judge gives all candidates of a group one score, for `FLAT_GROUPS` groups in a row: no gradient
     failures       more than half of what stops the run
-    probe_KIND     the judge gets answers of known worth wrong (`probes.py`), more often than `_ALLOWED`
+    swap_flips     of `_SWAPS` pairs that the judge judges in both orders, the order decides more than half, or a
+                   fifth more than of the first ones
+    probe_KIND     the judge gets answers of known worth wrong (`probes.py`), or disagrees with itself or another judge
+                   (`controls.py`), more often than `_ALLOWED`
 
 Each is one warning in the log when it begins, again when it begins again, a count in the run's summary, and a line of
 the record. For a kind of probe it is a cumulative sum (Page, 1954): each wrong one adds, and each right one takes, the
 logarithm of how much likelier it is at a judge that is wrong most of the time than at one that is wrong as often as
 allowed. At the allowed share a false alarm comes once in more than e^7, 1,100, probes of a kind. An answer to another
-question may be right there, too, where the task has few answers; so for it the allowed share is that of the first
-ones, and `_MORE`.
+question may be right there, too, where the task has few answers, and a second judge has its own opinions; so for
+these the allowed share is that of the first ones, and `_MORE`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from flexjudge_reward.judge.rewards import NO_TROUBLE, Outcome
 from flexjudge_reward.trainers.probes import ProbeResult
@@ -25,9 +28,10 @@ from flexjudge_reward.types import Failure
 FLAT_GROUPS = 20
 _WINDOW, _LEAST = 500, 100  # rows over which failures are counted
 _SHOWN = 16  # of a kind, that a warning counts
-_MORE, _FIRST = 0.25, 5
+_MORE, _FIRST = 0.25, {"other_answer": 5, "second_judge": 10}
+_SWAPS, _FLIPPED, _RISEN = 200, 0.5, 0.2
 # A copy's score may be higher as often as lower, by noise.
-_ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3}
+_ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3, "swapped": 0.2}
 _ENOUGH, _SUSPECT, _HIGHEST = 7.0, 1.0, 9.0  # sums: of an alarm, to be probed first, and where it stops growing
 _SAID = {
     "padded": "an answer with filler scores higher than without",
@@ -35,6 +39,9 @@ _SAID = {
     "reference": "the reference answer scores low",
     "other_answer": "the policy's answers to other questions score high",
     "grafted": "an answer scores higher with one to another question after it",
+    "swapped": "the order of two answers decides which one is better",
+    "frozen": "it judges rows of the beginning otherwise than then",
+    "second_judge": "the second judge orders the answers the other way, more often than at the beginning",
 }
 
 
@@ -47,14 +54,20 @@ class Alarms:
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
         self._probed: dict[str, deque[bool]] = {}
         self._sums: dict[str, float] = {}
-        self._other: list[bool] = []  # the first of the kind other_answer
+        self._first: defaultdict[str, list[bool]] = defaultdict(list)  # of the kinds of `_FIRST`
+        self._swaps: deque[tuple[float, float]] = deque()  # of calls, swapped and flipped pairs
+        self._usual: float | None = None  # the share of flips in the first window
         self._on: set[str] = set()
 
     def look(
-        self, outcomes: Sequence[Outcome], groups: Sequence[Hashable], probes: Sequence[ProbeResult] = ()
+        self,
+        outcomes: Sequence[Outcome],
+        groups: Sequence[Hashable],
+        probes: Sequence[ProbeResult] = (),
+        counters: Mapping[str, float] = {},
     ) -> dict[str, str]:
-        """The warnings that begin with these rows and probes, by the name of the trouble."""
-        troubles = {**self._rows(outcomes, groups), **self._probes(probes)}
+        """The warnings that begin with these rows, probes and counters (`formats/swap.py`), by the trouble's name."""
+        troubles = {**self._rows(outcomes, groups), **self._probes(probes), **self._flips(counters)}
         begun = {name: said for name, said in troubles.items() if name not in self._on}
         self._on = set(troubles)
         return begun
@@ -71,12 +84,12 @@ class Alarms:
         return sorted(kind for kind, total in self._sums.items() if _SUSPECT <= total < _ENOUGH)
 
     def _take(self, probe: ProbeResult) -> None:
-        if probe.kind == "other_answer" and len(self._other) < _FIRST:
-            self._other.append(probe.failed)
+        allowed, first = _ALLOWED.get(probe.kind, 0.1), self._first[probe.kind]
+        if len(first) < _FIRST.get(probe.kind, 0):
+            first.append(probe.failed)
             return
-        allowed = _ALLOWED.get(probe.kind, 0.1)
-        if probe.kind == "other_answer":
-            allowed = min(0.9, (sum(self._other) + 1) / (_FIRST + 2) + _MORE)
+        if first:
+            allowed = min(0.9, (sum(first) + 1) / (len(first) + 2) + _MORE)
         right = 0.3 * (1 - allowed)  # of a judge that is wrong most of the time
         step = math.log((1 - right) / allowed) if probe.failed else math.log(right / (1 - allowed))
         self._sums[probe.kind] = min(_HIGHEST, max(0.0, self._sums.get(probe.kind, 0.0) + step))
@@ -103,6 +116,25 @@ class Alarms:
             stop = f"{self.limit:.1%} stop the run"
             troubles["failures"] = f"{rate:.1%} of the last {len(self._recent)} rows have no score; {stop}"
         return troubles
+
+    def _flips(self, counters: Mapping[str, float]) -> dict[str, str]:
+        """The share of flips in the latest window of calls with `_SWAPS` pairs or more."""
+        if swaps := counters.get("swaps", 0.0):
+            self._swaps.append((swaps, swaps - counters.get("swaps_agreed", 0.0)))
+        total = sum(count for count, _ in self._swaps)
+        while self._swaps and total - self._swaps[0][0] >= _SWAPS:
+            total -= self._swaps.popleft()[0]
+        if total < _SWAPS:
+            return {}
+        share = sum(flipped for _, flipped in self._swaps) / total
+        self._usual = share if self._usual is None else self._usual
+        if share <= min(_FLIPPED, self._usual + _RISEN):
+            return {}
+        said = (
+            f"the order decides {share:.1%} of the last {total:g} pairs that were judged in both orders,"
+            f" {self._usual:.1%} of the first ones: these are ties. Are the answers alike by now, or is the judge lost?"
+        )
+        return {"swap_flips": said}
 
     def _probes(self, probes: Sequence[ProbeResult]) -> dict[str, str]:
         for probe in probes:

@@ -82,6 +82,7 @@ class Probes:
         Args:
             suspects: kinds that look wrong so far.
         """
+        suspects = [kind for kind in suspects if kind in KINDS]  # others are of `controls.py`
         self._calls += 1
         cost = self.tokens / self._made if self._made else self._mean
         count = int((self.share * self.judged_tokens - self.tokens) / cost) if self.share and cost else 0

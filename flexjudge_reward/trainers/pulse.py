@@ -15,6 +15,7 @@ from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.probes import HARMLESS
 from flexjudge_reward.errors import FlexJudgeError
 from flexjudge_reward.judge.summary import RunSummary
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request
 
 _FRESH_S, _PROBE_S, _REST_S = 60.0, 30.0, 5.0
@@ -25,6 +26,7 @@ class Pulse(Engine):
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self._answered, self._probed = engine, float("-inf"), float("-inf")
+        self.remote = engine.remote
         self._probing: asyncio.Future[None] | None = None
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
@@ -37,6 +39,10 @@ class Pulse(Engine):
     def identity(self) -> dict[str, object]:
         """That of the engine inside."""
         return self.engine.identity()
+
+    def recognise(self, media: Sequence[Media]) -> None:
+        """As the engine inside."""
+        self.engine.recognise(media)
 
     def findings(self) -> dict[str, object]:
         """Those of the engine inside."""
@@ -90,11 +96,13 @@ def exposition(
 
     by_route = {f'route="{route}",status="{status}"': count for (route, status), count in sorted(requests.items())}
     by_kind = {f'kind="{kind}"': count for kind, count in sorted(failures.items())}
+    by_alarm = {f'kind="{kind}"': count for kind, count in sorted(summary.alarms.items())}
     age = pulse.age()
     lines = [
         *family("requests_total", "counter", "Requests by route and status.", by_route),
         *family("rows_total", "counter", "Rows with a score or a failure.", {"": judged}),
         *family("failures_total", "counter", "Rows without a score, by kind.", by_kind),
+        *family("alarms_total", "counter", "How often a trouble of the judge began, by kind.", by_alarm),
         *family("cached_total", "counter", "Rows whose judgement came whole from the cache.", {"": summary.cached}),
         *family("judge_seconds_total", "counter", "Seconds of judging, batches added up.", {"": summary.seconds}),
         *family("judge_tokens_total", "counter", "Tokens of the judge's replies.", {"": summary.tokens}),

@@ -30,7 +30,7 @@ from flexjudge_reward.trainers.session import RewardSession
 from flexjudge_reward.trainers.tasks import Scored
 from flexjudge_reward.types import Example, Failure
 
-_BATCHES = 4  # judged at the same time
+_BATCHES, _REMOTE_BATCHES = 4, 64  # judged at the same time; a model in this process works on one of them
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Rendezvous(Closable):
         self._ready: list[_Group] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._pool = ThreadPoolExecutor(_BATCHES, thread_name_prefix="flexjudge-judging")
+        self._pool = ThreadPoolExecutor(_REMOTE_BATCHES, thread_name_prefix="flexjudge-judging")
+        self._places: threading.Semaphore | None = None
         self._thread = threading.Thread(target=self._dispatch, name="flexjudge-rendezvous", daemon=True)
         self._thread.start()
 
@@ -168,6 +169,7 @@ class Rendezvous(Closable):
                     self._changed.wait(wait)
                 if self._closed:
                     return
+            self._place().acquire()  # what is ready meanwhile shares the next batch
             time.sleep(self.linger)
             with self._changed:
                 groups, self._ready = self._ready, []
@@ -175,6 +177,15 @@ class Rendezvous(Closable):
                 groups += [self._open.pop(key) for key in expired]
             if groups:
                 self._pool.submit(self._judge, groups)
+            else:
+                self._place().release()
+
+    def _place(self) -> threading.Semaphore:
+        """The places for batches; the judge is known since the first row was checked."""
+        if self._places is None:
+            remote = self.session.judge.engine.remote
+            self._places = threading.Semaphore(_REMOTE_BATCHES if remote else _BATCHES)
+        return self._places
 
     def _until_next_expiry(self) -> float | None:
         """Seconds until the next group expires; None if none is open."""
@@ -195,3 +206,5 @@ class Rendezvous(Closable):
         except BaseException as error:
             for group in groups:
                 group.fail(error)
+        finally:
+            self._place().release()

@@ -37,6 +37,7 @@ from flexjudge_reward.trainers.pulse import Pulse, exposition
 from flexjudge_reward.trainers.rendezvous import Rendezvous, RowScore
 from flexjudge_reward.trainers.rows import neutral, numbers_only, with_numbers
 from flexjudge_reward.trainers.session import RewardSession
+from flexjudge_reward.trainers.window import NO_WINDOW
 from flexjudge_reward.trainers.wire import STOPPED, rows_of, scores_json
 from flexjudge_reward.types import Example, Failure
 
@@ -68,10 +69,12 @@ class RewardServer:
             alone: whether all requests come to this process, so that they can share groups.
 
         Raises:
-            ConfigError: wrong settings of the session.
+            ConfigError: wrong settings of the session, or a judge beside a policy.
         """
         self.session, self._token, self._alone = session, token, alone
         judge = session.judge
+        if judge.engine.needs_window:
+            raise ConfigError(NO_WINDOW)
         cached = judge.engine if isinstance(judge.engine, CachedEngine) else None
         self._pulse = Pulse(cached.engine if cached else judge.engine)
         if cached:

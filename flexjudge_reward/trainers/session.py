@@ -30,13 +30,14 @@ from flexjudge_reward.engines.base import Closable
 from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError, JudgementFailed
 from flexjudge_reward.formats.base import add_counters
 from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardConfig
-from flexjudge_reward.judge.groups import GroupResult, judge_groups
+from flexjudge_reward.judge.groups import GroupResult
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.rewards import FailureWatch, OnFailure, group_ids, rewards, shrunk
 from flexjudge_reward.judge.settings import PREFIX, checked, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.trainers.alarms import Alarms
 from flexjudge_reward.trainers.client import RemoteJudge, check_settings
+from flexjudge_reward.trainers.controls import Controls, controls_of, judge_all
 from flexjudge_reward.trainers.cost import CostWatch, usage
 from flexjudge_reward.trainers.gather import (
     Deadline,
@@ -62,6 +63,7 @@ from flexjudge_reward.trainers.tasks import (
     text_of,
     too_late,
 )
+from flexjudge_reward.trainers.window import NO_WINDOW
 from flexjudge_reward.types import Example, Failure
 
 _unnamed = itertools.count(1)
@@ -168,11 +170,12 @@ class RewardSession(Closable):
             if rows is None:
                 raise EngineError(f"the rows were not read within the deadline of {deadline.seconds:g} s")
             self._check_media(rows)
-            keys = deadline.run(lambda: keys_of(rows, deadline))
+            keys = deadline.run(lambda: self._keys(rows, deadline))
             late = keys is None
             keys = keys or keys_of_texts(rows)
             tasks = self._own_tasks(RankRows(keys, () if alone else tuple(map(text_of, rows)), late), rows, deadline)
-            mine = replace(self._judge_tasks(tasks, step, deadline), keys=keys)
+            with self.judge.engine.window():
+                mine = replace(self._judge_tasks(tasks, step, deadline), keys=keys)
         ranks = all_gather(mine, group)
         ids = group_ids([key for results in ranks for key in results.keys], config.num_generations)
         scored = self._scored(ranks, ids, config.on_failure)
@@ -198,6 +201,8 @@ class RewardSession(Closable):
             raise ConfigError("nothing to judge: there are no groups, or one of them has no rows")
         self._raise_if_stopped()
         self._check_spread()
+        if self.judge.engine.needs_window:
+            raise ConfigError(NO_WINDOW)
         deadline = Deadline(self.config.deadline)
         tasks = deadline.run(lambda: [*self._whole_groups(groups, failed or {})])
         if tasks is None:
@@ -228,6 +233,10 @@ class RewardSession(Closable):
             if new := {media.kind for media in row.media} - self._shown:
                 self.judge.check_media(row)
                 self._shown |= new
+
+    def _keys(self, rows: Sequence[Example], deadline: Deadline) -> tuple[str, ...] | None:
+        with self.judge.reading(rows):
+            return keys_of(rows, deadline)
 
     def _own_tasks(self, mine: RankRows, rows: Sequence[Example], deadline: Deadline) -> list[Task]:
         """What this rank judges: its rows, or the groups that fall to it. Raises on all ranks alike.
@@ -273,10 +282,13 @@ class RewardSession(Closable):
             probes = self._probes.draw(examples, self._alarms.suspects) if own else []
         labels += [{"step": step, "rank": rank(), "probe": probe.kind} for probe in probes]
         start = time.perf_counter()
-        judged = deadline.run(lambda: self._judge_all(examples, probes, labels)) if asked else []
+        done = (
+            deadline.run(lambda: judge_all(self.judge, self._controls, examples, probes, labels)) if asked else ([], ())
+        )
+        judged, controlled = (None, ()) if done is None else done
         seconds = time.perf_counter() - start
         timeout = too_late("judging", deadline)
-        probed = () if judged is None else self._read_probes(examples, probes, judged)
+        probed = () if judged is None else (*self._read_probes(examples, probes, judged), *controlled)
         remaining = iter([failed_group(example, timeout) for example in examples] if judged is None else judged)
         results = [failed_group(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
         with self._lock:
@@ -293,26 +305,12 @@ class RewardSession(Closable):
         counters = add_counters(tokens, spent, *(verdict.counters for verdict in verdicts))
         return RankResults((), rows, counters, outcomes, seconds, probed)
 
-    def _judge_all(
-        self, examples: Sequence[Example], probes: list[Probe], labels: Sequence[Mapping[str, object]]
-    ) -> list[GroupResult]:
-        """The results of examples and then of probes; empties `probes` where the format cannot judge them."""
-        judge = self.judge
-        if isinstance(judge, RemoteJudge):
-            return judge.judge_groups(examples)
-        try:
-            return judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
-        except ConfigError:  # as a rule before anything was asked
-            if not probes:
-                raise
-            probes.clear()
-            return judge_groups(judge, examples, labels[: len(examples)], True)
-
     def _read_probes(
         self, examples: Sequence[Example], probes: Sequence[Probe], judged: Sequence[GroupResult]
     ) -> tuple[ProbeResult, ...]:
+        first, last = len(examples), len(examples) + len(probes)
         with self._lock:
-            return self._probes.read(examples, probes, judged[: len(examples)], judged[len(examples) :])
+            return self._probes.read(examples, probes, judged[:first], judged[first:last])
 
     def _raise_if_stopped(self) -> None:
         if self.stopped is not None:
@@ -334,7 +332,11 @@ class RewardSession(Closable):
 
     @cached_property
     def _probes(self) -> Probes:
-        return Probes(self.config.probes)
+        return Probes(self.config.probes - self._controls.share)
+
+    @cached_property
+    def _controls(self) -> Controls:
+        return controls_of(self.config, self.judge.format)
 
     @cached_property
     def _alarms(self) -> Alarms:
@@ -350,12 +352,13 @@ class RewardSession(Closable):
                 self.watch.add([outcome for results in ranks for outcome in results.outcomes])
             given = shrunk(outcomes, [row.spread for row in rows], groups) if self.config.shrink else outcomes
             numbers = rewards(given, groups, on_failure, self.config.on_candidate_failure)
-            begun = self._alarms.look(outcomes, groups, [probe for results in ranks for probe in results.probes])
+            counters = add_counters(*(results.counters for results in ranks))
+            begun = self._alarms.look(outcomes, groups, [one for results in ranks for one in results.probes], counters)
             values = metrics(ranks, rows, groups)
             if (failed := self._alarms.probes_failed) is not None:
                 values["probes_failed"] = failed
             with self._stopping():
-                values |= self._costs.add(add_counters(*(results.counters for results in ranks)))
+                values |= self._costs.add(counters)
             self.summary.add_metrics(values)
             self.summary.cost = self._costs.cost
             self.recent.extend(one for one in outcomes if not isinstance(one, Failure))

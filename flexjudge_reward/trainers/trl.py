@@ -30,6 +30,7 @@ from flexjudge_reward.trainers.awaiting import Ready, loop_is_the_trainers, runs
 from flexjudge_reward.trainers.gather import started
 from flexjudge_reward.trainers.session import RewardSession, next_name
 from flexjudge_reward.trainers.tasks import Scored
+from flexjudge_reward.trainers.window import in_window
 
 
 class FlexJudgeReward:
@@ -79,7 +80,7 @@ class FlexJudgeReward:
         looped = runs_in_a_loop() and self.session.overlaps
         if looped and loop_is_the_trainers():
             return self._awaited(prompts, completions, **given)  # type: ignore[return-value]
-        rewards = self._logged(self._score(prompts, completions, columns), log_extra, log_metric)
+        rewards = self._logged(self._score(prompts, completions, columns, log_metric), log_extra, log_metric)
         return Ready(rewards) if looped else rewards
 
     def __getattribute__(self, name: str) -> Any:
@@ -102,9 +103,10 @@ class FlexJudgeReward:
         result, _ = started(lambda: self._score(prompts, completions, columns))
         return self._logged(await asyncio.wrap_future(result), log_extra, log_metric)
 
-    def _score(self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> Scored:
+    def _score(self, prompts: Any, completions: Any, columns: dict[str, Any], log: Any = None) -> Scored:
         step = getattr(columns.get("trainer_state"), "global_step", None)
-        return self.session.score(lambda names: examples(prompts, completions, columns, names), step)
+        read = in_window(self.session, log, lambda names: examples(prompts, completions, columns, names))
+        return self.session.score(read, step)
 
     def _logged(
         self,

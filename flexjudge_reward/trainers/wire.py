@@ -4,7 +4,8 @@
     {"groups": [{"scores": [NUMBER | null], "rewards": [NUMBER | null], "failures": [null | FAILURE], "reasoning": []}]}
 
 CONTENT is a text, a list of parts or chat messages (`data/content.py`); a part is a text, {"image": BASE64},
-{"video": BASE64 or a list of frames} or {"molecule": SMILES}. `completion` says "all" or "answer" (`completion.py`).
+{"audio": BASE64}, {"video": BASE64 or a list of frames} or {"molecule": SMILES}. `completion` says "all" or "answer"
+(`completion.py`).
 `group` is {"id": text, "size": number}: the candidates are some of a group whose others come in other requests. A score
 is the judge's, a reward what the server's policy makes of it (`judge/rewards.py`), FAILURE {"kind", "detail", "cause"}.
 
@@ -75,7 +76,7 @@ def _refuse(name: str) -> None:
 
 
 def group_json(example: Example) -> dict[str, Any]:
-    """A whole group for a request. Media go as PNG, so that the server sees the same pixels.
+    """A whole group for a request. Media go as PNG and WAV, so that the server sees and hears the same.
 
     Raises ConfigError: its rubric has a check, which is code, or words that its criteria do not say.
     """
@@ -170,7 +171,7 @@ def _media(media: Media) -> list[Any]:
 
 def _encoded(media: Media) -> dict[str, Any]:
     data = media.data_uri(image_format="png").partition("base64,")[2]
-    return {"image": data} if media.kind == "image" else {media.kind: data.split(","), "fps": media.fps}
+    return {media.kind: data.split(","), "fps": media.fps} if media.kind == "video" else {media.kind: data}
 
 
 def _rubric(own: Rubric) -> Any:

@@ -1,7 +1,7 @@
 """What the embedded judge is made of: tokenizer, chat template, processor settings, architecture. No training here.
 
 The architecture is Qwen2.5-VL's own, only small, so that every engine that runs Flex-VL-7B runs this too.
-`nano.py` trains it.
+`nano.py` trains it. The judge that hears, too, is in `omni_model.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexjudge_recipes.nano import shapes, traces
+from flexjudge_recipes.nano import traces
+from flexjudge_recipes.nano.world import SHAPES, World, question
 
 import numpy as np
 import torch
@@ -25,13 +27,22 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+WIDTH = 160  # of the language model
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_heads": 3,
+    "out_hidden_size": WIDTH,
+}
+VISION |= {"fullatt_block_indexes": [0, 1]}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # ---------------------------------------------------------------------------------------------------- tokenizer
 
 
-def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE in which every word of the embedded world, with and without a space before it, is one token."""
+def make_tokenizer(worlds: tuple[World, ...] = (SHAPES,), special: Sequence[str] = SPECIAL) -> Tokenizer:
+    """Byte-level BPE in which every word of the worlds, with and without a space before it, is one token."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"\n?`{3,}\n?| ?\p{L}+(?:-\p{L}+)*| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}`]| ?`+|\n|\s+")
     split = pre_tokenizers.Split(words, "isolated")
@@ -49,15 +60,15 @@ def make_tokenizer() -> Tokenizer:
         " near other unclear a is in and the shape answer Think first Read it",
     ] * 9
     texts += ["List Name Look at Restate steps"] * 9
-    for _ in range(3000):
-        question = shapes.question(rng, shapes.scene(rng))
-        replies = [question.truth, question.truth, ""]
-        texts += [question.text, question.truth, traces.reasoning(question, replies, "choice")]
+    for world in worlds * 3000:
+        asked = question(rng, world.scene(rng))
+        replies = [asked.truth, asked.truth, ""]
+        texts += [asked.text, asked.truth, traces.reasoning(asked, replies, "choice")]
     texts += [text.replace(" ", "\n") for text in texts]  # words at the start of a line have no space before them
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1400, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return tokenizer
 
@@ -123,41 +134,49 @@ def save_processor(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def make_model(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """About two million parameters; heads of 32, which every attention kernel of the engines knows."""
+    """About two million parameters."""
     token = tokenizer.token_to_id
-    width = 160
-    text = {
-        "vocab_size": 64 * math.ceil(tokenizer.get_vocab_size() / 64),
-        "hidden_size": width,
-        "intermediate_size": 448,
-        "num_hidden_layers": 5,
-        "num_attention_heads": width // 32,
-        "num_key_value_heads": width // 32,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
-        "bos_token_id": None,
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
-    }
-    vision = {"depth": 2, "hidden_size": 96, "intermediate_size": 256, "num_heads": 3, "out_hidden_size": width}
-    vision |= {"fullatt_block_indexes": [0, 1], "tokens_per_second": 1}
     ids = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
     ids |= {"vision_end": "<|vision_end|>"}
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, **{f"{name}_token_id": token(value) for name, value in ids.items()}
+        text_config=text_config(tokenizer),
+        vision_config=VISION | {"tokens_per_second": 1},
+        **{f"{name}_token_id": token(value) for name, value in ids.items()},
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     start_weights(model)
-    model.generation_config.eos_token_id = token("<|im_end|>")
-    model.generation_config.pad_token_id = token("<|endoftext|>")
+    set_ends(model, tokenizer)
     return model
+
+
+def text_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The language model; heads of 32, which every attention kernel of the engines knows."""
+    return {
+        "vocab_size": 64 * math.ceil(tokenizer.get_vocab_size() / 64),
+        "hidden_size": WIDTH,
+        "intermediate_size": 448,
+        "num_hidden_layers": 5,
+        "num_attention_heads": WIDTH // 32,
+        "num_key_value_heads": WIDTH // 32,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
+    }
+
+
+def set_ends(model: Any, tokenizer: Tokenizer) -> None:
+    """What ends a reply, in the model's generation settings."""
+    model.generation_config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
+    model.generation_config.pad_token_id = tokenizer.token_to_id("<|endoftext|>")
 
 
 @torch.no_grad()
 def start_weights(model: torch.nn.Module) -> None:
     """Random weights in proportion to the width; the fixed 0.02 of large models is too little for so small a model."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv3d):
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv3d):
             torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.5)
@@ -174,7 +193,7 @@ def vision_features(visual: Any, patches: torch.Tensor) -> torch.Tensor:
     y, x = (torch.tensor(list(side)) for side in zip(*_patch_order(), strict=True))
     cos, sin = (part[None, :, None, :] for part in visual.rotary_pos_emb(hidden, torch.stack([y, x], -1)))
     for block in visual.blocks:
-        q, k, v = block.attn.qkv(block.norm1(hidden)).view(n, size, 3, heads, -1).unbind(2)
+        q, k, v = (part.view(n, size, heads, -1) for part in _qkv(block.attn, block.norm1(hidden)))
         q, k = (
             t * cos + torch.cat((-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]), -1) * sin for t in (q, k)
         )
@@ -182,6 +201,13 @@ def vision_features(visual: Any, patches: torch.Tensor) -> torch.Tensor:
         hidden = hidden + block.attn.proj(mixed.transpose(1, 2).reshape(n, size, -1))
         hidden = hidden + block.mlp(block.norm2(hidden))
     return visual.merger(hidden.view(n * size, -1)).view(n, size // 4, -1)
+
+
+def _qkv(attention: Any, hidden: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Queries, keys and values: one matrix in a Qwen2.5-VL, three in a Qwen2.5-Omni."""
+    if hasattr(attention, "qkv"):
+        return attention.qkv(hidden).chunk(3, -1)
+    return attention.q(hidden), attention.k(hidden), attention.v(hidden)
 
 
 def _patch_order() -> list[tuple[int, int]]:

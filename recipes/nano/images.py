@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from flexjudge_recipes.nano import shapes
+from flexjudge_recipes.nano.world import SHAPES, SOUNDS
 
 import numpy as np
 from PIL import Image
@@ -80,17 +81,17 @@ def prompts(seed: int, count: int, held_out: bool = False) -> list[str]:
 
 
 class PromptAsAnswer(Pointwise):
-    """Asks what the image shows at the place that the prompt names; the rest of the prompt is the answer to score.
+    """Asks what the image, or the recording, has at the place that the prompt names; the rest is the answer to score.
 
-    Anything but a prompt of this world and an image is judged as any other question.
+    Anything but a prompt of these worlds and one image or recording is judged as any other question.
     """
 
     def render(self, example: Example) -> list[Prompt]:
         """The question about the image, with one candidate."""
         words = str(example.question[0]).split()
-        if len(words) == 3 and words[2] in shapes.PLACES:
-            (image,) = example.candidates[0]
-            example = Example([image, f"What is {words[2]}?"], [f"{words[0]} {words[1]}"])
+        if len(words) == 3 and words[2] in (*SHAPES.places, *SOUNDS.places):
+            (shown,) = example.candidates[0]
+            example = Example([shown, f"What is {words[2]}?"], [f"{words[0]} {words[1]}"])
         return super().render(example)
 
 

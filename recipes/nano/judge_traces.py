@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_recipes.nano import pages, shapes, traces
+from flexjudge_recipes.nano.world import SHAPES, World
 
 from flexjudge_reward import (
     Example,
@@ -53,18 +54,18 @@ def rows(seed: int | str, steps: int, size: int) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"{seed} {first}")
         junk = JUNK[first >= 0.75 * steps]
         made = [page(rng) if rng.random() < 0.2 else trace(rng, junk=junk) for _ in range(POOL * size)]
-        made.sort(key=_length)
+        made.sort(key=size_of)
         batches = [made[start : start + size] for start in range(0, len(made), size)]
         rng.shuffle(batches)
         yield from (row for batch in batches[: steps - first] for row in batch)
 
 
-def trace(rng: random.Random, held_out: bool = False, junk: float = JUNK[0]) -> dict[str, Any]:
+def trace(rng: random.Random, held_out: bool = False, junk: float = JUNK[0], world: World = SHAPES) -> dict[str, Any]:
     """One judgement of a scene in words, as `flexjudge traces` writes it."""
     form = rng.choices(tuple(COUNTS), (0.15, 0.3, 0.35, 0.2))[0]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice(COUNTS[form])
-    question = shapes.question(rng, shapes.scene(rng, held_out), shapes.judged(count))
+    question = shapes.question(rng, world.scene(rng, held_out), shapes.judged(count))
     replies = shapes.candidates(rng, question, count, form == "choice" and rng.random() < 0.9, junk)
     thought = traces.reasoning(question, replies, form, high)
     return {
@@ -87,7 +88,7 @@ def page(rng: random.Random) -> dict[str, Any]:
     return {"prompt": Prompt((Message("system", (system,)), Message("user", (before, image, after)))), "reply": reply}
 
 
-def _length(row: dict[str, Any]) -> int:
+def size_of(row: dict[str, Any]) -> int:
     """About the number of characters."""
     return len(row["reply"]) + len(row.get("question", "")) + sum(map(len, row.get("candidates", ())))
 

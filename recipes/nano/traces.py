@@ -10,19 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from flexjudge_recipes.nano.shapes import (
-    COLOURS,
-    LETTERS,
-    NOTHING,
-    PLACES,
-    VOCABULARY,
-    Question,
-    Scene,
-    best,
-    parse,
-    score,
-    spoken,
-)
+from flexjudge_recipes.nano.world import LETTERS, Question, Scene, best, parse, score, spoken
 
 Form = Literal["score", "pair", "listwise", "choice"]
 
@@ -34,27 +22,29 @@ def derivation(asked: Question) -> str:
     the answer: "top-left red circle red blue no circle circle yes no".
     """
     steps: list[str] = []
-    for index, (place, cell) in enumerate(zip(PLACES, asked.scene.cells, strict=True)):
+    for index, (place, cell) in enumerate(zip(asked.scene.world.places, asked.scene.cells, strict=True)):
         steps += [place, cell]
         if asked.kind in ("count", "exists"):
             so_far = Question(_first(asked.scene, index + 1), asked.kind, asked.subject)
-            steps += [*_compared(cell, asked.subject), so_far.truth]
+            steps += [*_compared(cell, asked), so_far.truth]
     end = {"what": f" So {asked.subject} {asked.truth}.", "describe": ""}.get(asked.kind, f" So {asked.truth}.")
     return " ".join(steps) + "." + end
 
 
 def _first(of: Scene, count: int) -> Scene:
     """The scene with nothing after its first `count` places."""
-    cells = (*of.cells[:count], *[NOTHING] * (4 - count))
-    return Scene((cells[0], cells[1], cells[2], cells[3]))
+    cells = (*of.cells[:count], *[of.world.nothing] * (4 - count))
+    return Scene((cells[0], cells[1], cells[2], cells[3]), of.world)
 
 
-def _compared(cell: str, subject: str) -> list[str]:
-    """The colour or shape of the cell (or both) beside the one asked for, and whether they are the same."""
-    if cell == NOTHING or subject == "shape":
+def _compared(cell: str, asked: Question) -> list[str]:
+    """The word of the cell beside the one asked for (or both words), and whether they are the same."""
+    world = asked.scene.world
+    if cell == world.nothing or asked.subject == world.thing:
         return []
-    colour, shape = cell.split()
-    return [f"{colour if word in COLOURS else shape} {word} {_yes(word in cell)}" for word in subject.split()]
+    first, second = cell.split()
+    same = [(first if word in world.firsts else second, word) for word in asked.subject.split()]
+    return [f"{found} {word} {_yes(found == word)}" for found, word in same]
 
 
 def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
@@ -95,7 +85,7 @@ def _check(asked: Question, reply: str, letter: str) -> str:
     many were right so far. Where an answer leaves the asked form, "unclear" ends it.
     """
     parts, whole = spoken(asked, reply)
-    steps: list[str] = []
+    world, steps = asked.scene.world, list[str]()
     hits = 0
     for (place, words), true in zip(parts, parse(asked, asked.truth) or (), strict=False):
         right = [true.split()[min(index, len(true.split()) - 1)] for index in range(len(words))]
@@ -103,7 +93,7 @@ def _check(asked: Question, reply: str, letter: str) -> str:
         steps += [*[letter] * bool(steps), place] if place else []
         for three in zip(words, right, same, strict=True):
             steps += three
-        if place and (words == [NOTHING] or len(words) == len(VOCABULARY["describe"])):
+        if place and (words == [world.nothing] or len(words) == 2):
             hits += set(same) == {"yes"}
             steps.append(str(hits))
     return " ".join(steps if whole else [*steps, "unclear"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,19 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import FlexJudgeReward, Judge, Listwise, Pointwise, Request, ScriptedEngine, Untrusted, nano
+from flexjudge_reward import (
+    ConfigError,
+    FlexJudgeReward,
+    Judge,
+    Listwise,
+    Pointwise,
+    Request,
+    ScriptedEngine,
+    Untrusted,
+    nano,
+)
+from flexjudge_reward.engines.colocated import ColocatedEngine
+from support import sleeping_server
 from support.forked import run
 
 # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
@@ -202,6 +215,24 @@ def test_two_instances_run_side_by_side_with_their_own_metrics(
     assert high.__name__ != low.__name__
     assert [log[f"rewards/{one.__name__}/mean"] for one in (high, low)] == [1.0, 0.0]
     assert [log[f"{one.__name__}/score"] for one in (high, low)] == [1.0, 0.0]
+
+
+def test_a_judge_beside_the_policy_sleeps_between_the_steps(text_policy: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"damage": "", "mended_by": ""}')
+    server = [sys.executable, sleeping_server.__file__, str(tmp_path)]
+    with ColocatedEngine("nano", server=server) as engine:
+        reward = FlexJudgeReward(Judge(Pointwise(), engine), max_failure_rate=1, completion="all", probes=0.0)
+        rows = [{"prompt": "red star"}] * 8
+        finite(trained(text_policy, [reward], tmp_path / "run", rows, max_steps=2))
+        events = (tmp_path / "events").read_text().splitlines()
+        assert [event for event in events if event not in ("asked", "judged by a whole one")] == [
+            *("started", "sleep?level=1&mode=wait", "wake_up", "sleep?level=1&mode=wait")
+        ]
+        # TRL gives its arguments by a method of its trainer: the policy must leave the GPU.
+        awake = SimpleNamespace(use_vllm=True, vllm_mode="colocate", vllm_enable_sleep_mode=False)
+        trainer = type("Trainer", (), {"args": awake, "log": lambda self, name, value: None})()
+        with pytest.raises(ConfigError, match="vllm_enable_sleep_mode=True"):
+            reward(["q"], ["a"], log_metric=trainer.log)
 
 
 def test_async_grpo_scores_a_group_with_it(text_policy: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -32,8 +33,9 @@ from flexjudge_reward import (
     Untrusted,
     VLLMEngine,
 )
-from flexjudge_reward.nano import path
-from support import real
+from flexjudge_reward.engines.colocated import ColocatedEngine
+from flexjudge_reward.engines.memory import gpu_memory
+from support import cpu_vllm, real
 from support.engine_contract import TOO_LONG, ModelContract, item, judgement, texts
 
 
@@ -53,11 +55,24 @@ def nano_vllm() -> Iterator[VLLMEngine]:
 
 
 @pytest.fixture(scope="module")
-def nano_server() -> Iterator[str]:
-    """The address of a real vLLM server that has the embedded judge as "nano"."""
+def nano_colocated() -> Iterator[ColocatedEngine]:
+    """The embedded judge on a vLLM server that can sleep, as beside a policy; at the end its process must be gone."""
+    real.prepare()
     options = ("--dtype", "float32", "--enforce-eager", "--served-model-name", "nano")
-    with real.serve(str(path("judge")), *options) as url:
-        yield url
+    engine = ColocatedEngine("nano", server=(sys.executable, "-W", "ignore", cpu_vllm.__file__), options=options)
+    engine.generate([judgement(0, "words", 1)])
+    assert engine._process is not None
+    keeper = engine._process._process
+    yield engine
+    engine.close()
+    assert keeper.poll() is not None
+
+
+@pytest.fixture
+def nano_server(nano_colocated: ColocatedEngine) -> Iterator[str]:
+    """The address of a real vLLM server that has the embedded judge as "nano"."""
+    assert nano_colocated._process is not None
+    yield nano_colocated._process.base_url
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +134,38 @@ def test_engines_agree_on_continued_replies(
         assert [v.scores for v in verdicts] == [v.scores and pytest.approx(v.scores, abs=0.05) for v in judged[0]]
     forced = [sum(verdict.counters.get("forced", 0) for verdict in verdicts) for verdicts in judged]
     assert forced == [6 if limit < 160 else 0] * len(engines)
+
+
+def test_a_real_server_sleeps_wakes_and_passes_its_canary(nano_colocated: ColocatedEngine) -> None:
+    """What a CPU has of it: the server, its sleep calls, the canary over them. The memory stays where it is."""
+    requests = [judgement(n, medium, 1) for n in range(2) for medium in ("words", "image")]
+    process = nano_colocated._process
+    assert process is not None
+    with nano_colocated.window():
+        before = texts(nano_colocated.generate(requests))
+    for _ in range(2):
+        assert process.is_sleeping()
+        with nano_colocated.window():
+            assert texts(nano_colocated.generate(requests)) == before
+            assert not process.is_sleeping() and nano_colocated._process is process
+    process.wake(20)
+    process.forget()
+    nano_colocated._asleep = nano_colocated._shut = False
+
+
+@pytest.mark.gpu
+def test_what_a_sleeping_judge_took_is_free_again() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an accelerator")
+    with ColocatedEngine("nano", gpu_memory_utilization=0.2, options=("--enforce-eager",)) as engine:
+        before, total = gpu_memory()
+        for n in range(2):
+            with engine.window():
+                texts(engine.generate([judgement(n, "image", 1)]))
+                assert before - gpu_memory()[0] > 0.1 * total
+            assert before - gpu_memory()[0] < 0.05 * total
 
 
 def test_an_engine_that_is_killed_while_it_works_is_an_error(nano_vllm: VLLMEngine) -> None:

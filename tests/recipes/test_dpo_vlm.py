@@ -222,7 +222,8 @@ def test_a_question_with_fewer_than_two_answers_is_no_row(tmp_path: Path) -> Non
 def test_the_policy_has_the_gpu_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     engine: Any = sampling.policy_engine("a/b", None, 0.8)
-    assert (engine.model, engine.gpu_memory_utilization, engine.limits) == ("a/b", 0.8, {"image": 1, "video": 0})
+    assert (engine.model, engine.gpu_memory_utilization) == ("a/b", 0.8)
+    assert engine.limits == {"image": 1, "video": 0, "audio": 4}
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

@@ -241,7 +241,7 @@ def test_a_checkpoint_is_complete_and_small(name: Any) -> None:
 
 
 def test_unknown_checkpoints_are_named() -> None:
-    with pytest.raises(ValueError, match="'judge' and a 'base'"):
+    with pytest.raises(ValueError, match="'judge', 'base', 'omni', found 'other'"):
         path("other")  # type: ignore[arg-type]
 
 
@@ -270,8 +270,8 @@ def test_the_training_computes_the_vision_features_of_the_plain_model() -> None:
 
 def test_a_resumed_training_has_the_batches_of_a_whole_one() -> None:
     make = nano.Maker(tokenizers.Tokenizer.from_file(str(path("base") / "tokenizer.json")))
-    whole = list(itertools.islice(nano.batches(make, 0, 0), 4))
-    resumed = next(nano.batches(make, 0, 3))
+    whole = list(itertools.islice(nano.batches(make, nano.BASE, 0, 0), 4))
+    resumed = next(nano.batches(make, nano.BASE, 0, 3))
     assert [sample.ids for sample in resumed] == [sample.ids for sample in whole[3]]
     assert all(0 < sample.start < len(sample.ids) for batch in whole for sample in batch)
 

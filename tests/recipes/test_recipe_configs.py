@@ -27,22 +27,27 @@ QWEN: dict[str, Any] = {
     | {"num_key_value_heads": 1, "vocab_size": 32},
     "vision_config": {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 16},
 }
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32},
+    "num_key_value_heads": 1,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN,
     "Qwen/Qwen2.5-VL-3B-Instruct": QWEN,
-    "THGLab/Llama-3.1-8B-SmileyLlama-1.1": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
-    | {"num_key_value_heads": 1},
+    "THGLab/Llama-3.1-8B-SmileyLlama-1.1": LLAMA,
+    "HKUSTAudio/Llasa-1B": LLAMA,
     "entropy/gpt2_zinc_87m": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_head": 2},
 }
 COLUMNS = {"lmms-lab/multimodal-open-r1-8k-verified": ("image", "problem", "solution")}
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
-    for recipe in ("grpo_vlm", "dpo_vlm", "molecules")
+    for recipe in ("grpo_vlm", "dpo_vlm", "molecules", "sounds")
     for path in (ROOT / recipe).glob("*.yaml")
-    if path.stem != "best_of_n"  # trains nothing
+    if not path.stem.startswith("best_of_n")  # trains nothing
 )
-REAL = [name for name in CONFIGS if any(model in name for model in ("qwen", "zinc", "llama"))]
+REAL = [name for name in CONFIGS if any(model in name for model in ("qwen", "zinc", "llama", "llasa"))]
 
 
 def commands(config: str) -> list[tuple[str, list[str]]]:
@@ -63,7 +68,7 @@ def parsed(program: str, words: list[str]) -> Any:
         pytest.importorskip("rdkit")
     module = importlib.import_module(f"flexjudge_recipes.{program}")
     if words[0].startswith("--"):
-        kind: Any = {"grpo_vlm.train": GRPOConfig, "dpo_vlm.train": DPOConfig}[program]
+        kind: Any = DPOConfig if program == "dpo_vlm.train" else GRPOConfig
     else:
         kind, words = {"grpo": GRPOConfig, "dpo": DPOConfig}[words[0]], words[1:]
     here = ["--bf16", "false", "--use_cpu", "true", "--report_to", "none"]
@@ -83,7 +88,7 @@ def test_the_commands_of_a_configuration_parse_with_every_setting(config: str, m
         if program == "dpo_vlm.train":
             JudgeConfig.resolve(options.judge)
             assert args.loss_type == ["sigmoid", "sft"] and args.max_length is None
-        elif program == "grpo_vlm.train":
+        elif program in ("grpo_vlm.train", "sounds.train"):
             assert not args.log_completions  # its table has no images
             RewardSession(settings=options.judge)
 

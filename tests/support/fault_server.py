@@ -80,6 +80,7 @@ class FaultServer:
         app = web.Application(client_max_size=2**28)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/health", self._health)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
@@ -100,6 +101,9 @@ class FaultServer:
         if isinstance(self.models, int):
             return web.Response(status=self.models)
         return self._rejected(request) or web.json_response({"data": self.models})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()  # what a router waits for
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         if rejected := self._rejected(request):

@@ -56,8 +56,10 @@ def test_no_bit_flip_serves_a_wrong_reply(filled: Path, caplog: pytest.LogCaptur
 
 
 def test_a_flip_in_every_stored_reply_is_seen(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = filled.read_bytes().replace(b" because because", b" because becausE")
-    filled.write_bytes(data)
+    with closing(sqlite3.connect(filled)) as db:
+        for row, value in db.execute("SELECT rowid, value FROM replies").fetchall():
+            db.execute("UPDATE replies SET value = ? WHERE rowid = ?", (value[:-1] + bytes([value[-1] ^ 1]), row))
+        db.commit()
     assert use(filled, NAMES) == 0
     assert caplog.text.count("damaged rows") == 1
     assert use(filled, NAMES) == len(NAMES) and set_aside(filled) == []

@@ -16,17 +16,20 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.cache.keys import Key, document_of, keys_of
 from flexjudge_reward.engines.cache.store import Store
-from flexjudge_reward.engines.cache.tables import VERSION, Row
+from flexjudge_reward.engines.cache.tables import MAX_VALUE, Row
 from flexjudge_reward.errors import EngineError
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request, TokenLogprob
 
 MAX_BYTES = 2 << 30
+_LONG = 256  # bytes of a value
 REQUESTS_PER_CALL = 4096  # a very large batch that fails late keeps what was finished
 
 
@@ -43,11 +46,11 @@ class CacheStats:
 
 
 def default_path() -> Path:
-    """`$FLEXJUDGE_CACHE`, or `replies-2.sqlite`, with the file's version, in the user's cache folder."""
+    """`$FLEXJUDGE_CACHE`, or `replies-2.sqlite`, with the version of its keys, in the user's cache folder."""
     if given := os.environ.get("FLEXJUDGE_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base) / "flexjudge_reward" / f"replies-{VERSION}.sqlite"
+    return Path(base) / "flexjudge_reward" / "replies-2.sqlite"
 
 
 class CachedEngine(Engine):
@@ -96,6 +99,14 @@ class CachedEngine(Engine):
         """That of the engine inside: a cache does not change replies."""
         return self.engine.identity()
 
+    def recognise(self, media: Sequence[Media]) -> None:
+        """By the file, which holds the digests of all pictures that replies were stored about."""
+        named = [one for one in media if one.name_file()]
+        known = self.store.pictures(list({one.file_name for one in named if one.file_name})) if named else {}
+        for one in named:
+            if one.file_name in known:
+                one.recognise(known[one.file_name].hex())
+
     def findings(self) -> dict[str, object]:
         """As the engine inside."""
         return self.engine.findings()
@@ -104,6 +115,20 @@ class CachedEngine(Engine):
     def remote(self) -> bool:  # type: ignore[override]
         """As the engine inside."""
         return self.engine.remote
+
+    @property
+    def needs_window(self) -> bool:  # type: ignore[override]
+        """As the engine inside."""
+        return self.engine.needs_window
+
+    def window(self) -> AbstractContextManager[None]:
+        """As the engine inside."""
+        return self.engine.window()
+
+    @property
+    def in_flight(self) -> int:
+        """As the engine inside."""
+        return self.engine.in_flight
 
     def supports(self, modality: str) -> bool:
         """As the engine inside."""
@@ -126,11 +151,14 @@ class CachedEngine(Engine):
 
     def _keep(self, finished: Sequence[tuple[Request, Key, Generation]]) -> None:
         rows = [
-            Row(key.digest, encode(reply), zlib.compress(key.document, 1), key.model)
+            Row(key.digest, encode(reply), key.packed(), key.model, frame=key.frame)
             for request, key, reply in finished
             if is_cacheable(reply, request)
         ]
         self._count(stored=self.store.put(rows))
+        media = {one for request, _, _ in finished for one in request.prompt.media if one.file_name and one.is_usable}
+        if named := {one.file_name: bytes.fromhex(one.digest) for one in media if one.file_name}:
+            self.store.name_pictures(named)
 
     def _count(self, hits: int = 0, misses: int = 0, stored: int = 0) -> None:
         with self.store.lock:  # a lock of its own could stay locked in a forked child
@@ -142,22 +170,29 @@ def is_cacheable(generation: Generation, request: Request) -> bool:
     """Whether a reply is complete: not failed, cut, filtered or empty. Whether it can be read does not matter."""
     one_token = request.sampling.max_tokens == 1 and generation.finish_reason == "length"  # see `formats/expected.py`
     finished = generation.finish_reason == "stop" and bool(generation.text.strip())
-    return generation.failure is None and (one_token or finished)
+    # One that the engine closed is the reply to a request with `answer_tokens`, which are not part of the key.
+    return generation.failure is None and not generation.closed and (one_token or finished)
 
 
 def encode(generation: Generation) -> bytes:
-    """A complete reply as JSON."""
+    """A complete reply as JSON; compressed where that is long."""
     names = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "logprobs")
     entries = {name: getattr(generation, name) for name in names}
     if generation.logprobs is not None:
         entries["logprobs"] = [{**vars(token), "top": dict(token.top)} for token in generation.logprobs]
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":"), default=float)  # of NumPy's numbers
-    return text.encode("utf-8", "surrogatepass")
+    value = text.encode("utf-8", "surrogatepass")
+    return zlib.compress(value, 1) if len(value) > _LONG else value
 
 
 def decode(value: bytes) -> Generation | None:
     """The reply in `value`, with `cached=True`; None if it is not one."""
     try:
+        if not value.startswith(b"{"):
+            unpacking = zlib.decompressobj()
+            value = unpacking.decompress(value, MAX_VALUE)
+            if not unpacking.eof:
+                return None
         entries = json.loads(value.decode("utf-8", "surrogatepass"))
         logprobs = entries["logprobs"]
         return Generation(
@@ -168,7 +203,7 @@ def decode(value: bytes) -> Generation | None:
             logprobs=None if logprobs is None else tuple(TokenLogprob(**entry) for entry in logprobs),
             cached=True,
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, zlib.error):
         return None
 
 

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from flexjudge_reward.engines.base import Engine
@@ -20,7 +21,7 @@ from flexjudge_reward.engines.cache.tables import Row
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import VERSION
-from flexjudge_reward.types import Part, Request, Untrusted
+from flexjudge_reward.types import Message, Request, Untrusted
 
 SCHEMA = "flexjudge-reply-2"
 """In every key; changes when the content of a key changes."""
@@ -33,6 +34,13 @@ class Key:
     digest: bytes
     document: bytes
     model: str
+    frame: bytes
+    """What the documents of a batch have in common, as far as the first one tells."""
+
+    def packed(self) -> bytes:
+        """The document, compressed: what it has in common with the frame takes no room."""
+        packing = zlib.compressobj(1, zdict=self.frame)
+        return packing.compress(self.document) + packing.flush()
 
 
 def request_key(engine: Engine, request: Request) -> str:
@@ -45,21 +53,36 @@ def keys_of(identity: Mapping[str, object], requests: Sequence[Request]) -> list
 
     Raises ConfigError if the identity is not made of JSON values, and MediaError.
     """
-    engine = canonical(identity, "the engine's identity")
     model = str(identity.get("model") or identity.get("engine") or "unnamed")
-    keys = []
+    # The document of a request is canonical JSON, put together from pieces: most of them are the same in all requests.
+    head = '{"engine":' + _json(canonical(identity, "the engine's identity")) + ',"messages":['
+    samplings: dict[int, str] = {}
+    messages: dict[int, str] = {}  # those of several requests, such as the system message
+    keys: list[Key] = []
+    frame = b""
     for request in requests:
-        sampling = canonical(vars(request.sampling), "the sampling")
-        messages = [
-            {"role": message.role, "parts": [_part(part) for part in message.parts]}
-            for message in request.prompt.messages
-        ]
-        entries = {"schema": SCHEMA, "quoting": VERSION, "engine": engine, "sampling": sampling, "messages": messages}
-        # Not escaped: an escaped lone surrogate pair and the character it would spell look the same.
-        text = json.dumps(entries, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        document = text.encode("utf-8", "surrogatepass")
-        keys.append(Key(hashlib.sha256(document).digest(), document, model))
+        parts = []
+        for message in request.prompt.messages:
+            if (text := messages.get(id(message))) is None:
+                text = messages[id(message)] = _message(message)
+            parts.append(text)
+        if (tail := samplings.get(id(request.sampling))) is None:
+            sampling = _json(canonical(vars(request.sampling), "the sampling"))
+            tail = f'],"quoting":{VERSION},"sampling":{sampling},"schema":"{SCHEMA}"}}'
+            samplings[id(request.sampling)] = tail
+        frame = frame or _encoded(head + _trusted(request) + tail)
+        document = _encoded(head + ",".join(parts) + tail)
+        keys.append(Key(hashlib.sha256(document).digest(), document, model, frame))
     return keys
+
+
+def _json(value: object) -> str:
+    # Not escaped: an escaped lone surrogate pair and the character it would spell look the same.
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def canonical(value: object, where: str) -> Any:
@@ -78,11 +101,26 @@ def canonical(value: object, where: str) -> Any:
     raise ConfigError(f"{where} must be made of JSON values to be part of a cache key, found {value!r}")
 
 
-def _part(part: Part) -> dict[str, object]:
+def _message(message: Message) -> str:
+    parts = ",".join([_trusted_text(part) if isinstance(part, str) else _part(part) for part in message.parts])
+    return f'{{"parts":[{parts}],"role":{_json(message.role)}}}'
+
+
+def _part(part: Untrusted | Media) -> str:
     if isinstance(part, Media):
-        return {part.kind: part.digest}
-    kind, text = ("untrusted", part.text) if isinstance(part, Untrusted) else ("text", part)
-    return {kind: hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), "characters": len(text)}
+        return _json({part.kind: part.digest})
+    return f'{{"characters":{len(part.text)},"untrusted":"{hashlib.sha256(_encoded(part.text)).hexdigest()}"}}'
+
+
+@lru_cache(maxsize=4096)
+def _trusted_text(text: str) -> str:
+    return f'{{"characters":{len(text)},"text":"{hashlib.sha256(_encoded(text)).hexdigest()}"}}'
+
+
+def _trusted(request: Request) -> str:
+    """The trusted texts of a request as they are in its document."""
+    texts = [part for message in request.prompt.messages for part in message.parts if isinstance(part, str)]
+    return ",".join(map(_trusted_text, texts))
 
 
 # ---- what a file holds of the requests
@@ -105,11 +143,12 @@ def differences(one: Row, other: Row) -> tuple[Difference, ...]:
 
 def document_of(row: Row) -> Any | None:
     """The document that the key of a row is the hash of; None if it is damaged."""
+    unpacking = zlib.decompressobj(zdict=row.frame)
     try:
-        document = zlib.decompress(row.request)
+        document = unpacking.decompress(row.request)
     except (zlib.error, TypeError):
         return None
-    return json.loads(document) if hashlib.sha256(document).digest() == row.key else None
+    return json.loads(document) if unpacking.eof and hashlib.sha256(document).digest() == row.key else None
 
 
 def _fields(row: Row) -> dict[str, str]:

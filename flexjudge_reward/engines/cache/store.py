@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,10 +90,23 @@ class Store:
         """Stores the rows whose keys are new; how many were taken. They survive a crash once this returns."""
         taken, limit = 0, self.max_bytes - min(MAX_WAL, self.max_bytes // 8)
         for part in self._parts(rows):
-            if not self._write(tables.insert, part, limit):
+            if not self._write(self._insert, part, limit):
                 break
             taken += len(part)
         return taken
+
+    def pictures(self, files: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The digest of the pixels of those files, by their hashes, that are known."""
+        return self._unless_paused("read", lambda db: tables.pictures(db, files)) or {}
+
+    def name_pictures(self, known: Mapping[bytes, bytes]) -> None:
+        """Notes the digests of files."""
+        self._write(tables.name_pictures, known, self.max_bytes)
+
+    def _insert(self, db: sqlite3.Connection, rows: Sequence[Row], limit: int) -> None:
+        if tables.insert(db, rows, limit):
+            room = f"{self.path} has reached its limit of {self.max_bytes:,} bytes"
+            self._warn("full", f"{room}: the least recently used replies are evicted (raise cache_bytes to keep more)")
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""

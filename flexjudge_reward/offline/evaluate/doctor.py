@@ -15,6 +15,7 @@ The verdict is go, no-go, or undecided: good enough, but there are too few label
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from flexjudge_reward.offline.evaluate.rows import Labelled, user_rows
 from flexjudge_reward.offline.evaluate.settings import Setting, clustered, compared, pairs_of, settings_of
 
 Outcome = Literal["go", "no-go", "undecided"]
-_FEWEST = 20  # labelled pairs below which an interval says nothing
+FEWEST = 20  # labelled pairs below which an interval says nothing
 _VARIED = ("format", "max_tokens", "rubric")  # between settings
 _NOISE = 0.1  # how far the first place may be from winning a half, where an unstable judge is not a biased one
 
@@ -97,37 +98,56 @@ def doctor(
 
     Raises:
         ConfigError: fewer than 20 labelled pairs, with how many it takes; no row, no label, no setting. Nothing loaded.
-        EngineError: a row got no answer, in two attempts.
+        EngineError: the model answers nothing. A row without an answer, in two attempts, is a failed judgement.
     """
+    rows = labelled_rows(source, planted, seed, **options)
+    check_labels(source, rows, FEWEST)
+    return examination(rows, judge, formats, budgets, thresholds, seed)
+
+
+def labelled_rows(source: str, planted: bool, seed: int, **options: Any) -> list[Labelled]:
+    """The rows with two or more candidates. Takes its arguments and raises as `doctor`."""
     if options.get("limit") is not None:
         options = {"shuffle_seed": seed, **options}
     rows = planted_rows(source, seed, **options) if planted else user_rows(source, **options)[1]
-    rows = [row for row in rows if len(row.merits) > 1]
-    labels = sum(len({row.merits[i], row.merits[j]}) > 1 for row in rows for i, j in _pairs(row))
-    if labels < _FEWEST:
+    return [row for row in rows if len(row.merits) > 1]
+
+
+def check_labels(source: str, rows: Sequence[Labelled], fewest: int) -> None:
+    """Raises ConfigError for rows with fewer than `fewest` labelled pairs."""
+    labels = len(rows_of_pairs(rows))
+    if labels < fewest:
         needed = labels_needed(0.75, 0.1)
         raise ConfigError(
-            f"{source}: {labels} pairs of candidates have labels that differ, and an interval needs at least {_FEWEST};"
+            f"{source}: {labels} pairs of candidates have labels that differ, and an interval needs at least {fewest};"
             f" for plus or minus 10 points label about {needed} pairs"
         )
+
+
+def examination(
+    rows: Sequence[Labelled],
+    judge: Callable[[str, int | None], Judge],
+    formats: Sequence[str],
+    budgets: Sequence[int | None],
+    thresholds: Thresholds,
+    seed: int,
+) -> Diagnosis:
+    """The diagnosis of each format and budget on rows that are read. Raises as `doctor`."""
     judges = [(format, judge(format, budget)) for format in formats for budget in budgets]
     if not judges:
         raise ConfigError("there is nothing to compare: name a format and a budget")
-    found = [setting for format, own in judges for setting in _examined(own, format, rows, seed)]
+    found = [setting for format, own in judges for setting in examined(own, format, rows, seed)]
     shown = {name: value for name, value in judges[0][1].described().items() if name not in _VARIED}
-    return diagnosed(found, labels, thresholds, shown, [pair for row in rows for pair in _labelled(row)], seed)
+    pairs = rows_of_pairs(rows)
+    return diagnosed(found, len(pairs), thresholds, shown, pairs, seed)
 
 
-def _pairs(row: Labelled) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(len(row.merits)) for j in range(i + 1, len(row.merits))]
+def rows_of_pairs(rows: Sequence[Labelled]) -> list[int]:
+    """The row of each labelled pair, in the order of `Setting.values`: for intervals by row."""
+    return [row.number for row in rows for one, other in itertools.combinations(row.merits, 2) if one != other]
 
 
-def _labelled(row: Labelled) -> list[int]:
-    """The row of each of its labelled pairs, for intervals by row."""
-    return [row.number for i, j in _pairs(row) if row.merits[i] != row.merits[j]]
-
-
-def _examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> list[Setting]:
+def examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> list[Setting]:
     """The settings of one format and budget."""
     judge, votes = plain_judge(given)
     asked = list(rows) if judge.format.max_candidates != 2 else pairs_of(rows)

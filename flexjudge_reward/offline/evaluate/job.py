@@ -16,20 +16,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import read_lines
 from flexjudge_reward.offline.annotate import layer_settings
 from flexjudge_reward.offline.evaluate import table
 from flexjudge_reward.offline.evaluate.benchmark import Benchmark, Part, benchmark_names
-from flexjudge_reward.offline.evaluate.judging import entry_of, fits, judged, judged_of, plain_judge
+from flexjudge_reward.offline.evaluate.judging import entry_of, fits, judged, judged_of, plain_judge, unanswered
 from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Metric, always, measure
 from flexjudge_reward.offline.evaluate.rows import BenchmarkRows, Labelled, user_rows
 from flexjudge_reward.offline.journal import Journal
@@ -37,7 +37,6 @@ from flexjudge_reward.offline.output import owned
 
 JudgeOf = Judge | Callable[[str, str], Judge]
 BATCH = 64  # rows that are judged together, and that a killed run judges again
-_UNHEARD = "audio"  # no engine can show it to a judge yet
 _DIRECTION = Metric("", "pairs", ties="left_out", failed="left_out")
 _MOST_BELOW = 30  # decided rows from which a share below chance is said to be a reversed label
 
@@ -84,8 +83,8 @@ def evaluate(
         name: of the judge, in files and tables; by default its model, format and a hash of its settings.
 
     Raises:
-        ConfigError: no such benchmark or data, an unknown schema or label, a format that cannot answer it, or audio.
-        EngineError: a row got no answer, in two attempts; finished batches are kept for the next run.
+        ConfigError: no such benchmark or data, an unknown schema or label, a judge or format that cannot answer it.
+        EngineError: no answer, or none to some rows: the next run asks these again, and then they are failures.
     """
     own = str(benchmark) in benchmark_names() or Path(benchmark).suffix == ".toml"
     if own:
@@ -123,7 +122,6 @@ def _published(
     benchmark: str | Path, data: Path | None, root: Path | None, revision: str | None, seed: int, limit: int | None
 ) -> _Source:
     known = Benchmark.load(benchmark)
-    _check_kinds(known)
     source = BenchmarkRows(known, data, root, revision, seed, limit)
     source.check()
     return known, source.read(), source.version, []
@@ -135,20 +133,13 @@ def _labelled(file: str | Path, root: Path | None, seed: int, limit: int | None,
     return user_benchmark(str(file), found), iter(found), reader.fingerprint(), skipped
 
 
-def _check_kinds(known: Benchmark) -> None:
-    if _UNHEARD in known.kinds:
-        raise ConfigError(
-            f"{known.title} is about audio, which no judge can be shown yet: its schema and metrics are here, and rows"
-            " judged elsewhere can be measured with flexjudge_reward.offline.evaluate.metrics.measure"
-        )
-
-
 def _judges(judge: JudgeOf, known: Benchmark) -> dict[str, tuple[Judge, int]]:
-    """Per part the judge and its number of votes. Raises ConfigError: the format cannot answer the benchmark."""
+    """Per part the judge and its number of votes. Raises ConfigError: it cannot hear, see or answer the benchmark."""
     made = judge if isinstance(judge, Judge) else cache(judge)
     found = {}
     for part in known.parts:
         found[part.name] = plain_judge(made if isinstance(made, Judge) else made(part.format, part.rubric))
+        found[part.name][0].check_kinds(known.kinds)
         format = found[part.name][0].format.innermost()
         if known.formats and format.name not in known.formats:
             wanted = " or ".join(known.formats)
@@ -171,14 +162,64 @@ def _stored(
                 journal.add({"run": run})
                 for one in skipped:
                     journal.add(one, "row")
-            for batch in _batches(islice(rows, journal.counts["rows"], None)):
-                judge, votes = judges[batch[0].part.name]
-                for row, found in zip(batch, _judged(judge, batch, votes, seed), strict=True):
-                    journal.add(entry_of(found, row.number))
+            again = _Again(rows, journal.counts["rows"], _unanswered(journal.kept()))
+            for batch in _batches(again.fresh()):
+                _judge_batch(journal, batch, judges, seed)
                 journal.commit(len(batch))
+            for batch in _batches(iter(again.found)):
+                _judge_batch(journal, batch, judges, seed)
+                journal.commit(0)
+            _check_answered(_unanswered(journal.kept()))
             said = f"{journal.counts['rows']} rows judged; the table is beside this file.\n"
             journal.finish(file.with_suffix(".md"), said)
-    return [judged_of(entry) for entry in islice(read_lines(file), 1, None)]
+    entries = {(entry["part"], entry["row"]): entry for entry in islice(read_lines(file), 1, None)}
+    return [judged_of(entry) for entry in entries.values()]
+
+
+def _judge_batch(
+    journal: Journal, batch: Sequence[Labelled], judges: Mapping[str, tuple[Judge, int]], seed: int
+) -> None:
+    judge, votes = judges[batch[0].part.name]
+    for row, found in zip(batch, _judged(judge, batch, votes, seed), strict=True):
+        journal.add(entry_of(found, row.number))
+
+
+class _Again:
+    """Rows that are still to be judged, and of those that an earlier run judged the ones to ask again."""
+
+    def __init__(self, rows: Iterator[Labelled], done: int, wanted: Collection[tuple[str, int]]) -> None:
+        self._rows, self._done, self._wanted = rows, done, wanted
+        self.found: list[Labelled] = []
+        """Complete once `fresh` is used up."""
+
+    def fresh(self) -> Iterator[Labelled]:
+        """The rows after the first `done`."""
+        self.found = [row for row in islice(self._rows, self._done) if (row.part.name, row.number) in self._wanted]
+        yield from self._rows
+
+
+def _unanswered(kept: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Judged]:
+    """Rows that got no answer in the one run that asked them, by part and number."""
+    seen: set[tuple[str, int]] = set()
+    found: dict[tuple[str, int], Judged] = {}
+    for entry in islice(kept, 1, None):
+        key, row = (entry["part"], entry["row"]), judged_of(entry)
+        if unanswered(row) and key not in seen:
+            found[key] = row
+        else:
+            found.pop(key, None)
+        seen.add(key)
+    return found
+
+
+def _check_answered(left: Mapping[tuple[str, int], Judged]) -> None:
+    """Raises EngineError for rows that the next run has to ask again."""
+    if left:
+        first = next(iter(left.values()))
+        raise EngineError(
+            f"the judge gave no answer to {len(left)} rows, the first with id {first.id!r} ({unanswered(first)}); all"
+            " others are kept. Run this again: these rows are asked once more, and then count as failed"
+        )
 
 
 def _batches(rows: Iterator[Labelled]) -> Iterator[list[Labelled]]:

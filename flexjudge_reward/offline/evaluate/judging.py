@@ -4,6 +4,8 @@ A line of the store:
 
     {"row", "id", "part", "merits", "groups", "listed", "draws": [[{"scores", "failure", "tokens", "forced"}, ...]]}
 
+A row that got no answer has a second line once it was asked again, which counts.
+
 `draws` has an entry per sample (`votes` of the judge), and in it one per order: a random one, drawn by the seed and the
 content of the row, and its reverse; a format for one candidate has one. `listed` says which is that of the data set.
 Scores are in the order of the data set, whatever order was shown.
@@ -16,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.cache.engine import CachedEngine
+from flexjudge_reward.engines.probes import HARMLESS
+from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import GroupFormat
 from flexjudge_reward.formats.swap import PositionSwap
@@ -41,26 +46,36 @@ def plain_judge(judge: Judge) -> tuple[Judge, int]:
 def judged(judge: Judge, rows: Sequence[Labelled], votes: int = 1, seed: int = 0) -> list[Judged]:
     """Every row judged `votes` times in both orders, all in one batch per vote; unanswered rows are judged twice.
 
+    A row that stays unanswered while the model answers a harmless request has a timeout or transport failure.
+
     Raises ConfigError: votes at temperature 0, a row that does not fit the format. Raises EngineError as the judge; or
-    a row is still unanswered, because an outage says nothing about the judge.
+    a row stays unanswered and so does a harmless request, because an outage says nothing about the judge.
     """
     if votes > 1 and judge.sampling.temperature == 0:
         raise ConfigError(f"{votes} votes at temperature 0 are one vote: set temperature, such as 1.0")
     found = _attempt(judge, rows, votes, seed)
-    if again := [place for place, row in enumerate(found) if _unanswered(row)]:
+    if again := [place for place, row in enumerate(found) if unanswered(row)]:
         for place, row in zip(again, _attempt(judge, [rows[place] for place in again], votes, seed), strict=True):
             found[place] = row
-    if left := [row for row in found if _unanswered(row)]:
+    if (left := [row for row in found if unanswered(row)]) and not _alive(judge.engine):
         raise EngineError(
             f"the judge gave no answer to {len(left)} of {len(rows)} rows, the first with id {left[0].id!r}"
-            f" ({_unanswered(left[0])}): see that it answers within its timeout, and run this again"
+            f" ({unanswered(left[0])}), and answers nothing now: see that it runs, and run this again"
         )
     return found
 
 
-def _unanswered(row: Judged) -> str | None:
+def unanswered(row: Judged) -> str | None:
     """Why a judgement of a row got no reply at all; None if all have one."""
     return next((one.failure for one in row.judgements if one.failure in ("transport", "timeout")), None)
+
+
+def _alive(engine: Engine) -> bool:
+    """Whether the model answers now; the cache would answer for it."""
+    try:
+        return (engine.engine if isinstance(engine, CachedEngine) else engine).generate([HARMLESS])[0].failure is None
+    except FlexJudgeError:
+        return False
 
 
 def _attempt(judge: Judge, rows: Sequence[Labelled], votes: int, seed: int) -> list[Judged]:

@@ -17,6 +17,7 @@ from swift.rewards import ORM, orms  # type: ignore[import-not-found]
 
 from flexjudge_reward.trainers.rows import check_version, numbers_only, with_numbers
 from flexjudge_reward.trainers.trl import FlexJudgeReward
+from flexjudge_reward.trainers.window import check_window
 
 _PLACE = re.compile(r"<(image|video|audio)>")
 
@@ -47,6 +48,7 @@ class FlexJudge(ORM):  # type: ignore[misc]
         check_version("ms-swift", "4.4", "4.6")
         self.reward = FlexJudgeReward(name="flexjudge", num_generations=getattr(args, "num_generations", None))
         numbers_only(self.reward.session.config, "ms-swift")
+        check_window(self.reward.session.judge, args)
 
     def __call__(self, completions: Sequence[Any], **rows: Any) -> list[float]:
         """One number per completion, as `FlexJudgeReward`."""

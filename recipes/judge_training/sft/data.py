@@ -82,7 +82,7 @@ class Renderer:
         given = row.get("prompt")  # a page of `nano`, no column of a file
         prompt, reply = (given, row["reply"]) if isinstance(given, Prompt) else self._judgement(row)
         try:
-            images = [media.images()[0] for media in prompt.images_and_videos]
+            images = [media.images()[0] for media in prompt.shown]
             text = self.chat.render(prompt)
         except ValueError as error:
             raise ConfigError(f"{'media' if isinstance(error, MediaError) else 'template'}: {error}") from None

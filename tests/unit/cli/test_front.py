@@ -165,10 +165,29 @@ def test_an_interruption_is_one_line(tmp_path: Path) -> None:
     assert running.returncode == 130 and "Traceback" not in said and "the same command continues" in said
 
 
-def test_the_embedded_judge_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nano"]) == 0
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        pytest.param([], "judge", id="without_a_name"),
+        pytest.param(["nano"], "judge", id="nano"),
+        pytest.param(["nano-omni"], "omni", id="hears"),
+    ],
+)
+def test_an_embedded_judge_says_where_it_is(words: list[str], folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nano", *words]) == 0
     out, err = capsys.readouterr()
-    assert out.strip() == str(nano_path("judge")) and "--serve" in err
+    assert out.strip() == str(nano_path(folder)) and "--serve" in err
+
+
+@pytest.mark.parametrize(("name", "clips"), [("nano", False), ("nano-omni", True)])
+def test_an_embedded_judge_is_served_under_its_name(name: str, clips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("flexjudge_reward.cli.nano.util.find_spec", lambda package: package)
+    monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
+    main(["nano", name, "--serve", "--port", "8123"])
+    (words,) = started
+    assert words[words.index("--served-model-name") + 1] == name and words[words.index("--port") + 1] == "8123"
+    assert ("--mm-processor-kwargs" in words) is clips
 
 
 def test_completion_needs_its_package_and_a_shell(

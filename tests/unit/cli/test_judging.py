@@ -105,6 +105,8 @@ def flags(known: Any) -> tuple[list[str], dict[str, Any]]:
         flag = "--" + name.replace("_", "-")
         kind = next((kind for kind in VALUES if kind in setting.types), str)
         given, values[name] = VALUES[kind]
+        if setting.low > 3:  # of a size in bytes
+            given, values[name] = [str(setting.low)], setting.low
         if bool in setting.types:
             flag, given, values[name] = flag.replace("--", "--no-"), [], False
         if setting.choices:

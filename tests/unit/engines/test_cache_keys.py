@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import random
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from flexjudge_reward import (
     Untrusted,
 )
 from flexjudge_reward.engines.cache.engine import is_intact
-from flexjudge_reward.engines.cache.keys import canonical, differences, request_key
+from flexjudge_reward.engines.cache.keys import canonical, differences, document_of, request_key
 from support.cache_files import ask, cached, echo
 
 # ---- keys
@@ -256,7 +256,7 @@ def test_prompts_are_in_the_file_as_digests_only(cache_file: Path) -> None:
     engine.generate([ask("the patient's name")])
     (row,) = engine.store.newest(1)
     engine.close()
-    everything = cache_file.read_bytes() + zlib.decompress(row.request)
+    everything = cache_file.read_bytes() + json.dumps(document_of(row)).encode()
     assert b"fine" in everything and b"untrusted" in everything and b"patient" not in everything
 
 

@@ -7,7 +7,7 @@ import logging
 import pickle
 import random
 import threading
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -41,7 +41,9 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.engines import http, model, throttle
 from flexjudge_reward.engines.room import Room
+from flexjudge_reward.errors import MediaError
 from flexjudge_reward.media.base import KINDS
+from support import sounds
 from support.fault_server import Fault, FaultServer, reply
 
 
@@ -409,6 +411,77 @@ def test_media_that_cannot_be_sent_fail_alone(monkeypatch: pytest.MonkeyPatch) -
         generations = engine.generate([item(0), *(item(n, media) for n, media in enumerate(broken, 1)), item(4)])
     assert kinds(generations) == [None, "media", "media", "media", None]
     assert len(server.requests) == 2
+
+
+def test_an_image_that_is_gone_when_it_is_sent_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, encode = Media.image(Image.new("RGB", (8, 8))), Media.data_uri
+
+    def data_uri(media: Media, **options: Any) -> str:
+        if media == gone:
+            raise MediaError("it could be read before")
+        return encode(media, **options)
+
+    monkeypatch.setattr(Media, "data_uri", data_uri)
+    with FaultServer() as server, ServerEngine(server.url) as engine:
+        generations = engine.generate([item(0), item(1, gone), item(2)])
+    assert kinds(generations) == [None, "media", None] and texts(generations[::2]) == expected(3)[::2]
+
+
+CLIPS = [Media.video([Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(3)], fps=fps) for fps in (1.0, 4.0, 9.0)]
+OWNED = {"id": "judge", "root": "/weights", "owned_by": "vllm"}
+
+
+def test_a_sound_goes_as_input_audio() -> None:
+    """As 16-bit WAV; to vLLM as floats, which it reads right without soundfile, too."""
+    for models, size in (([{"id": "judge"}], 2), ([OWNED], 4)):
+        with FaultServer(models=models) as server, ServerEngine(server.url) as engine:
+            assert kinds(engine.generate([item(0, Media.audio(sounds.wav(0.1)))])) == [None]
+        (part,) = [one for one in server.requests[0]["messages"][-1]["content"] if one["type"] == "input_audio"]
+        data = b64decode(part["input_audio"]["data"])
+        assert part["input_audio"]["format"] == "wav" and len(data) == 44 + 1600 * size
+        assert size == 4 or data == sounds.wav(0.1)
+
+
+@pytest.mark.parametrize(
+    ("served", "clips", "sent", "field"),
+    [
+        pytest.param({"id": "judge"}, CLIPS[:1], "image_url", None, id="another-server"),
+        pytest.param(OWNED, CLIPS[:1], "video_url", None, id="the-rate-vLLM-assumes"),
+        pytest.param(OWNED, CLIPS[1:2], "video_url", ("media_io_kwargs", {"video": {"fps": 4.0}}), id="another-rate"),
+        pytest.param(OWNED, CLIPS[1:], "image_url", None, id="two-rates"),
+        pytest.param(
+            {**OWNED, "id": "my-Omni"}, CLIPS[:1], "video_url", ("mm_processor_kwargs", {"fps": 1.0}), id="an-Omni"
+        ),
+    ],
+)
+def test_a_video_keeps_its_rate_or_goes_as_images(served: Any, clips: Any, sent: str, field: Any) -> None:
+    with FaultServer(models=[served]) as server, ServerEngine(server.url) as engine:
+        assert kinds(engine.generate([item(0, *clips)])) == [None]
+        stills = engine.findings().get("videos") == "frames as images"
+    (body,) = server.requests
+    parts = [one for one in body["messages"][-1]["content"] if one["type"] != "text"]
+    assert {one["type"] for one in parts} == {sent} and stills == (sent == "image_url")
+    assert len(parts) == (3 if stills else 1) * len(clips)
+    assert {name: body[name] for name in body if name.endswith("kwargs")} == dict([field] if field else [])
+    texts = "".join(one["text"] for one in body["messages"][-1]["content"] if one["type"] == "text")
+    assert all((f"A video of 3 frames, {clip.fps:g} per second:" in texts) == stills for clip in clips)
+
+
+def test_a_server_that_takes_no_rate_gets_images_from_then_on() -> None:
+    said = "Per-request media_io_kwargs are disabled by default because they can change much."
+    refusal = Fault(status=400, body=json.dumps({"error": {"message": said, "param": "media_io_kwargs"}}))
+
+    class Distrusting(FaultServer):
+        def respond(self, name: str, body: dict[str, Any]) -> Fault | None:
+            return refusal if "media_io_kwargs" in body else None
+
+    with Distrusting(models=[OWNED]) as server, ServerEngine(server.url) as engine:
+        assert kinds(engine.generate([item(0, CLIPS[1])])) == [None]
+        assert kinds(engine.generate([item(1, CLIPS[2]), item(2, CLIPS[0])])) == [None, None]
+        found = engine.findings()
+    assert found["videos"] == "frames as images" and "media_io_kwargs" in found["lacking"]  # type: ignore[operator]
+    last = [{one["type"] for one in body["messages"][-1]["content"]} for body in server.requests[-2:]]
+    assert sorted("video_url" in types for types in last) == [False, True]  # one frame per second needs no field
 
 
 def test_a_login_in_the_address_is_sent() -> None:

@@ -119,3 +119,10 @@ def test_without_forcing_a_cut_reasoning_is_a_failure() -> None:
 def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match="answer_tokens"):
         BudgetForcing(Pointwise(), answer_tokens=0)
+
+
+def test_a_reasoning_that_the_engine_closed_needs_no_second_call() -> None:
+    engine = ScriptedEngine([Generation(tags(6), completion_tokens=99, closed=True)])
+    (verdict,) = Judge(BudgetForcing(Pointwise(), 12), engine, Sampling(max_tokens=90))([Example("q", ["a"])])
+    assert (verdict.scores, verdict.counters) == ((6.0,), {"forced": 1, "reasonings": 1})
+    assert [(request.answer_tokens, request.sampling.max_tokens) for request in engine.requests] == [(12, 90)]

@@ -156,6 +156,16 @@ def test_the_description_of_a_judge_has_no_path_and_no_address(tmp_path: Path) -
     assert found["rubric"] == Rubric.load("helpfulness").criteria and str(tmp_path) not in str(found)
 
 
+class Deaf(ScriptedEngine):
+    def supports(self, modality: str) -> bool:
+        return modality != "audio"
+
+
+class Reader(ScriptedEngine):
+    def supports(self, modality: str) -> bool:
+        return False
+
+
 class Blind(ScriptedEngine):
     def supports(self, modality: str) -> bool:
         return modality != "video"
@@ -165,8 +175,12 @@ def test_media_that_the_model_cannot_be_shown_are_named() -> None:
     judge = Judge(Pointwise(), Blind(shout))
     judge.check_media(Example("q", ["a"]))
     judge.check_media(Example([Media.image(b""), "q"], ["a"]))
-    with pytest.raises(ConfigError, match="no judge can be shown audio yet"):
-        judge.check_media(Example([Media.audio(b""), "q"], ["a"]))
+    judge.check_media(Example([Media.audio(b""), "q"], ["a"]))
+    deaf = Judge(Pointwise(), Deaf(shout))
+    with pytest.raises(ConfigError, match=r"cannot hear sounds: use one that can, such as .*Flex-Omni-7B"):
+        deaf.check_media(Example([Media.audio(b""), "q"], ["a"]))
+    with pytest.raises(ConfigError, match="reads text only and cannot be shown images"):
+        Judge(Pointwise(), Reader(shout)).check_media(Example([Media.image(b""), "q"], ["a"]))
     with pytest.raises(ConfigError, match="cannot be shown videos: use a model that can"):
         judge.check_media(Example("q", [[Media.video([])]]))
 
@@ -219,7 +233,7 @@ def test_a_rubric_from_a_file(tmp_path: Path) -> None:
 
 def test_built_in_rubrics_load() -> None:
     scales = {name: Rubric.load(name).scale for name in rubric_names()}
-    assert len(scales) == 6 and all(scale is not None and scale.low == 1 for scale in scales.values())
+    assert len(scales) == 8 and all(scale is not None and scale.low == 1 for scale in scales.values())
 
 
 def test_an_examples_own_rubric_goes_first() -> None:

@@ -130,6 +130,17 @@ def test_media_are_noted_by_digest(tmp_path: Path) -> None:
     assert b"IHDR" not in path.read_bytes() and path.stat().st_size < 4000
 
 
+def test_an_image_that_cannot_be_decoded_again_costs_its_thumbnail_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, shown = tmp_path / "record.jsonl", [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    bad, good = map(Media.image, shown)
+    monkeypatch.setattr(Media, "thumbnail", lambda self: b"jpeg" if self is good else Media.image(b"x").file())
+    verdicts = judge(Record(path), lambda request: tags(7))([Example([image, "q"], ["a"]) for image in (bad, good)])
+    assert [verdict.scores for verdict in verdicts] == [(7.0,)] * 2 and len(list(read_record(path))) == 2
+    assert [file.name for file in path.with_suffix(".media").iterdir()] == [f"{good.digest}.jpg"]
+
+
 @pytest.mark.parametrize(
     "text",
     ["half \ud83d of a pair", "line\nbreak\r\u2028 and \x00", "蓝色 🌟 é", '"quotes" \\ud83d', ""],

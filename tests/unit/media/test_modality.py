@@ -74,7 +74,7 @@ def test_it_is_shown_as_its_frames_and_then_its_text(options: dict[str, Any], ex
     assert shown(media) == expected
     flat = flatten(Message("user", ("See ", media)))
     assert flat[0] == "See " + expected[0] if len(expected) == 1 else flat[0] == "See "
-    assert len(Prompt((Message("user", (media,)),)).images_and_videos) == sum(not isinstance(e, str) for e in expected)
+    assert len(Prompt((Message("user", (media,)),)).shown) == sum(not isinstance(e, str) for e in expected)
 
 
 def test_it_is_a_value_of_its_content_and_options() -> None:

@@ -347,7 +347,7 @@ def test_it_becomes_text_in_one_place() -> None:
     drawn = Media.molecule("CCO", drawn=True)
     assert flatten(user("See ", Media.molecule("OCC"), ".").messages[0]) == (f"See {ETHANOL}.",)
     assert flatten(user(drawn).messages[0]) == drawn.as_judge_input()
-    assert user("a", drawn, Media.molecule("C")).images_and_videos == drawn.as_judge_input()[:1]
+    assert user("a", drawn, Media.molecule("C")).shown == drawn.as_judge_input()[:1]
 
 
 def test_no_token_of_any_judge_is_in_its_text() -> None:

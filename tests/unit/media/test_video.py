@@ -61,6 +61,7 @@ def test_a_long_video_is_sampled_evenly_from_end_to_end() -> None:
         pytest.param(Media.video([noise(), b"x"]), "not an image", id="a_bad_frame"),
         pytest.param(Media.video([noise()], fps=0), "fps must be a positive number", id="no_rate"),
         pytest.param(Media.video([noise()], fps=float("nan")), "fps must be a positive number", id="rate_not_a_number"),
+        pytest.param(Media.video([noise()], fps=10**400), "fps must be a positive number", id="rate_of_400_digits"),
         pytest.param(
             Media.video([noise()] * 16, limits=Limits(pixels=9_599)), "pixels allowed", id="too_large_together"
         ),
@@ -228,14 +229,14 @@ def test_a_decoder_under_attack_fails_only_its_video(
     program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "child.py").write_text(program)
-    monkeypatch.setattr("flexjudge_reward.media.video._CHILD", tmp_path / "child.py")
+    monkeypatch.setattr("flexjudge_reward.media.decoder._CHILD", tmp_path / "child.py")
     refused(Media.video(b"clip", limits=Limits(seconds=1 if "sleep" in program else 20)), message)
 
 
 @needs_av
 def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "child.py").write_text("import json, os; print(json.dumps({'error': ' '.join(sorted(os.environ))}))")
-    monkeypatch.setattr("flexjudge_reward.media.video._CHILD", tmp_path / "child.py")
+    monkeypatch.setattr("flexjudge_reward.media.decoder._CHILD", tmp_path / "child.py")
     monkeypatch.setenv("FLEXJUDGE_API_KEY", "canary")
     with pytest.raises(MediaError) as caught:
         Media.video(b"clip").load()

@@ -293,7 +293,7 @@ class Blind(ScriptedEngine):
     """An engine whose model reads text only."""
 
     def supports(self, modality: str) -> bool:
-        return modality not in ("image", "video")
+        return False
 
 
 def test_a_judge_that_cannot_see_is_found_before_anything_is_judged(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ VIDEOS = [row(1, [{"video": "a.mp4"}], [{"video": "b.mp4"}])]
 REFUSED = {
     "foreign_files": ([], "pairs/thesis.tex", None, "has other files in it"),
     "a_file": ([], "pairs", None, "is a file"),
-    "videos": (VIDEOS, None, None, "for videos give a .jsonl file"),
+    "videos": (VIDEOS, None, None, "texts and images only: give a .jsonl file"),
     "hub_name": ([], None, "a/b/c", "the data set 'a/b/c' of the Hub cannot be written"),
     "no_network": ([], None, "me/pairs", r"cannot be written: .*log in with `hf auth login`"),
 }

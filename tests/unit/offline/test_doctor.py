@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import ConfigError, ScriptedEngine
+from flexjudge_reward import ConfigError, EngineError, Generation, Request, ScriptedEngine
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.offline.evaluate.doctor import Thresholds, doctor
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement
@@ -97,6 +97,18 @@ def test_thresholds_decide(tmp_path: Path) -> None:
     assert doctor(source, judge, formats=["pointwise"], thresholds=Thresholds(0.7, 0.5)).outcome == "no-go"
     lenient = Thresholds(min_agreement=0.4, max_failed=0.6)
     assert doctor(source, judge, formats=["pointwise"], thresholds=lenient).outcome == "go"
+
+
+def test_rows_that_always_time_out_are_failed_judgements(tmp_path: Path) -> None:
+    def slow(request: Request) -> str | Generation:
+        texts = doctor_cases.candidates(request)
+        return Generation.failed("timeout", "late") if any(text.endswith("x7") for text in texts) else good(request)
+
+    found = doctor(write(tmp_path / "labelled.jsonl", labelled()), scripted(slow), formats=["pairwise"])  # type: ignore[arg-type]
+    assert found.outcome == "go" and found.settings[0].failed == 3 / 120
+    with pytest.raises(EngineError, match="answers nothing now"):
+        down = scripted(lambda _: Generation.failed("timeout", "late"))  # type: ignore[arg-type,return-value]
+        doctor(write(tmp_path / "labelled.jsonl", labelled()), down, formats=["pairwise"])
 
 
 # ---------------------------------------------------------------- figures, counted by hand

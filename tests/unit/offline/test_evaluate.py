@@ -26,8 +26,9 @@ from flexjudge_reward import (
     evaluate,
 )
 from flexjudge_reward.cli.main import main
+from flexjudge_reward.media.audio import floats
 from flexjudge_reward.offline.evaluate import job
-from support import benchmark_cases
+from support import benchmark_cases, sounds
 from support.judging import candidates, scores, tags
 
 PAIRS = [
@@ -258,7 +259,6 @@ def test_what_cannot_be_evaluated_is_refused_before_a_judge_is_asked(tmp_path: P
     own = judge()
     rows = benchmark_cases.written(benchmark_cases.CASES["genai_bench"].files, tmp_path)
     for name, data, says in (
-        ("nisqa", None, "audio, which no judge can be shown yet"),
         ("genai_bench", rows, "needs the format pairwise_verdict, and the judge's is 'pairwise'"),
         ("no_such_benchmark", None, "no_such_benchmark"),
     ):
@@ -270,6 +270,36 @@ def test_what_cannot_be_evaluated_is_refused_before_a_judge_is_asked(tmp_path: P
     assert not own.engine.requests  # type: ignore[attr-defined]
 
 
+class Deaf(ScriptedEngine):
+    def supports(self, modality: str) -> bool:
+        return modality != "audio"
+
+
+SPEECH = ("nisqa", "bvcc", "somos", "voxsim", "speechjudge_eval")
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_a_benchmark_of_speech_needs_a_judge_that_hears(name: str, tmp_path: Path) -> None:
+    """Each sound of the fixture is louder than the one before, and the scripted judge scores loudness."""
+    rows = benchmark_cases.written(benchmark_cases.CASES[name].files, tmp_path)
+    files = sorted(set(re.findall(r"[\w-]+\.wav", rows.read_text())))
+    for number, file in enumerate(files):
+        (tmp_path / file).write_bytes(sounds.wav(0.1, loud=0.1 + 0.8 * number / len(files)))
+    format = Pairwise() if name == "speechjudge_eval" else Pointwise()
+
+    def loudness(request: Request) -> str:
+        heard = [floats(media.samples()).std() for media in request.prompt.media]
+        return tags(*(round(1 + 8 * float(one)) for one in (heard if format.name == "pairwise" else heard[-1:])))
+
+    with pytest.raises(ConfigError, match="cannot hear sounds: use one that can"):
+        evaluate(name, Judge(format, Deaf(loudness)), tmp_path / "out", data=rows, media_root=tmp_path)
+    found = evaluate(name, Judge(format, Named(loudness)), tmp_path / "out", data=rows, media_root=tmp_path)
+    assert found.always["failed"] == 0 and found.always["rows"] == len(benchmark_cases.CASES[name].said)
+    (tmp_path / files[0]).write_bytes(b"RIFF")
+    again = evaluate(name, Judge(format, Named(loudness)), tmp_path / "new", data=rows, media_root=tmp_path)
+    assert 0 < again.always["failed"] <= 1
+
+
 def test_a_judge_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
     down = judge(lambda request: Generation.failed("transport", "refused"))
     with pytest.raises(EngineError, match=r"no answer to 4 of 4 rows, the first with id .*transport"):
@@ -277,7 +307,7 @@ def test_a_judge_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_an_outage_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three requests of row 1 fail in the second batch: two of both orders, and one of the retry."""
+    """Three requests of row 1 fail: two of both orders, and one of the retry."""
     monkeypatch.setattr(job, "BATCH", 2)
     source, left = write(tmp_path / "mine.jsonl", PAIRS), [3]
 
@@ -287,13 +317,45 @@ def test_an_outage_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             return Generation.failed("timeout", "too late")
         return scores(request)
 
-    with pytest.raises(EngineError, match=r"no answer to 1 of 2 rows, the first with id 1 \(timeout\)"):
+    with pytest.raises(EngineError, match=r"no answer to 1 rows, the first with id 1 \(timeout\); all others are kept"):
         evaluate(source, Judge(Pairwise(), Named(flaky)), tmp_path / "out")
     again = Judge(Pairwise(), Named(flaky))
-    assert evaluate(source, again, tmp_path / "out").always["failed"] == 0
+    found = evaluate(source, again, tmp_path / "out")
+    assert found.always["failed"] == 0 and found.always["rows"] == 4
+    assert len(again.engine.requests) == 2  # type: ignore[attr-defined]
     left[0] = 1
     once = evaluate(source, Judge(Pairwise(), Named(flaky)), tmp_path / "other")
     assert once.always["failed"] == 0 and not left[0]  # what fails once is asked again
+
+
+def test_rows_that_always_time_out_are_failures_of_the_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of their own: one more run is enough for all of them, and it asks nothing else."""
+    monkeypatch.setattr(job, "BATCH", 1)
+    source = write(tmp_path / "mine.jsonl", PAIRS)
+
+    def slow(request: Request) -> str | Generation:
+        shown = candidates(request)
+        return Generation.failed("timeout", "too late") if {"7 a", "9 h"} & {*shown} else scores(request)
+
+    with pytest.raises(EngineError, match="no answer to 2 rows"):
+        evaluate(source, Judge(Pairwise(), Named(slow)), tmp_path / "out")
+    again = Judge(Pairwise(), Named(slow))
+    found = evaluate(source, again, tmp_path / "out")
+    assert found.always["failed"] == 0.5 and found.always["rows"] == 4 and found.metrics["agreement"].value == 0.5 / 3
+    assert {one.failure for row in found.rows for one in row.judgements} == {"timeout", None}
+    assert all({"7 a", "9 h"} & {*candidates(one)} for one in again.engine.requests if candidates(one))  # type: ignore[attr-defined]
+    done = Judge(Pairwise(), Named(slow))
+    assert evaluate(source, done, tmp_path / "out").always == found.always and not done.engine.requests  # type: ignore[attr-defined]
+
+
+def test_a_dead_judge_makes_no_failures_however_often_it_is_asked(tmp_path: Path) -> None:
+    source = write(tmp_path / "mine.jsonl", PAIRS)
+    for _ in range(3):
+        with pytest.raises(EngineError, match="answers nothing now"):
+            evaluate(source, Judge(Pairwise(), Named(lambda _: Generation.failed("timeout", "late"))), tmp_path / "out")
+    assert evaluate(source, Judge(Pairwise(), Named(scores)), tmp_path / "out").always["failed"] == 0
 
 
 def test_votes_need_a_temperature(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -158,11 +159,11 @@ def test_rows_without_an_id_are_told_apart_by_their_lines(tmp_path: Path) -> Non
 
 
 def test_a_judge_sees_again_exactly_what_was_judged(tmp_path: Path) -> None:
-    """Image, video, drawn molecule, texts, reference and rubric: the example is equal, and so is its cache key."""
+    """Media of all kinds, texts, reference and rubric: the example is equal, and so is its cache key."""
     record = tmp_path / "r.jsonl"
     clip = Media.video([Image.new("RGB", (40, 20), (n, 0, 0)) for n in range(3)], fps=2.0)
     shown = [Media.image(Image.new("RGB", (300, 20), "red")), clip, Media.molecule("CCO", drawn=True)]
-    shown += [Media.molecule("CCN")]
+    shown += [Media.molecule("CCN"), Media.audio((np.zeros(900), 16_000)), Media.audio((np.zeros(200_000), 16_000))]
     rubric = Rubric("Is it short?", Scale(0, 4, True))
     example = Example(["look", "here ", *shown], [["3 a"]], ["x", "y"], rubric)
     first = judge(record, replies=lambda request: tags(3), media="whole")
@@ -193,6 +194,12 @@ def test_an_image_that_was_not_kept_whole_is_no_score(tmp_path: Path) -> None:
     judge(tmp_path / "c.jsonl")([Example(["q", clip], ["3 a"])])
     with pytest.raises(ConfigError, match="the video was not kept whole"):
         again(tmp_path / "c.jsonl", thumbnails=True)
+    short, long = (Media.audio((np.zeros(seconds * 16_000), 16_000)) for seconds in (1, 11))
+    judge(tmp_path / "s.jsonl")([Example([short, "q"], ["3 a"])])
+    assert [row["scores"] for row in again(tmp_path / "s.jsonl")] == [[3]]
+    judge(tmp_path / "s.jsonl")([Example([long, "q"], ["3 a"])])
+    with pytest.raises(ConfigError, match="the audio was not kept whole"):
+        again(tmp_path / "s.jsonl", strict=True)
 
 
 def test_a_file_that_is_not_what_was_judged_is_a_failure(tmp_path: Path) -> None:
@@ -212,6 +219,7 @@ def test_a_file_that_is_not_what_was_judged_is_a_failure(tmp_path: Path) -> None
         pytest.param({"image": 7}, id="number"),
         pytest.param({"image": "ab" * 32, "frames": "x"}, id="frames"),
         pytest.param({"image": "ab" * 32, "frames": 10**9}, id="many-frames"),
+        pytest.param({"image": "ab" * 32, "frames": 1, "fps": 10**400}, id="fps"),
         pytest.param({"image": "ab" * 32, "content": ["x"]}, id="content"),
         pytest.param({"smell": "ab" * 32, "content": "x"}, id="kind"),
         pytest.param({}, id="empty"),

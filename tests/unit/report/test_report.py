@@ -42,6 +42,7 @@ from flexjudge_reward.report.lines import files_of, groups_of
 from flexjudge_reward.report.page import Page
 from flexjudge_reward.report.render import report
 from flexjudge_reward.report.serve import Server
+from support import sounds
 from support.judging import scores
 from support.pages import Structure, failed, line, training, write
 
@@ -217,6 +218,29 @@ def test_a_record_keeps_thumbnails_that_the_page_shows(tmp_path: Path) -> None:
     assert third["question"][2]["picture"] is None and "no image" not in report(tmp_path).html
 
 
+def test_a_sound_has_a_waveform_and_a_player(tmp_path: Path) -> None:
+    """Ten seconds at most are kept and played; of a file by its path too, below the media root."""
+    short, long = Media.audio(sounds.wav(0.2)), Media.audio(sounds.wav(11))
+    judge(tmp_path / "r.jsonl")([Example(["q", short, long], ["3 a"])])
+    kept = {file.name for file in (tmp_path / "r.media").iterdir()}
+    assert kept == {f"{short.digest}.jpg", f"{short.digest}.wav", f"{long.digest}.jpg"}
+    (row,) = rows(tmp_path)
+    first, second = row["question"][1:]
+    assert first["picture"] is not None and second["picture"] not in (None, first["picture"])
+    assert first["sound"] == 0 and "sound" not in second
+    html = report(tmp_path).html
+    assert html.count("data:audio/wav;base64,") == 1 and "media-src data:;" in html
+    (line,) = read_record(tmp_path / "r.jsonl")
+    assert line["question"][1] == {"audio": short.digest, "seconds": 0.2}
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.wav").write_bytes(sounds.wav(0.2))
+    scored = {"id": 1, "question": [{"audio": "a.wav"}, "q"], "answer": "x", "scores": [2], "failures": [None]}
+    (tmp_path / "new").mkdir()
+    path = inputs(tmp_path / "new" / "out.jsonl", scored)
+    assert rows(path)[0]["question"][0].get("sound") is None
+    assert rows(path, media_root=tmp_path / "sounds")[0]["question"][0]["sound"] == 0
+
+
 @pytest.mark.parametrize(("off", "files"), [(False, 1), (True, 0)])
 def test_thumbnails_can_be_left_out(tmp_path: Path, off: bool, files: int) -> None:
     recorded = Judge(
@@ -297,7 +321,7 @@ def test_a_page_has_room_for_so_many_pictures(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("flexjudge_reward.report.pictures.MOST_BYTES", 3_000)
     judge(tmp_path / "r.jsonl")([Example(["q", picture(colour)], ["3 a"]) for colour in range(0, 250, 50)])
     shown = [row["question"][1]["picture"] for row in rows(tmp_path)]
-    assert 0 < sum(one is not None for one in shown) < 5 and "pictures are left out" in words(tmp_path)
+    assert 0 < sum(one is not None for one in shown) < 5 and "pictures or sounds are left out" in words(tmp_path)
 
 
 # ---- a sample

@@ -39,6 +39,7 @@ from flexjudge_reward import (
     Untrusted,
 )
 from flexjudge_reward.trainers import trl as adapter
+from support import sounds
 from support.layouts import Remote, gathered
 
 Messages = list[dict[str, Any]]
@@ -248,13 +249,13 @@ def test_a_wrong_batch_is_named_before_any_model_loads(
         one(prompts, completions, **{"truth": [None] * len(completions), **columns})
 
 
-CLIP = {"array": [0.0], "sampling_rate": 16000}
+CLIP = {"array": [0.0] * 800, "sampling_rate": 16000}
+LOUD = {"array": [0.5] * 800, "sampling_rate": 16000}
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        pytest.param({"audio": [b"RIFF", b"RIFF"]}, "no judge can be shown audio yet", id="audio"),
         pytest.param({"picture": [None, picture()]}, "column 'picture' holds images.*rename it to 'images'", id="name"),
         pytest.param({"pictures": [[picture()], []]}, "column 'pictures' holds images", id="list"),
         pytest.param({"file": [{"bytes": b"x", "path": None}] * 2}, "column 'file' holds images", id="undecoded"),
@@ -272,6 +273,22 @@ def test_media_that_the_judge_would_not_see_are_an_error_before_judging(columns:
         assert reward(ignored_columns="x, picture")(["q", "q"], ["!", "!!"], **columns) == pytest.approx([1 / 9, 2 / 9])
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        pytest.param({"audio": [CLIP, LOUD]}, id="arrays"),
+        pytest.param({"audios": [[sounds.wav(0.1, loud=0.1)], [sounds.wav(0.1, loud=0.8)]]}, id="lists_of_files"),
+        pytest.param({"audio": [{"bytes": sounds.wav(0.1), "path": None}, {"bytes": None, "path": "x"}]}, id="bad_one"),
+    ],
+)
+def test_sounds_of_a_column_are_judged_and_a_bad_one_fails_its_row(columns: dict[str, Any]) -> None:
+    one = reward()
+    assert one(["q", "q"], ["!", "!!"], **columns)[0] == pytest.approx(1 / 9)
+    heard = [media.kind for prompt in prompts_of(one) for media in prompt.media]
+    failed = one.summary.failures
+    assert heard == ["audio"] * (1 if failed else 2) and ("media" in failed) == (len(heard) == 1)
+
+
 @pytest.mark.parametrize("part", [{"type": "audio", "audio": b"RIFF"}, {"type": "video", "video": [picture()]}])
 @pytest.mark.parametrize("place", ["prompt", "completion", "reference"])
 def test_a_part_that_the_judge_cannot_be_shown_is_an_error(part: dict[str, Any], place: str) -> None:
@@ -282,7 +299,7 @@ def test_a_part_that_the_judge_cannot_be_shown_is_an_error(part: dict[str, Any],
     one = FlexJudgeReward(Judge(Pointwise(), Blind([])), reference_column="truth")
     prompt = user(part, TEXT) if place == "prompt" else user("q")
     completion = [{"role": "assistant", "content": [part]}] if place == "completion" else said("a")
-    with pytest.raises(ConfigError, match=r"be shown (audio|video)"):
+    with pytest.raises(ConfigError, match=r"be shown video|cannot hear sounds"):
         one([prompt], [completion], truth=[[part] if place == "reference" else None])
     assert prompts_of(one) == []
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flexjudge_reward import (
@@ -13,6 +16,7 @@ from flexjudge_reward import (
     Criterion,
     Example,
     Judge,
+    Media,
     Pointwise,
     Record,
     Rubric,
@@ -23,6 +27,7 @@ from flexjudge_reward import (
 from flexjudge_reward.data.content import rubric
 from flexjudge_reward.report.lines import groups_of
 from flexjudge_reward.trainers.wire import group_json, rows_of
+from support import sounds
 
 ITEMS = (Criterion("names it", 2.0, "must", "naming"), Criterion("is rude", 5.0, "must not"), Criterion("short", 1.0))
 RUBRICS = [
@@ -50,6 +55,17 @@ def test_a_rubric_travels_and_is_recorded_whole(own: Rubric, tmp_path: Path) -> 
 def test_a_lone_word_is_one_criterion_and_names_no_rubric(word: str) -> None:
     (row,), *_ = rows_of(group_json(Example("q", ["a"], rubric=Rubric(word, None))), "answer")
     assert row.rubric is not None and row.rubric.scale is None and [one.text for one in row.rubric.items] == [word]
+
+
+def test_a_sound_travels_as_it_was_heard() -> None:
+    sound = Media.audio((np.linspace(-1, 1, 900), 8_000)) if find_spec("av") else Media.audio(sounds.wav(0.1))
+    example = Example([sound, "q"], [[Media.audio(sounds.wav(0.1))], [Media.audio(b"RIFF")]])
+    good, bad = rows_of(json.loads(json.dumps(group_json(example))), "all")[0]
+    assert good.question[0] == sound and good.candidates[0][0] == example.candidates[0][0]
+    assert isinstance(bad.candidates[0][0], Media) and not bad.candidates[0][0].is_usable
+    part = {"type": "input_audio", "input_audio": {"data": b64encode(sounds.wav(0.1)).decode(), "format": "wav"}}
+    ((row,), *_) = rows_of({"question": [part, "q"], "candidates": ["a"]}, "all")
+    assert row.question[0] == Media.audio(sounds.wav(0.1))
 
 
 NOT_SENT = [

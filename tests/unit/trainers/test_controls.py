@@ -1,0 +1,175 @@
+"""Controls: what each finds, what they cost, and that none reaches a reward."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexjudge_reward import (
+    ConfigError,
+    EngineError,
+    FlexJudgeReward,
+    Format,
+    Generation,
+    Judge,
+    Listwise,
+    Pairwise,
+    Pointwise,
+    PositionSwap,
+    Record,
+    Request,
+    Sampling,
+    ScriptedEngine,
+    read_record,
+)
+from flexjudge_reward.trainers.alarms import Alarms
+from flexjudge_reward.trainers.controls import Controls
+from flexjudge_reward.trainers.session import RewardSession
+from support.judging import candidates, grade, tags
+
+Reply = Callable[[Request, int], str]
+
+
+def good(request: Request, asked: int) -> str:
+    return tags(*(grade(text) if text[:1].isdigit() else 1 for text in candidates(request)))
+
+
+def first_wins(request: Request, asked: int) -> str:
+    return tags(*range(9, 9 - len(candidates(request)), -1))
+
+
+def replaced(request: Request, asked: int) -> str:
+    """Another model from a point on: what was good is bad."""
+    texts = candidates(request)
+    return tags(*((10 - grade(text) if asked > 250 else grade(text)) if text[:1].isdigit() else 1 for text in texts))
+
+
+def run(reply: Reply, format: Format, steps: int = 80, record: Path | None = None, **settings: Any) -> FlexJudgeReward:
+    """Steps of two groups of four answers, "GRADE STEP"; the alarms are in its summary."""
+    rng, asked = random.Random(1), [0]
+
+    def own(request: Request) -> Generation:
+        asked[0] += 1
+        return Generation(reply(request, asked[0]), completion_tokens=20)
+
+    judge = Judge(format, ScriptedEngine(own), Sampling(), None if record is None else Record(record))
+    reward = FlexJudgeReward(judge, **{"probes": 0.4, **settings})
+    for step in range(steps):
+        answers = [f"{one} s{step}" for _ in range(2) for one in rng.sample(range(1, 10), 4)]
+        assert None not in reward([f"q{step}"] * 4 + [f"p{step}"] * 4, answers)
+    return reward
+
+
+FOUND: list[Any] = [
+    pytest.param(good, Pairwise(), set(), id="a_good_judge_of_pairs"),
+    pytest.param(good, Listwise(), set(), id="a_good_judge_of_lists"),
+    pytest.param(good, Pointwise(), set(), id="a_good_judge_of_answers"),
+    pytest.param(first_wins, Pairwise(), {"probe_swapped"}, id="pairs_decided_by_their_order"),
+    pytest.param(first_wins, Listwise(), {"probe_swapped"}, id="lists_decided_by_their_order"),
+    pytest.param(first_wins, PositionSwap(Pairwise()), {"swap_flips"}, id="counted_where_it_swaps_anyway"),
+    pytest.param(replaced, Pointwise(), {"probe_frozen"}, id="another_model_of_answers"),
+    pytest.param(replaced, Pairwise(), {"probe_frozen"}, id="another_model_of_pairs"),
+]
+
+
+@pytest.mark.parametrize(("reply", "format", "expected"), FOUND)
+def test_what_is_found(reply: Reply, format: Format, expected: set[str]) -> None:
+    steps = 250 if isinstance(format, Listwise) else 80  # a list is one reply, so it earns less
+    reward = run(reply, format, steps)
+    known = {"probe_swapped", "probe_frozen", "probe_second_judge", "swap_flips"}
+    assert set(reward.summary.alarms) & known == expected
+    assert reward.summary.judged == steps * 8
+    engine = reward.session.judge.engine
+    controls, probes = reward.session._controls, reward.session._probes
+    assert (
+        0 <= controls.tokens <= controls.share * controls.judged_tokens
+        and controls.share + probes.share == pytest.approx(0.4)
+    )
+    assert len(engine.requests) * 20 >= controls.judged_tokens + controls.tokens + probes.tokens  # type: ignore[attr-defined]
+
+
+def test_they_are_in_the_record_beside_the_rows(tmp_path: Path) -> None:
+    reward = run(first_wins, Pairwise(), record=tmp_path / "r.jsonl")
+    lines = list(read_record(tmp_path / "r.jsonl"))
+    assert {"swapped", "frozen"} <= {line["probe"] for line in lines if "probe" in line}
+    assert {line["alarm"] for line in lines if "alarm" in line} == set(reward.summary.alarms)
+    assert sum("rows" in line for line in lines) == 160
+
+
+# ---------------------------------------------------------------- the second judge
+
+
+def controlled(monkeypatch: pytest.MonkeyPatch, reply: Any, first: Reply = good, **settings: Any) -> FlexJudgeReward:
+    """A run whose second judge is scripted, too."""
+    monkeypatch.setenv("FLEXJUDGE_STRONG__BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("FLEXJUDGE_STRONG__CACHE", "off")
+    monkeypatch.setattr("flexjudge_reward.engines.server.ServerEngine", lambda *_, **__: ScriptedEngine(reply))
+    return run(first, Pointwise(), second_judge="strong", **settings)
+
+
+def sound(request: Request) -> str:
+    return good(request, 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "alarm"),
+    [pytest.param(good, False, id="they_agree"), pytest.param(replaced, True, id="the_first_one_drifts")],
+)
+def test_the_second_judge(reply: Reply, alarm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = controlled(monkeypatch, sound, reply, steps=120)
+    assert ("probe_second_judge" in reward.summary.alarms) is alarm
+
+
+def test_a_second_judge_that_is_down_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def down(request: Request) -> str:
+        raise EngineError("it is gone")
+
+    reward = controlled(monkeypatch, down, steps=60)
+    assert reward.summary.judged == 480
+    said = [record for record in caplog.records if "second judge" in record.message]
+    assert len(said) == 1 and said[0].levelno == logging.WARNING
+
+
+def test_a_second_judge_without_settings_is_refused_before_anything_is_judged() -> None:
+    engine = ScriptedEngine(sound)
+    reward = FlexJudgeReward(Judge(Pointwise(), engine), second_judge="strong")
+    with pytest.raises(ConfigError, match=r"second_judge='strong' names no judge: .*FLEXJUDGE_STRONG__MODEL"):
+        reward(["q"] * 2, ["1 a", "2 b"])
+    assert not engine.requests
+
+
+def test_without_probes_there_are_no_controls() -> None:
+    reward = run(first_wins, Pairwise(), steps=20, probes=0)
+    assert len(reward.session.judge.engine.requests) == 20 * 2 * 6 and not reward.summary.alarms  # type: ignore[attr-defined]
+
+
+def test_a_session_with_controls_pickles() -> None:
+    session = RewardSession(Judge(Pointwise(), ScriptedEngine(["x"])))
+    assert isinstance(session._controls, Controls)
+    assert pickle.loads(pickle.dumps(session))._controls.share == session._controls.share == pytest.approx(0.0025)
+
+
+SWAPS: list[Any] = [
+    pytest.param([(100, 10)] * 30, [], id="few_flips"),
+    pytest.param([(100, 60)] * 2, ["swap_flips"], id="more_than_half_at_once"),
+    pytest.param([(100, 60)], [], id="too_few_pairs_to_tell"),
+    pytest.param([(100, 10)] * 5 + [(100, 35)] * 5, ["swap_flips"], id="many_more_than_at_first"),
+    pytest.param([(100, 10)] * 5 + [(100, 28)] * 5, [], id="some_more"),
+    pytest.param([(100, 10)] * 5 + [(100, 60)] * 5 + [(100, 10)] * 5 + [(100, 60)] * 5, ["swap_flips"] * 2, id="twice"),
+    pytest.param([(1000, 10), (1000, 900)], ["swap_flips"], id="a_call_is_more_than_a_window"),
+]
+
+
+@pytest.mark.parametrize(("calls", "expected"), SWAPS)
+def test_flips_are_counted_in_windows(calls: list[tuple[int, int]], expected: list[str]) -> None:
+    alarms = Alarms(0.05)
+    counted = [{"swaps": float(count), "swaps_agreed": float(count - flipped)} for count, flipped in calls]
+    assert [name for one in counted for name in alarms.look([], [], counters=one)] == expected
