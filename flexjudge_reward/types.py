@@ -177,7 +177,10 @@ class Prompt:
 
     @property
     def shown(self) -> tuple[Media, ...]:
-        """Every image, video and sound that the model gets, in order; of a molecule, its drawing. Raises MediaError."""
+        """Every image, video, sound and molecule as tokens that the model gets, in order; of a drawn one, the image.
+
+        Raises MediaError.
+        """
         return tuple(part for media in self.media for part in media.as_judge_input() if isinstance(part, Media))
 
 

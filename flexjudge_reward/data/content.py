@@ -3,7 +3,7 @@
 A part is a text, or a mapping with the name of a modality (`media/base.py: KINDS`) as key or as "type":
 
     "a cat"    {"text": "a cat"}    {"type": "text", "text": "a cat"}
-    {"image": SOURCE}    {"type": "image", "image": SOURCE}    {"molecule": "CCO", "drawn": true}
+    {"image": SOURCE}    {"type": "image", "image": SOURCE}    {"molecule": "CCO", "as_": "drawing"}
     {"type": "image"}                                            the place of an image that a column holds
 
 Texts that follow each other in a list are separate texts: a line break keeps them apart where no space does. A list of

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from flexjudge_reward.errors import ConfigError, MediaError
 from flexjudge_reward.media.base import Media
+from flexjudge_reward.media.molecule import TOKENS
 from flexjudge_reward.types import Generation, Request
 
 
@@ -57,7 +58,7 @@ class Engine(Closable):
 
         A request that fails alone is a Generation with a `failure`; one whose media cannot be used fails here.
         """
-        failures = [_media_failure(request) for request in requests]
+        failures = [self._media_failure(request) for request in requests]
         usable = [request for request, failure in zip(requests, failures, strict=True) if failure is None]
         replies = self.complete(usable) if usable else []
         if len(replies) != len(usable):
@@ -84,8 +85,21 @@ class Engine(Closable):
         return {}
 
     def supports(self, modality: str) -> bool:
-        """Whether the model can be shown "image", "video" or "audio". True where only the server knows."""
-        return True
+        """Whether the model can be shown "image", "video", "audio" or "molecule tokens".
+
+        True where only the server knows; molecule tokens need an engine that has the model in its hands.
+        """
+        return modality != TOKENS
+
+    def _media_failure(self, request: Request) -> Generation | None:
+        try:
+            for media in request.prompt.shown:
+                media.check()
+                if media.needs == TOKENS and not self.supports(TOKENS):
+                    return Generation.failed("unsupported", f"the engine {type(self).__name__} shows no {TOKENS}")
+        except MediaError as error:
+            return Generation.failed("media", str(error))
+        return None
 
     def window(self) -> AbstractContextManager[None]:
         """The time of one batch of judgements in a trainer's step, for an engine that rests between them."""
@@ -106,12 +120,3 @@ class StatefulEngine(Engine):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
-
-
-def _media_failure(request: Request) -> Generation | None:
-    try:
-        for media in request.prompt.shown:
-            media.check()
-    except MediaError as error:
-        return Generation.failed("media", str(error))
-    return None

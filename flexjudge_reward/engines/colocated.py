@@ -212,10 +212,12 @@ class ColocatedEngine(LocalEngine):
         server, self._server = self._server, None
         process, self._process = self._process, None
         self._asleep = False
-        if server is not None:
-            server.close()
-        if process is not None:
-            process.stop()
+        try:
+            if server is not None:
+                server.close()
+        finally:  # also when connections do not end in time: the GPU is the policy's
+            if process is not None:
+                process.stop()
 
 
 def _gpu() -> int | None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from flexjudge_reward.engines import torchvision_mend
-from flexjudge_reward.engines.model import THINKERS, Chat, Source, load_tokenizer
+from flexjudge_reward.engines.model import MOLECULES, THINKERS, Chat, Source, load_tokenizer, model_type
 from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.media.audio import floats
 from flexjudge_reward.media.base import Media
@@ -27,6 +27,8 @@ class Decoder:
         """Loads the model of `source` onto `device`. Raises what transformers raises."""
         torchvision_mend.mend()
         where = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+        if model_type(source) == MOLECULES:
+            import flexjudge_reward.engines.molecules.model  # noqa: F401  # makes the type known to transformers
         config = transformers.AutoConfig.from_pretrained(source.model, **where)
         self.thinker = thinker = THINKERS.get(config.model_type)
         sees = thinker is not None or type(config) in transformers.AutoModelForImageTextToText._model_mapping
@@ -72,8 +74,10 @@ class Decoder:
         images = [[m.images()[0] for m in prompt.shown if m.kind == "image"] for prompt in prompts]
         videos = [media for prompt in prompts for media in prompt.shown if media.kind == "video"]
         sounds = [floats(media.samples()) for prompt in prompts for media in prompt.shown if media.kind == "audio"]
+        graphs = [media.graph() for prompt in prompts for media in prompt.shown if media.kind == "molecule"]
         if not any(images) and not videos and not sounds:
-            return self.tokenizer(texts, **options)
+            inputs = self.tokenizer(texts, **options)
+            return self._with_graphs(inputs, graphs) if graphs else inputs
         if self.processor is None:
             raise ValueError("this model reads text only, and the prompt has media")
         media: dict[str, Any] = {"images": images} if any(images) else {}
@@ -85,6 +89,12 @@ class Decoder:
         if self.thinker and videos:  # its processor has one frame rate for all clips of a call
             patch = self.processor.video_processor.temporal_patch_size
             inputs["video_second_per_grid"] = torch.tensor([patch / video.fps for video in videos])
+        return inputs
+
+    def _with_graphs(self, inputs: Any, graphs: Sequence[bytes]) -> Any:
+        from flexjudge_reward.engines.molecules.graphs import collate
+
+        inputs["graphs"] = collate(graphs)
         return inputs
 
     def _videos(self, videos: Sequence[Media]) -> dict[str, Any]:
@@ -176,7 +186,7 @@ class _Draw:
         """What was recorded for the tokens of one row."""
         found = []
         for token_id, (chosen, values, tokens) in zip(token_ids, self.steps, strict=False):
-            names = tokenizer.batch_decode([[token] for token in tokens[row].tolist()])
+            names = [tokenizer.decode([token]) for token in tokens[row].tolist()]
             top = zip(names, values[row].tolist(), strict=True)
             found.append(TokenLogprob.merged(tokenizer.decode([token_id]), float(chosen[row]), top))
         return tuple(found)

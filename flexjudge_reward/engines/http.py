@@ -38,7 +38,6 @@ from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError, MediaError
-from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request
 
 if TYPE_CHECKING:
@@ -199,7 +198,10 @@ class Client:
 
         async def work() -> None:
             for index in waiting:  # shared: each worker takes the next one
-                reply = batch.replies[index] = await self._reply(batch, index)
+                try:
+                    reply = batch.replies[index] = await self._reply(batch, index)
+                except MediaError as error:  # its frames were dropped, and could not be decoded again
+                    reply = batch.replies[index] = Generation.failed("media", str(error))
                 self._sharing.want(-1)
                 if reply.failure is None or reply.failure.kind != "transport":  # else the server did not answer
                     batch.last_reply = self._loop.time()
@@ -221,18 +223,13 @@ class Client:
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
-        request, capped, attempt, unreachable = batch.requests[index], True, 0, True
+        request, capped, attempt, unreachable, misses = batch.requests[index], True, 0, True, 0
         body: Body | None = None
-        shown, misses = batch.codec.nameable(request), 0
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
                 return hopeless
             if body is None or not body.data or body.version != self.dialect.version:
-                named = await self._references.turn(shown, misses)
-                try:
-                    body = await self._encoded(batch.codec, request, capped, named)
-                except MediaError as error:  # its frames were dropped, and could not be decoded again
-                    return Generation.failed("media", str(error))
+                body = await self._encoded(batch.codec, request, capped, misses)
             outcome, began = await self._attempt(body)
             if isinstance(outcome, Reply):
                 self._references.served(body.named, misses)
@@ -296,9 +293,10 @@ class Client:
             await self._prober.check_system_turn(batch.codec)
         return whole(reply, least)
 
-    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool, named: frozenset[Media]) -> Body:
+    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool, misses: int) -> Body:
         if not request.prompt.media:
             return codec.encode(request, self.dialect, capped)
+        named = await self._references.turn(codec.nameable(request), misses)
         await self._room.enter()
         held = 0
         try:  # images take long to encode; that must not hold up the other requests

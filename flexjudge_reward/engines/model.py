@@ -30,6 +30,8 @@ THINKERS = {
     **dict.fromkeys(("qwen3_omni_moe", "qwen3_omni_moe_thinker"), "Qwen3OmniMoeThinkerForConditionalGeneration"),
 }
 """The half that reads and writes of models that also speak, by their model type: a class of `transformers`."""
+MOLECULES = "flexjudge_mol"
+"""The model type that reads molecule tokens (`engines/molecules/`)."""
 _CUTTING = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # whose processor drops the end of a long sound without a word
 
 

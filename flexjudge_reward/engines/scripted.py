@@ -55,6 +55,10 @@ class ScriptedEngine(StatefulEngine):
             return {"engine": "scripted", "function": f"{getattr(self.replies, '__module__', '')}.{named}"}
         return {"engine": "scripted", "replies": hashlib.sha256(repr(self.replies).encode()).hexdigest()}
 
+    def supports(self, modality: str) -> bool:
+        """Everything: no model is shown anything."""
+        return True
+
     def close(self) -> None:
         """Only notes that it was closed."""
         self.closed = True

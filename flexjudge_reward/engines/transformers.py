@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flexjudge_reward.engines.local import LocalEngine
-from flexjudge_reward.engines.model import THINKERS, model_type, unheard
+from flexjudge_reward.engines.model import MOLECULES, THINKERS, model_type, unheard
 from flexjudge_reward.errors import EngineError, MissingExtra
+from flexjudge_reward.media.molecule import TOKENS
 from flexjudge_reward.types import Generation, Request
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class TransformersEngine(LocalEngine):
 
     def supports(self, modality: str) -> bool:
         """As `LocalEngine.supports`; of models that hear, the Thinkers of Qwen2.5-Omni and Qwen3-Omni are loaded."""
+        if modality == TOKENS:
+            return model_type(self._source) == MOLECULES
         return super().supports(modality) and (modality != "audio" or model_type(self._source) in THINKERS)
 
     def findings(self) -> dict[str, object]:

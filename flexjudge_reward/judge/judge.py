@@ -26,9 +26,11 @@ from flexjudge_reward.formats.rounds import Ask, gather, run, send
 from flexjudge_reward.judge.record import Record
 from flexjudge_reward.media.ahead import read_ahead
 from flexjudge_reward.media.base import KINDS
+from flexjudge_reward.media.molecule import TOKENS
 from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Unfinished, Verdict
 
 _SHOWN = ("image", "video", "audio")  # the channels that engines encode
+_READS = "use a folder that flexjudge_reward.engines.molecules.convert made, with the engine transformers"
 _HEARS = "jongwooko/Flex-Omni-7B with the engine vllm or transformers"
 
 
@@ -115,11 +117,16 @@ class Judge(Closable):
             ConfigError: it cannot.
             EngineError: there is no such model.
         """
-        self.check_kinds({media.kind for media in example.media})
+        self.check_kinds({media.needs for media in example.media})
 
     def check_kinds(self, kinds: Collection[str]) -> None:
-        """The same for the names of modalities. Raises as `check_media`."""
-        if unknown := next((kind for kind in kinds if KINDS[kind].channel and kind not in _SHOWN), None):
+        """The same for the names of modalities, and "molecule tokens". Raises as `check_media`."""
+        if TOKENS in kinds and not self.engine.supports(TOKENS):
+            name = self.engine.identity().get("model")
+            raise ConfigError(f"the judge {name} cannot read {TOKENS}: {_READS}, or show the molecule with as_='text'")
+        if unknown := next(
+            (kind for kind in kinds if kind in KINDS and KINDS[kind].channel and kind not in _SHOWN), None
+        ):
             raise ConfigError(f"no engine can show a model {unknown}: leave it out, or describe it in text")
         unsupported = [kind for kind in _SHOWN if kinds and not self.engine.supports(kind)]
         for kind in unsupported:

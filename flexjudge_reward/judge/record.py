@@ -6,8 +6,8 @@
      "replies", "counters", "own_answer", "criteria", "seconds", "batch", "run", ...}
 
 Texts are whole, media are {kind: digest}, with "content" where a judge reads a text of them, "frames" and "fps" of all
-but lone images, and "seconds" of sounds. A rubric of the row's own is its criteria in words or as a list, or an object
-with its scale.
+but lone images, "seconds" of sounds, and "graph" of molecules as tokens. A rubric of the row's own is its criteria in
+words or as a list, or an object with its scale.
 `cause` is who caused the failure (`rewards.py`). `replies` holds every reply with its tokens; `time` is when the line
 was written, `seconds` how long its batch of `batch` judgements took, and `run` is the same in all that one process
 writes. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; for a
@@ -227,6 +227,8 @@ def _digest(media: Media) -> dict[str, object]:
         seen |= {"frames": len(loaded.frames), "fps": loaded.fps}
     if loaded.samples:
         seen["seconds"] = round(audio.seconds(loaded.samples), 3)
+    if loaded.graph:
+        seen["graph"] = loaded.graph.decode()
     return {media.kind: media.digest, **seen}
 
 

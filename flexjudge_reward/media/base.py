@@ -28,7 +28,7 @@ from flexjudge_reward.media.audio import AudioModality
 from flexjudge_reward.media.frames import Frames
 from flexjudge_reward.media.image import ImageFormat, ImageModality
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
-from flexjudge_reward.media.molecule import MoleculeModality
+from flexjudge_reward.media.molecule import TOKENS, Form, MoleculeModality
 from flexjudge_reward.media.source import described
 from flexjudge_reward.media.video import VideoModality
 
@@ -87,13 +87,16 @@ class Media:
             raise ConfigError(f"{kind} has no option {unknown[0]!r}; its options are: {known}")
         self.kind, self._name, self._limits, self._lock = kind, described(source), limits, threading.Lock()
         given = {**KINDS[kind].options, **options}
+        KINDS[kind].check(given)
+        self.needs = TOKENS if given.get("as_") == "tokens" else kind
+        """What an engine must support to show it to a model: its kind, or "molecule tokens"."""
         self._read: Callable[[], Loaded] = partial(KINDS[kind].load, source, given, tuple(roots), limits)
         if kind == "image":
             self._fetch = partial(image.file_of, source, tuple(roots), limits)
 
     @classmethod
     def of(cls, kind: str, source: object, roots: Roots = (), **options: object) -> Media:
-        """One item of any modality, such as `Media.of("molecule", "CCO", drawn=True)`. Raises ConfigError."""
+        """One item of any modality, such as `Media.of("molecule", "CCO", as_="drawing")`. Raises ConfigError."""
         return cls(kind, source, roots, Limits(), **options)
 
     @classmethod
@@ -131,26 +134,30 @@ class Media:
         return cls("audio", source, roots, limits)
 
     @classmethod
-    def molecule(cls, smiles: str, drawn: bool = False) -> Media:
-        """One molecule. A judge sees RDKit's canonical SMILES of it and descriptors: weight, logP, rings and so on.
+    def molecule(cls, smiles: str, as_: Form = "text") -> Media:
+        """One molecule. A judge reads RDKit's canonical SMILES of it and descriptors: weight, logP, rings and so on.
 
         Needs `pip install 'flexjudge-reward[molecules]'`.
 
         Args:
             smiles: at most 500 characters, and 150 atoms that are not hydrogen; no name, extension or reaction.
-            drawn: a drawing of the structure goes before the text, for a judge that sees images.
+            as_: "drawing" puts a drawing of the structure before the text, for a judge that sees images. "tokens" shows
+                no text: a `flexjudge_mol` model reads the graph and one conformer of it (`engines/molecules/`).
         """
-        return cls("molecule", smiles, drawn=drawn)
+        return cls("molecule", smiles, as_=as_)
 
     @classmethod
-    def recorded(cls, kind: str, digest: str, folder: Path, frames: int, fps: float = 0.0, text: str = "") -> Media:
+    def recorded(
+        cls, kind: str, digest: str, folder: Path, frames: int, fps: float = 0.0, text: str = "", graph: str = ""
+    ) -> Media:
         """What a record kept whole: FOLDER/DIGEST-0.png and so on, or DIGEST.wav, equal to what was judged.
 
         Loading it raises MediaError where a file is missing or is not what was judged.
         """
         media = cls(kind, digest)
         media._fetch = None
-        media._read = partial(_of_record, kind, digest, folder, frames, fps, text)
+        media._read = partial(_of_record, kind, digest, folder, frames, fps, text, graph.encode())
+        media.needs = TOKENS if graph else kind
         return media
 
     def load(self) -> Loaded:
@@ -186,10 +193,15 @@ class Media:
                 self._file = b""
 
     def as_judge_input(self) -> tuple[str | Media, ...]:
-        """What a judge is shown: image, video or sound itself; of other kinds frames, then text. Raises MediaError."""
+        """What a judge is shown: image, video, sound and molecule tokens themselves; of others frames, then text.
+
+        Raises MediaError.
+        """
         if self.kind in KINDS and KINDS[self.kind].channel:
             return (self,)
         loaded = self.load()
+        if loaded.graph:
+            return (self,)
         if loaded.fps:
             shown = [Media.video(list(loaded.frames), loaded.fps, limits=self._limits)]
         else:
@@ -208,6 +220,10 @@ class Media:
     def samples(self) -> bytes:
         """Of a sound: 16-bit PCM, little-endian, one channel of 16 kHz; else empty. Raises MediaError."""
         return self._read_once().samples
+
+    def graph(self) -> bytes:
+        """Of a molecule as tokens: its atoms, bonds and positions as JSON; else empty. Raises MediaError."""
+        return self._read_once().graph
 
     def thumbnail(self) -> bytes:
         """A small JPEG of the frames, or the waveform of a sound. Raises MediaError."""
@@ -235,7 +251,7 @@ class Media:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over kind, text, samples, frame rate, and number, mode, size and pixels of the frames, in hex.
+        """SHA-256 over kind, text, samples, graph, frame rate, and number, mode, size and pixels of the frames, in hex.
 
         The sizes go before the pixels: 30 x 150 and 150 x 30 of the same bytes differ. Raises MediaError.
         """
@@ -296,7 +312,12 @@ class Media:
         return self
 
     def __getstate__(self) -> dict[str, object]:
-        state: dict[str, object] = {"kind": self.kind, "_name": self._name, "_limits": self._limits}
+        state: dict[str, object] = {
+            "kind": self.kind,
+            "needs": self.needs,
+            "_name": self._name,
+            "_limits": self._limits,
+        }
         try:
             # As PNG, because another machine's decoder may make other pixels of a JPEG file.
             pngs = tuple(map(image.encode, self.load().frames))
@@ -311,10 +332,10 @@ class Media:
             self._frames = Frames.of(state["_frames"])  # type: ignore[arg-type]
 
 
-def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, text: str) -> Loaded:
+def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, text: str, graph: bytes) -> Loaded:
     files = [Media.image(Path(f"{digest}-{number}.png"), [folder]) for number in range(frames)]
     samples = Media.audio(Path(f"{digest}.wav"), [folder]).samples() if kind == "audio" else b""
-    loaded = Loaded(tuple(file.images()[0] for file in files), fps, text, samples=samples)
+    loaded = Loaded(tuple(file.images()[0] for file in files), fps, text, samples=samples, graph=graph)
     if _digest(kind, loaded) != digest:
         raise MediaError("the files that the record kept of it are not what was judged")
     return loaded
@@ -322,7 +343,7 @@ def _of_record(kind: str, digest: str, folder: Path, frames: int, fps: float, te
 
 def _digest(kind: str, loaded: Loaded) -> str:
     hashed = hashlib.sha256(f"{kind}\n{[loaded.text, float(loaded.fps), len(loaded.frames)]!r}\n".encode())
-    hashed.update(loaded.samples)
+    hashed.update(loaded.samples + loaded.graph)
     for frame in loaded.frames:
         hashed.update(f"{frame.mode} {frame.width} {frame.height}\n".encode())
         hashed.update(frame.tobytes())

@@ -26,7 +26,8 @@ class Limits:
     bytes: int = 32_000_000  # of the encoded file
     pixels: int = 16_000_000  # of an image
     frames: int = 16  # a longer video is sampled to this number, evenly
-    seconds: int = 20  # for decoding one video, sound or molecule; for a molecule, a tenth of processor time
+    seconds: int = 20  # for decoding one video, sound or molecule; a molecule has a tenth of that as processor time,
+    # or half of it where it is placed in space
     duration: int = 300  # seconds of a sound
 
 
@@ -40,6 +41,7 @@ class Loaded:
     lossy: bool = False  # whether it was JPEG
     file: bytes = b""  # of a lone image: what the frame was decoded from, and can be again
     samples: bytes = b""  # of a sound: 16-bit PCM, little-endian, one channel of 16 kHz
+    graph: bytes = b""  # of a molecule as tokens: its atoms, bonds and positions (molecule_worker.py)
 
 
 class Modality:
@@ -53,7 +55,10 @@ class Modality:
     is_file: ClassVar[bool] = False
     """Whether a text in a row is the path of a file below the media root, rather than the source itself."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """The options of a source and their defaults, such as {"drawn": False}; a row gives them beside the source."""
+    """The options of a source and their defaults, such as {"as_": "text"}; a row gives them beside the source."""
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises ConfigError: an option has a value that no source can have."""
 
     def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
         """The content of `source`. Raises MediaError: missing, damaged, too large or not allowed."""

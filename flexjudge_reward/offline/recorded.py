@@ -105,13 +105,13 @@ class RecordedRows(Rows):
             raise ConfigError(f"a part is a text or a media item with its digest, found {part!r:.80}")
         if not _DIGEST.fullmatch(digest):  # it could not be used then, and cannot now
             return Media.of(kind, b"")
-        text, fps = part.get("content") or "", part.get("fps") or 0.0
+        text, fps, graph = part.get("content") or "", part.get("fps") or 0.0, str(part.get("graph") or "")
         heard = kind == "audio" and (self._folder / f"{digest}.wav").is_file()
         frames = part.get("frames") or (0 if text or heard else 1 if kind == "image" else None)
         if not isinstance(text, str) or not isinstance(frames, int | None) or not _is_rate(fps):
             raise ConfigError(f"the {kind} has a wrong text or number of frames")
         if frames == 0 or (frames and (self._folder / f"{digest}-0.png").is_file()):
-            return Media.recorded(kind, digest, self._folder, min(frames, _MOST_FRAMES), float(fps), text)
+            return Media.recorded(kind, digest, self._folder, min(frames, _MOST_FRAMES), float(fps), text, graph)
         has_thumbnail = kind == "image" and (self._folder / f"{digest}.jpg").is_file()
         if has_thumbnail and self._thumbnails:
             return Media.image(Path(f"{digest}.jpg"), [self._folder])

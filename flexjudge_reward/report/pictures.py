@@ -89,4 +89,4 @@ class Pictures:
         if self._drawn > _MOST_DRAWN:
             self.left_out += 1
             return None
-        return Media.molecule(found[1] if found else seen.source, drawn=True).thumbnail()
+        return Media.molecule(found[1] if found else seen.source, as_="drawing").thumbnail()

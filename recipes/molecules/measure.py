@@ -14,17 +14,14 @@ QED and SA are formulas with blind spots of their own. They are the truth here b
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from flexjudge_recipes.molecules.properties import properties, similarities
 from flexjudge_recipes.molecules.sampling import Sampler
 
-from rdkit import Chem, DataStructs, RDConfig
-from rdkit.Chem import QED, rdFingerprintGenerator
 from transformers import PrinterCallback, TrainerCallback
 
 from flexjudge_reward import Example, Failure, Judge, Media, MediaError, judge_groups
@@ -32,7 +29,6 @@ from flexjudge_reward import Example, Failure, Judge, Media, MediaError, judge_g
 NAMES = ("validity", "uniqueness", "novelty", "diversity", "qed", "sa", "judge")  # of the table and the plot
 CAUTION = "Not for choosing substances: a molecule that scores well may be impossible to make, or dangerous"
 _LOG = "measured/"  # before the names in the trainer's log history, which is in every checkpoint
-_fingerprints = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
 
 
 # ------------------------------------------------------------------------------------------------------------ RDKit
@@ -50,27 +46,18 @@ def canonical(smiles: str) -> str | None:
 def qed(smiles: str) -> float:
     """Drug-likeness, 0 to 1; 0 for what is no molecule."""
     molecule = canonical(smiles)
-    return 0.0 if molecule is None else float(QED.qed(Chem.MolFromSmiles(molecule)))
-
-
-def accessibility(smiles: str) -> float:
-    """The SA score of a valid molecule."""
-    return float(_sascorer().calculateScore(Chem.MolFromSmiles(smiles)))
-
-
-def similarities(smiles: Sequence[str]) -> list[float]:
-    """Of each valid molecule the mean Tanimoto similarity to the others (Morgan fingerprints, radius 2), 0 to 1."""
-    prints = [_fingerprints.GetFingerprint(Chem.MolFromSmiles(text)) for text in smiles]
-    others = max(1, len(prints) - 1)
-    return [(sum(DataStructs.BulkTanimotoSimilarity(own, prints)) - 1) / others for own in prints]
+    found = None if molecule is None else properties(molecule)
+    return 0.0 if found is None else found.qed
 
 
 def figures(samples: Sequence[str], pretrained_on: Collection[str] = ()) -> dict[str, float]:
     """All figures but the judge's; `pretrained_on` are canonical SMILES."""
-    valid = [molecule for molecule in map(canonical, samples) if molecule is not None]
-    different = sorted(set(valid))
+    read = [molecule for molecule in map(canonical, samples) if molecule is not None]
+    known = {molecule: found for molecule in read if (found := properties(molecule)) is not None}
+    valid = [molecule for molecule in read if molecule in known]
+    different = sorted(known)
     similar = similarities(different) if len(different) > 1 else [1.0]
-    drug_likeness = [qed(molecule) for molecule in valid]
+    drug_likeness = [known[molecule].qed for molecule in valid]
     novel = sum(molecule not in pretrained_on for molecule in different)
     return {
         "validity": len(valid) / len(samples),
@@ -79,18 +66,8 @@ def figures(samples: Sequence[str], pretrained_on: Collection[str] = ()) -> dict
         "diversity": 1 - statistics.mean(similar),
         "qed": statistics.mean(drug_likeness) if valid else 0.0,
         "qed_all": sum(drug_likeness) / len(samples),
-        "sa": statistics.mean(map(accessibility, valid)) if valid else 10.0,
+        "sa": statistics.mean(known[molecule].sa for molecule in valid) if valid else 10.0,
     }
-
-
-@lru_cache(maxsize=1)
-def _sascorer() -> Any:
-    file = Path(RDConfig.RDContribDir, "SA_Score", "sascorer.py")  # RDKit ships it beside its package
-    spec = importlib.util.spec_from_file_location("sascorer", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 DRAWN = 24  # molecules of a drawing
@@ -100,7 +77,7 @@ def draw(file: Path, smiles: Sequence[str]) -> None:
     """A drawing of the first molecules, with their SMILES; no file where there is none."""
     from matplotlib.figure import Figure
 
-    drawn = [Media.molecule(text, drawn=True) for text in smiles]
+    drawn = [Media.molecule(text, as_="drawing") for text in smiles]
     drawn = [(text, one) for text, one in zip(smiles, drawn, strict=True) if one.is_usable][:DRAWN]
     if not drawn:
         return

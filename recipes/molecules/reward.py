@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from flexjudge_recipes.molecules.measure import canonical, similarities
+from flexjudge_recipes.molecules.measure import canonical
+from flexjudge_recipes.molecules.properties import similarities
 from flexjudge_recipes.molecules.sampling import smiles
 
 from accelerate import PartialState

@@ -37,6 +37,7 @@ def molecules(count: int, seed: str) -> list[str]:
 def molecule(rng: random.Random) -> str:
     """One canonical SMILES."""
     while True:
+        # In this process, unlike every molecule from outside: the rules make none that costs RDKit more than it should.
         with rdBase.BlockLogs():
             mol = Chem.MolFromSmiles(_ring(rng, depth=0))
         if mol is not None and 15 <= mol.GetNumHeavyAtoms() <= 30:

@@ -83,7 +83,7 @@ def test_a_molecule_is_text_and_drawing_and_a_bad_one_fails_alone(nano: Transfor
         return Request(Prompt((Message("user", (part,)),)), Sampling(max_tokens=2))
 
     molecule = Media.molecule("OCC")
-    parts = [molecule, Media.molecule("OCC", drawn=True), Media.molecule("C1"), Media.molecule("C1", drawn=True)]
+    parts = [molecule, Media.molecule("OCC", as_="drawing"), Media.molecule("C1"), Media.molecule("C1", as_="drawing")]
     plain, drawn, *bad = nano.generate([ask(part) for part in parts])
     (text,) = molecule.as_judge_input()
     (same,) = nano.generate([ask(Untrusted(str(text)))])

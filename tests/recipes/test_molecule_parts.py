@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
     pytest.importorskip("trl")
     pytest.importorskip("rdkit")
-    from flexjudge_recipes.molecules import measure, sampling
+    from flexjudge_recipes.molecules import measure, properties, sampling
     from flexjudge_recipes.molecules.reward import MoleculeReward
     from flexjudge_recipes.nano import molecule_judge, molecule_policy
     from flexjudge_recipes.nano.molecules import molecules
@@ -33,6 +33,7 @@ from flexjudge_reward import (
     ScriptedEngine,
     TransformersEngine,
 )
+from support.attacks import slow_smiles
 from support.molecules import LATE, TEN, text_of, with_template
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -165,3 +166,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             (unfinished / "config.json").write_text(number)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     assert (folder / "config.json").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        pytest.param(slow_smiles(1)[0], id="a_cage_that_holds_RDKit"),
+        pytest.param("C1CC", id="an_open_ring"),
+        pytest.param("", id="no_atoms"),
+    ],
+)
+def test_what_RDKit_cannot_work_out_in_time_has_no_properties(smiles: str) -> None:
+    assert properties.properties("CCO") is not None and properties.properties(smiles) is None
+    assert properties.similarities(["CCO", "CCO", smiles]) == [0.5, 0.5, 0.0]
+    assert properties.similarities(["CCO"]) == [0.0]

@@ -145,18 +145,21 @@ def test_the_table_has_means_differences_and_gaps(tmp_path: Path) -> None:
         line("text", 1, figures={"image_pair_better": 0.7}),
         line("text", 2, figures={"image_pair_better": 0.9}),
         line("answer_first", 2, figures={"image_pair_better": 0.4}),
+        line("votes", 1, figures={"image_pair_votes_10_better": 0.25, "image_pair_votes_10_formed": 1.0}),
+        line("wait", 1, figures={"image_pair_budget_8_better": 0.2, "image_pair_budget_8_formed": 0.75}),
         line("rl", 1, steps=99),
         '{"cell": "wa',
     ]
     file.write_text("\n".join(lines))
     found = table.read(file, SETTINGS)
-    assert set(found) == {("base", 0), ("text", 1), ("text", 2), ("answer_first", 2)}
+    assert set(found) == {("base", 0), ("text", 1), ("text", 2), ("answer_first", 2), ("votes", 1), ("wait", 1)}
     by_seed = table.differences(found)
     assert by_seed["reason_first_minus_answer_first_points"] == {2: pytest.approx(50)}
     assert by_seed["forgetting_points_at_1k"] == {1: 50, 2: 50} and by_seed["forgetting_points_at_10k"] == {}
     table.write(file, SETTINGS)
     text = file.with_suffix(".md").read_text()
     assert "| 2 | 50.0 ± 0.0 | 80.0 ± 14.1 |" in text and "| SFT, then GRPO on pairs in words | 0 | - |" in text
+    assert "10 vote(s), temperature 1 | 1 | 25.0" in text and "reasoning cut at 8 tokens | 1 | 20.0" in text
     assert file.with_suffix(".png").stat().st_size > 10_000
 
 

@@ -7,6 +7,7 @@ lines of one cell and seed the last does. Values are means in percent over the s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,21 +184,18 @@ def markdown(found: Results, settings: Mapping[str, int]) -> str:
 
 
 def _inference(found: Results) -> list[list[str]]:
-    kinds = {"votes": ("votes", ""), "wait": ("", "")}
     named = {
-        "": "{} vote(s), temperature 1",
-        "budget_": "reasoning cut at {} tokens",
-        "wait_": "{} round(s) of waiting",
+        "votes": "{} vote(s), temperature 1",
+        "budget": "reasoning cut at {} tokens",
+        "wait": "{} round(s) of waiting",
     }
     rows = []
-    for cell in kinds:
+    for cell in ("votes", "wait"):
         names = {name: None for (own, _), entry in found.items() if own == cell for name in entry["figures"]}
-        for name in (name for name in names if name.startswith("image_pair_") and name.endswith("_better")):
-            how = name.removeprefix("image_pair_").removesuffix("_better")
-            kind, number = how.rstrip("0123456789"), how[len(how.rstrip("0123456789")) :]
-            better = list(values(found, cell, name).values())
-            read_ = list(values(found, cell, name.replace("_better", "_formed")).values())
-            rows.append([named[kind].format(number), str(len(better)), said(better), said(read_)])
+        for how in filter(None, (re.fullmatch(r"image_pair_(votes|budget|wait)_(\d+)_better", name) for name in names)):
+            better = list(values(found, cell, how[0]).values())
+            read_ = list(values(found, cell, how[0].replace("_better", "_formed")).values())
+            rows.append([named[how[1]].format(how[2]), str(len(better)), said(better), said(read_)])
     return rows
 
 

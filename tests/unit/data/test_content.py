@@ -71,9 +71,11 @@ def assistant(*parts: Any) -> dict[str, Any]:
         pytest.param({"type": "image", "text": None, "image": "p.png"}, IMAGE, id="image_with_nulls"),
         pytest.param({"molecule": "OCC"}, MOLECULE, id="molecule"),
         pytest.param({"type": "molecule", "molecule": "OCC"}, MOLECULE, id="molecule_with_type"),
-        pytest.param({"molecule": "OCC", "drawn": False}, MOLECULE, id="molecule_not_drawn"),
-        pytest.param({"molecule": "OCC", "drawn": None}, MOLECULE, id="molecule_with_null"),
-        pytest.param({"molecule": "OCC", "drawn": True}, Media.molecule("CCO", drawn=True), id="molecule_drawn"),
+        pytest.param({"molecule": "OCC", "as_": "text"}, MOLECULE, id="molecule_as_text"),
+        pytest.param({"molecule": "OCC", "as_": None}, MOLECULE, id="molecule_with_null"),
+        pytest.param(
+            {"molecule": "OCC", "as_": "drawing"}, Media.molecule("CCO", as_="drawing"), id="molecule_as_drawing"
+        ),
     ],
 )
 def test_a_part_has_one_meaning_everywhere(root: Path, part: Any, expected: object) -> None:
@@ -95,10 +97,12 @@ def test_a_part_has_one_meaning_everywhere(root: Path, part: Any, expected: obje
         pytest.param({"type": ["image"], "image": "p.png"}, "a part is", id="type_that_is_a_list"),
         pytest.param({"text": "a cat", "image": "p.png"}, "a part is .*, found {'text': 'a cat'", id="two_kinds"),
         pytest.param({"sound": "p.wav"}, "a part is .*, found {'sound': 'p.wav'}", id="unknown_kind"),
-        pytest.param({"molecule": "C", "drawn": "yes"}, "'drawn' of a molecule is a bool, found 'y", id="drawn_text"),
-        pytest.param({"molecule": "C", "drawn": 1}, "'drawn' of a molecule is a bool, found 1", id="drawn_one"),
-        pytest.param({"molecule": "C", "drawn": 0}, "'drawn' of a molecule is a bool, found 0", id="drawn_zero"),
-        pytest.param({"molecule": "C", "drawn": [True]}, r"'drawn' of a molecule is a bool, found \[", id="drawn_list"),
+        pytest.param(
+            {"molecule": "C", "as_": "x"}, "'as_' of a molecule is text, drawing, tokens; found 'x", id="as_x"
+        ),
+        pytest.param({"molecule": "C", "as_": 1}, "'as_' of a molecule is a str, found 1", id="as_one"),
+        pytest.param({"molecule": "C", "as_": True}, "'as_' of a molecule is a str, found True", id="as_true"),
+        pytest.param({"molecule": "C", "as_": ["text"]}, r"'as_' of a molecule is a str, found \[", id="as_list"),
         pytest.param({"video": "v.mp4", "fps": "2"}, "'fps' of a video is a float, found '2'", id="fps_text"),
         pytest.param({"video": "v.mp4", "fps": True}, "'fps' of a video is a float, found True", id="fps_truth"),
         pytest.param({"type": "image"}, "a part of type 'image' has no source, and no column", id="place_of_an_image"),
@@ -307,8 +311,8 @@ def test_an_image_that_a_trainer_passes_twice_is_shown_once_and_those_of_a_file_
 
 def test_one_source_with_two_options_is_two_media(root: Path) -> None:
     smiles = "CCO"
-    content = [{"type": "molecule", "molecule": smiles, "drawn": drawn} for drawn in (False, True)]
-    assert from_trainer(root, [user(*content)]).question == (MOLECULE, Media.molecule("CCO", drawn=True))
+    content = [{"type": "molecule", "molecule": smiles, "as_": form} for form in ("text", "drawing")]
+    assert from_trainer(root, [user(*content)]).question == (MOLECULE, Media.molecule("CCO", as_="drawing"))
 
 
 # ---------------------------------------------------------------- rubrics

@@ -147,10 +147,10 @@ def test_a_lone_chat_message_is_its_content_and_a_longer_conversation_is_enclose
 
 @pytest.mark.parametrize("stored", [as_lines, as_parquet])
 def test_a_molecule_is_drawn_if_its_part_says_so(tmp_path: Path, stored: Stored) -> None:
-    parts: list[Any] = [[{"molecule": "CCO", "drawn": drawn}] for drawn in (True, False, None)]
+    parts: list[Any] = [[{"molecule": "CCO", "as_": form}] for form in ("drawing", "text", None)]
     (found,) = read(stored(tmp_path, [{"question": "q", "candidates": parts}]))
     plain = (Media.molecule("CCO"),)
-    assert found.example.candidates == ((Media.molecule("CCO", drawn=True),), plain, plain)
+    assert found.example.candidates == ((Media.molecule("CCO", as_="drawing"),), plain, plain)
 
 
 # ---------------------------------------------------------------- images of a data set

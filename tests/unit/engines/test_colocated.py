@@ -206,6 +206,17 @@ def test_a_call_that_still_runs_holds_up_no_window(place: Place) -> None:
     window.__exit__(None, None, None)
 
 
+def test_connections_that_do_not_end_keep_no_judge(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.step()
+    process, server = place.engine._process, place.engine._server
+    assert process is not None and server is not None
+    with monkeypatch.context() as patched, pytest.raises(TimeoutError):
+        patched.setattr(server, "close", lambda: (_ for _ in ()).throw(TimeoutError))
+        place.engine.close()
+    assert not process.alive
+    server.close()
+
+
 def test_the_server_ends_with_its_trainer(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"

@@ -74,7 +74,7 @@ ITEMS = [
     pytest.param(lambda: Media.video([noise(seed=n) for n in range(5)], fps=2), id="frames"),
     pytest.param(lambda: Media.video([saved(noise(seed=n), "JPEG") for n in range(2)]), id="encoded_frames"),
     pytest.param(lambda: Media.video(images.clip()), id="clip", marks=needs_av),
-    pytest.param(lambda: Media.molecule("CCO", drawn=True), id="drawing", marks=needs_rdkit),
+    pytest.param(lambda: Media.molecule("CCO", as_="drawing"), id="drawing", marks=needs_rdkit),
     pytest.param(lambda: pickle.loads(pickle.dumps(Media.image(saved(noise(), "JPEG")))), id="unpickled"),
 ]
 

@@ -42,7 +42,7 @@ def test_look_alikes_have_different_digests() -> None:
         Media.video([*frames, frames[0]]),
         Media.molecule("CCO"),
         Media.molecule("CCC"),
-        Media.molecule("CCO", drawn=True),
+        Media.molecule("CCO", as_="drawing"),
         Media.audio((grey / 255, 16_000)),
         Media.audio((grey[::-1] / 255, 16_000)),
     ]
@@ -73,7 +73,7 @@ def test_a_copy_is_the_item_itself() -> None:
     [
         pytest.param(("music", b""), {}, "no modality 'music'; there are image, video, audio, molecule", id="kind"),
         pytest.param(("image", PNG), {"drawn": True}, "image has no option 'drawn'; its options are: none", id="none"),
-        pytest.param(("molecule", "C"), {"fps": 1}, "no option 'fps'; its options are: drawn", id="of_another_kind"),
+        pytest.param(("molecule", "C"), {"fps": 1}, "no option 'fps'; its options are: as_", id="of_another_kind"),
     ],
 )
 def test_a_wrong_kind_or_option_is_an_error_at_once(arguments: Any, options: Any, message: str) -> None:
@@ -111,7 +111,7 @@ def test_it_pickles_as_content_not_as_a_path(tmp_path: Path) -> None:
 
 
 def test_a_video_pickles_with_its_rate_and_a_molecule_with_its_text() -> None:
-    for media in (Media.video([noise(seed=i) for i in range(40)], fps=8), Media.molecule("OCC", drawn=True)):
+    for media in (Media.video([noise(seed=i) for i in range(40)], fps=8), Media.molecule("OCC", as_="drawing")):
         arrived = pickle.loads(pickle.dumps(media))
         assert arrived == media and (arrived.kind, arrived.fps) == (media.kind, media.fps)
         assert arrived.as_judge_input()[-1] == media.as_judge_input()[-1]

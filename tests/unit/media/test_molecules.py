@@ -93,18 +93,18 @@ def test_one_molecule_has_one_text(given: str, shown: str) -> None:
 
 
 def test_a_drawn_one_shows_an_image_before_its_text() -> None:
-    drawn = Media.molecule(ASPIRIN, drawn=True)
+    drawn = Media.molecule(ASPIRIN, as_="drawing")
     image, text = drawn.as_judge_input()
     assert isinstance(image, Media) and image.kind == "image" and text == text_of(Media.molecule(ASPIRIN))
     (frame,) = image.images()
     assert frame.mode == "RGB" and 0 < sum(value < 250 for value in frame.convert("L").tobytes()) < 30_000
-    assert drawn != Media.molecule(ASPIRIN) and drawn == Media.molecule("OC(=O)c1ccccc1OC(C)=O", drawn=True)
-    assert drawn.digest != Media.molecule("CCO", drawn=True).digest
+    assert drawn != Media.molecule(ASPIRIN) and drawn == Media.molecule("OC(=O)c1ccccc1OC(C)=O", as_="drawing")
+    assert drawn.digest != Media.molecule("CCO", as_="drawing").digest
     assert Media.molecule(ASPIRIN).images() == ()
 
 
 def test_it_copies_and_pickles_as_the_same_value() -> None:
-    for media in (Media.molecule(ASPIRIN), Media.molecule("OCC", drawn=True)):
+    for media in (Media.molecule(ASPIRIN), Media.molecule("OCC", as_="drawing")):
         arrived = pickle.loads(pickle.dumps(media))
         assert arrived == media == copy.deepcopy(media) and arrived.as_judge_input() == media.as_judge_input()
 
@@ -181,7 +181,7 @@ def test_none_takes_long() -> None:
     start = time.perf_counter()  # of a process that is limited in processor time; a busy machine makes it longer
     for given in (cage, "C1" * 240, "C(" * 240, "c1ccccc1" * 18, "[C@@H](F)(Cl)" * 30, ".".join("C" * 150)):
         try:
-            Media.molecule(given, drawn=True).load()
+            Media.molecule(given, as_="drawing").load()
         except MediaError:
             continue
     assert time.perf_counter() - start < 60
@@ -235,7 +235,9 @@ WORKERS = [
     pytest.param("print('7', flush=True)", "cannot be read", id="writes_a_number"),
     pytest.param("print('\\xff' * 9, flush=True)", "cannot be read", id="writes_rubbish"),
     pytest.param(
-        """print('{"smiles": "*", "facts": {}, "drawing": ""}', flush=True)""", "no plain SMILES", id="shows_a_wildcard"
+        """print('{"smiles": "*", "facts": {}, "drawing": "", "graph": null}', flush=True)""",
+        "no plain SMILES",
+        id="shows_a_wildcard",
     ),
     pytest.param("import os; os.kill(os.getpid(), 9)", "crashed RDKit", id="is_killed"),
 ]
@@ -344,7 +346,7 @@ def user(*parts: Any) -> Prompt:
 
 
 def test_it_becomes_text_in_one_place() -> None:
-    drawn = Media.molecule("CCO", drawn=True)
+    drawn = Media.molecule("CCO", as_="drawing")
     assert flatten(user("See ", Media.molecule("OCC"), ".").messages[0]) == (f"See {ETHANOL}.",)
     assert flatten(user(drawn).messages[0]) == drawn.as_judge_input()
     assert user("a", drawn, Media.molecule("C")).shown == drawn.as_judge_input()[:1]
@@ -365,13 +367,13 @@ def test_a_server_gets_the_text_and_the_drawing() -> None:
         return json.loads(codec.body(Request(user(*parts)), {}).data)["messages"][0]["content"]
 
     assert content("Judge ", Media.molecule("OCC")) == f"Judge {ETHANOL}"
-    image, text = content(Media.molecule("OCC", drawn=True))
+    image, text = content(Media.molecule("OCC", as_="drawing"))
     assert image["image_url"]["url"].startswith("data:image/png;base64,") and text == {"type": "text", "text": ETHANOL}
 
 
 def test_the_cache_knows_a_molecule_however_it_is_written(tmp_path: Path) -> None:
     engine = CachedEngine(ScriptedEngine(["one", "two"]), tmp_path / "cache.sqlite")
-    media = (Media.molecule("OCC"), Media.molecule("CCO"), Media.molecule("CCO", drawn=True))
+    media = (Media.molecule("OCC"), Media.molecule("CCO"), Media.molecule("CCO", as_="drawing"))
     with engine:
         assert [engine.generate([Request(user(one))])[0].text for one in media] == ["one", "one", "two"]
 

@@ -162,7 +162,7 @@ def test_a_judge_sees_again_exactly_what_was_judged(tmp_path: Path) -> None:
     """Media of all kinds, texts, reference and rubric: the example is equal, and so is its cache key."""
     record = tmp_path / "r.jsonl"
     clip = Media.video([Image.new("RGB", (40, 20), (n, 0, 0)) for n in range(3)], fps=2.0)
-    shown = [Media.image(Image.new("RGB", (300, 20), "red")), clip, Media.molecule("CCO", drawn=True)]
+    shown = [Media.image(Image.new("RGB", (300, 20), "red")), clip, Media.molecule("CCO", as_="drawing")]
     shown += [Media.molecule("CCN"), Media.audio((np.zeros(900), 16_000)), Media.audio((np.zeros(200_000), 16_000))]
     rubric = Rubric("Is it short?", Scale(0, 4, True))
     example = Example(["look", "here ", *shown], [["3 a"]], ["x", "y"], rubric)
