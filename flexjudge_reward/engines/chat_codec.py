@@ -157,8 +157,8 @@ class ChatCodec:
     def shown(self, request: Request, dialect: Dialect) -> Request:
         """The request with its videos as images where the server can be given none, or not their own frame rates."""
         rates = {media.fps for media in request.prompt.shown if media.kind == "video"}
-        told = self._family != "other" and not (self._rates(request.prompt) and dialect.lacking & RATES)
-        if not rates or (told and len(rates) == 1):
+        keeps = self._family != "other" and not (self._rates(request.prompt) and dialect.lacking & RATES)
+        if not rates or (keeps and len(rates) == 1):
             return request
         dialect.stills = True
         return replace(request, prompt=with_stills(request.prompt))

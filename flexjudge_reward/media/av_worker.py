@@ -175,7 +175,7 @@ def _says_length(name: str) -> bool:
 
 
 def _head(size: int, at: int = 0) -> bytes:
-    """Some bytes of the file. FFmpeg, too, reads file 0, from where it stands: it stays at its begin."""
+    """Some bytes of the file. FFmpeg reads file 0 from its position, which therefore stays at the start."""
     return os.pread(0, size, at)
 
 

@@ -204,13 +204,13 @@ class _Worker:
     def __init__(self, job: bytes, plugins: tuple[str, ...]) -> None:
         import ray
 
-        with _told():
+        with _by_name():
             for name in plugins:
                 imported(name)
             self._job = ray.cloudpickle.loads(job)  # only now: its format may be of a plugin
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        with _told():
+        with _by_name():
             yield from self._job(table)
 
 
@@ -219,7 +219,8 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _by_name() -> Iterator[None]:
+    """Errors of this package as a text that `_own_errors` reads."""
     try:
         yield
     except FlexJudgeError as error:
@@ -232,8 +233,8 @@ def _own_errors(ray: Any) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        told = re.findall(r"_Stopped: (\w+): (.*)", str(error))
-        kind, text = told[-1] if told else ("EngineError", f"a process of the pool failed: {_last_line(error)}")
+        found = re.findall(r"_Stopped: (\w+): (.*)", str(error))
+        kind, text = found[-1] if found else ("EngineError", f"a process of the pool failed: {_last_line(error)}")
         kept = "what is written is kept, and the same command continues"
         raise (ConfigError if kind == "ConfigError" else EngineError)(f"{text} ({kept})") from None
 
