@@ -5,8 +5,10 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # Installed first, so that nothing later pulls another build. On a CPU-only machine point pip at PyTorch's CPU builds.
 TORCH ?= torch==2.13.0
-# A file stays on one worker, so that its fixtures start once; the folders with the slow files come first.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+# A file stays on one worker, so that its fixtures start once; the folders with the slow files come first. Python keeps
+# what it compiles, also where the environment says otherwise: each of the programs that tests start reads it.
+PYTHON_M := PYTHONDONTWRITEBYTECODE= $(PY) -m
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 # What decides a score; see `coverage`.
 DECIDES := */formats/*,*/judge/rewards.py,*/judge/groups.py,*/engines/cache/engine.py,*/engines/cache/keys.py
 
@@ -25,21 +27,22 @@ demo: .venv/demo.ok ## trains the small policy with the embedded judge as its re
 	.venv/bin/flexjudge recipes run grpo_vlm --config nano --resume true
 
 test: .venv/test.ok ## the whole suite: a real vLLM engine and server, real trainers; at least 92 % of the package covered
-	$(PYTEST) --cov --cov-report=
+	$(PYTHON_M) slipcover --source flexjudge_reward --omit '*/media/*_worker.py' --json --out .venv/lines.json -m $(PYTEST)
+	$(PY) tests/support/lines.py .venv/lines.json
 	$(PY) -m coverage report --fail-under=92
 	$(PY) -m coverage report --include='$(DECIDES)' --fail-under=100
 
 test-fast: .venv/test.ok ## what a contributor runs: the units and the contracts, in under a minute
-	$(PYTEST) tests/unit tests/contract
+	$(PYTHON_M) $(PYTEST) tests/contract tests/unit
 
-test-trainers: .venv/test.ok $(TRAINERS)/swift.ok $(TRAINERS)/orlhf.ok $(TRAINERS)/verl.ok ## the adapters in real trainers
-	TRAINER_RESULTS=benchmarks/results/trainers.jsonl $(PY) -m pytest -n 0 tests/trainers
+test-trainers: .venv/test.ok $(foreach one,swift orlhf verl axolotl llama_factory verifiers,$(TRAINERS)/$(one).ok) ## the adapters in real trainers
+	$(PY) benchmarks/trainers.py
 
 test-install: ## the wheel and the README's first lines in empty environments, Python 3.11 to 3.13 and every extra (an hour)
 	python3 benchmarks/install.py
 
 fuzz: .venv/test.ok ## draws replies, candidates, rows, server answers and images for FUZZ_SECONDS (300) against the promises
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) --dist load tests/fuzz
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON_M) $(PYTEST) --dist load tests/fuzz
 
 lint: .venv/test.ok ## style and types
 	.venv/bin/ruff check .
@@ -102,4 +105,28 @@ $(TRAINERS)/verl.ok:
 	$(TRAINERS)/verl/bin/pip install --quiet --no-deps verl==0.9.1
 	$(TRAINERS)/verl/bin/pip install --quiet --no-deps qwen-vl-utils av torchvision==0.28.0
 	PYTHONPATH=. $(TRAINERS)/verl/bin/python -m flexjudge_reward.engines.torchvision_mend
+	touch $@
+
+# Both are read by the main environment, so they bring only what differs from it.
+$(TRAINERS)/axolotl.ok: .venv/venv.ok
+	$(PIP) --no-deps --upgrade --target $(TRAINERS)/axolotl axolotl==0.19.0 trl==1.9.0 addict
+	touch $@
+
+$(TRAINERS)/llama_factory.ok: .venv/venv.ok
+	$(PIP) --no-deps --upgrade --target $(TRAINERS)/llama_factory llamafactory==0.9.5 trl==0.9.6 transformers==4.56.2 \
+	    tokenizers==0.22.2 huggingface-hub==0.36.2 peft==0.18.1 accelerate==1.11.0 datasets==4.0.0 omegaconf \
+	    antlr4-python3-runtime==4.9.3 fire termcolor sse-starlette tyro docstring_parser typeguard shtab
+	touch $@
+
+$(TRAINERS)/verifiers.ok:
+	$(PYTHON) -m venv $(TRAINERS)/verifiers
+	$(TRAINERS)/verifiers/bin/pip install --quiet verifiers==0.4.0 pillow tqdm
+	touch $@
+
+# Needs Python 3.12; without this environment, its test is skipped.
+$(TRAINERS)/nemo_gym.ok:
+	python3.12 -m venv $(TRAINERS)/nemo_gym
+	$(TRAINERS)/nemo_gym/bin/pip install --quiet --no-deps nemo-gym==0.4.0
+	$(TRAINERS)/nemo_gym/bin/pip install --quiet fastapi itsdangerous uvicorn uvloop 'openai<=2.7.2' hydra-core omegaconf orjson psutil \
+	    devtools yappi gprof2dot pydot ray==2.60.0 requests httpx pandas rich wandb aiohttp pillow tqdm
 	touch $@

@@ -111,6 +111,7 @@ EXTRAS: dict[str, list[Line]] = {
         Line("flexjudge annotate samples.jsonl -o pairs", 2, missing("datasets")),
         Line("flexjudge score rows.parquet", 2, missing("datasets")),
         Line("flexjudge report rows.jsonl -o report.html", 2, missing("report")),
+        Line("flexjudge doctor samples.jsonl", 2, missing("evaluate")),
         Line("flexjudge completion bash", 2, missing("completion")),
         Line("flexjudge score rows.jsonl --config judge.yaml", 2, missing("yaml")),
         Line("flexjudge recipes run grpo_vlm --config nano", 2, missing("trl")),
@@ -133,6 +134,10 @@ EXTRAS: dict[str, list[Line]] = {
     ],
     "yaml": [Line("flexjudge score rows.jsonl --config judge.yaml", 2, missing("transformers"))],
     "completion": [Line("flexjudge completion bash", says="flexjudge")],
+    "evaluate": [
+        Line("flexjudge doctor samples.jsonl", 2, "label"),
+        Line("flexjudge evaluate labelled.jsonl -o check", 2, missing("transformers")),
+    ],
     "report": [Line("flexjudge report verdicts.jsonl -o report.html", says="report.html")],
     "molecules": [Line(MOLECULE, says="SMILES")],
     "video": [Line(VIDEO)],
@@ -177,6 +182,8 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     samples = {"id": 1, "question": "2 + 2?", "candidates": ["4", "5"]}
     (folder / "samples.jsonl").write_text(json.dumps(samples) + "\n")
+    labelled = samples | {"scores": [5, 1]}
+    (folder / "labelled.jsonl").write_text(json.dumps(labelled) + "\n")
     (folder / "rows.parquet").write_bytes(b"PAR1")
     (folder / "judge.yaml").write_text("model: nano\n")
     (folder / "grpo.yaml").write_text(json.dumps(SETTINGS))  # JSON is YAML

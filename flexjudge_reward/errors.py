@@ -14,6 +14,8 @@ never fails the rest of its batch. Every class here pickles, because trainers se
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class FlexJudgeError(Exception):
     """Base of everything this package raises deliberately."""
@@ -33,6 +35,12 @@ class MissingExtra(ConfigError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
         return MissingExtra, (self.package, self.extra)
+
+
+def need(package: str, extra: str) -> None:
+    """Raises MissingExtra if a package of an extra is not installed; imports nothing."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra)
 
 
 class MediaError(FlexJudgeError, ValueError):

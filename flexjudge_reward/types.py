@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 from flexjudge_reward.errors import ConfigError, MediaError
@@ -84,9 +83,11 @@ ContentLike = str | Media | Sequence[str | Media]
 
 def content(value: ContentLike, what: str) -> Content:
     """`value` as a tuple of texts and media; `what` names it in the error. Raises ConfigError."""
-    parts = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if isinstance(value, str):
+        return (value,)
+    parts = tuple(value) if isinstance(value, Sequence) else (value,)
     for part in parts:
-        if not isinstance(part, str | Media):
+        if not isinstance(part, (str, Media)):
             raise ConfigError(f"{what} must be text, Media or a list of these, found {type(part).__name__}")
     return parts
 
@@ -123,8 +124,8 @@ class Example:
     @property
     def media(self) -> tuple[Media, ...]:
         """Every media item, in prompt order: question, reference, candidates."""
-        parts = [*self.question, *(self.reference or ()), *(p for c in self.candidates for p in c)]
-        return tuple(part for part in parts if isinstance(part, Media))
+        contents = (self.question, self.reference or (), *self.candidates)
+        return tuple([part for parts in contents for part in parts if isinstance(part, Media)])
 
     def digest(self, salt: object = "") -> str:
         """SHA-256 over the content, in hex: equal examples have equal digests, in every process.
@@ -162,11 +163,12 @@ class Prompt:
     """
 
     messages: tuple[Message, ...]
+    media: tuple[Media, ...] = field(init=False, repr=False, compare=False)
+    """Every media item, in order."""
 
-    @cached_property
-    def media(self) -> tuple[Media, ...]:
-        """Every media item, in order."""
-        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
+    def __post_init__(self) -> None:
+        media = [part for message in self.messages for part in message.parts if isinstance(part, Media)]
+        object.__setattr__(self, "media", tuple(media))
 
     def without_system_turn(self) -> Prompt:
         """The same prompt for a judge without a system turn: its instructions are in front of the first user turn."""
@@ -181,6 +183,8 @@ class Prompt:
 
         Raises MediaError.
         """
+        if not self.media:
+            return ()
         return tuple(part for media in self.media for part in media.as_judge_input() if isinstance(part, Media))
 
 

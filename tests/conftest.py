@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 
+gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
+
 _numbers = itertools.count()
+_WITH_VLLM = ("trl.generation.vllm_generation", "trl.generation.vllm_client", "trl.experimental.async_grpo")
+_FORKING = tuple(f"test_{name}.py" for name in ("readme", "trl_trainers", "cli", "diffusion_dpo", "program", "ranks"))
 _connect = socket.socket.connect
 
 
@@ -36,11 +43,30 @@ def _loopback_only(self: socket.socket, address: Any) -> None:
 socket.socket.connect = _loopback_only  # type: ignore[method-assign]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole trainings and drawn inputs run without the coverage tracer, which would take a third of their time."""
-    for item in items:
-        if {"recipes", "fuzz"} & set(item.path.parts) or item.path.name == "test_breaking.py":
-            item.add_marker("no_cover")
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """TRL imports vLLM where it is, which takes 6 s of processor time in each worker. Only test_vllm.py needs it."""
+    sys.modules["vllm"] = None  # type: ignore[assignment]
+    try:
+        return (yield)
+    finally:
+        for name in _WITH_VLLM if "trl" in sys.modules else ():
+            with suppress(ImportError):  # an older TRL has other modules
+                importlib.import_module(name)
+        sys.modules.pop("vllm", None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "programs" if file.endswith(_FORKING) else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

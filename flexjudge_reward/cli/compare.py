@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import correlation
 from typing import Any
 
 from flexjudge_reward.errors import ConfigError
@@ -122,11 +123,7 @@ def _ranks(values: list[float]) -> list[float]:
 
 def _correlation(one: list[float], other: list[float]) -> float:
     """Pearson's, 0 where one side is constant."""
-    import numpy as np
-
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
+    return correlation(one, other) if len(set(one)) > 1 and len(set(other)) > 1 else 0.0
 
 
 def _shown(scores: list[float | None]) -> str:

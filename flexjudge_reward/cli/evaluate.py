@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward.cli.judging import add_judge, column, columns_of, judge_config
+from flexjudge_reward.cli.judging import add_judge, column, columns_of, failure_limit, judge_config
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.config import JudgeConfig
 from flexjudge_reward.judge.judge import Judge
@@ -33,7 +33,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--data-revision", metavar="COMMIT", help="of the data set on the Hub")
     command.add_argument("--name", help="of the judge in the table")
     limit = "exit with 3 if more judgements failed than this share, 0 to 1 (default: 0.05)"
-    command.add_argument("--max-failure-rate", type=float, default=0.05, metavar="X", help=limit)
+    command.add_argument("--max-failure-rate", type=float, metavar="X", help=limit)
     add_judge(command)
 
 
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.output is None:
         raise ConfigError("give the folder of the results: -o runs/check")
+    most_failed = failure_limit(arguments)
     with Judges(arguments) as judges:
         found = evaluate(
             arguments.source,
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         print((arguments.output / f"{found.benchmark.name}.md").read_text("utf-8").rstrip())
     for warning in found.warnings:
         print(f"flexjudge: warning: {warning}", file=sys.stderr)
-    return 3 if found.always["failed"] > arguments.max_failure_rate else 0
+    return 3 if found.always["failed"] > most_failed else 0
 
 
 class Judges:

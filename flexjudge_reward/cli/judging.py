@@ -187,7 +187,7 @@ def _run(job: Job, arguments: argparse.Namespace) -> int:
     """Runs a job with the judge that the flags, the environment and the machine choose; prints a summary."""
     pool = ray.pool(arguments)
     config = judge_config(arguments)
-    limit = RewardConfig.resolve({"max_failure_rate": arguments.max_failure_rate}, _environ(arguments)).max_failure_rate
+    limit = failure_limit(arguments)
     with _source(arguments), config.build() as judge:
         if pool is None:
             _check_paths(arguments, job)
@@ -213,6 +213,11 @@ def _check_paths(arguments: argparse.Namespace, job: Job) -> None:
 def _environ(arguments: argparse.Namespace) -> dict[str, str]:
     """The environment, with the file of settings that was named."""
     return dict(os.environ) | ({PREFIX + "CONFIG": str(arguments.config)} if arguments.config else {})
+
+
+def failure_limit(arguments: argparse.Namespace) -> float:
+    """The share of failed judgements from which a job ends with 3. Raises ConfigError: it is no share."""
+    return RewardConfig.resolve({"max_failure_rate": arguments.max_failure_rate}, _environ(arguments)).max_failure_rate
 
 
 def row_options(arguments: argparse.Namespace) -> RowOptions:

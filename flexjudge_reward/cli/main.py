@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        parser = _parser(words[:1] == ["recipes"])
+        parser = _parser(*words[:1])
         if words[:1] == ["completion"]:
             return _completion(parser, words[1:])
         arguments = parser.parse_args(words)
@@ -60,24 +60,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser(with_recipes: bool = False) -> argparse.ArgumentParser:
+_COMMANDS = {
+    **dict.fromkeys(("score", "rerank", "annotate", "rejudge"), judging.add_commands),
+    "traces": traces.add_command,
+    "compare": compare.add_command,
+    "evaluate": evaluate.add_command,
+    "doctor": doctor.add_command,
+    "rubric": rubric.add_command,
+    "report": report.add_command,
+    "cache": cache.add_command,
+    "nano": nano.add_command,
+    "serve": serve.add_command,
+    "path": path.add_command,
+}
+
+
+def _parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of one command; of all without one, or with one that does not exist. All flags take 10 ms."""
     parser = argparse.ArgumentParser(prog="flexjudge", description="A generative judge as the reward of RLHF trainers.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    judging.add_commands(commands)
-    traces.add_command(commands)
-    compare.add_command(commands)
-    evaluate.add_command(commands)
-    doctor.add_command(commands)
-    rubric.add_command(commands)
-    report.add_command(commands)
-    cache.add_command(commands)
-    nano.add_command(commands)
-    serve.add_command(commands)
-    path.add_command(commands)
+    if command in _COMMANDS:
+        _COMMANDS[command](commands)
+        return parser
+    for add in dict.fromkeys(_COMMANDS.values()):
+        add(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     commands.add_parser("completion", help="completion for a shell: flexjudge completion bash | zsh | tcsh")
-    if with_recipes:
+    if command == "recipes":
         _add_recipes(recipes)
     return parser
 

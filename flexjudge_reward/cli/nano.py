@@ -11,12 +11,11 @@ import argparse
 import json
 import os
 import sys
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from flexjudge_reward import nano
-from flexjudge_reward.errors import MissingExtra
+from flexjudge_reward.errors import need
 
 
 def add_command(commands: Any) -> None:
@@ -37,8 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         how = f"flexjudge nano {name} --serve; then --base-url http://localhost:8001/v1 --prompt-set nano"
         print(f"serve it: {how}", file=sys.stderr)
         return 0
-    if util.find_spec("vllm") is None:
-        raise MissingExtra("vllm", "vllm")
+    need("vllm", "vllm")
     # The module, because the command of vLLM's CPU build does not start.
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1"]
     options = ["--port", str(arguments.port), "--served-model-name", name, "--dtype", "float32", "--enforce-eager"]

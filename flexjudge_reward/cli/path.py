@@ -14,6 +14,7 @@ from flexjudge_reward import trainers
 
 _FOLDER = Path(trainers.__file__).parent
 FILES = {
+    "axolotl": ("trl.py", "trl: {reward_funcs: [flexjudge_reward.trainers.trl.flexjudge]}"),
     "ms-swift": (
         "ms_swift/flexjudge_ms_swift.py",
         '--external_plugins "$(flexjudge path ms-swift)" --reward_funcs flexjudge',
@@ -22,6 +23,10 @@ FILES = {
     "openrlhf-agent": ("openrlhf_agent.py", '--train.agent_func_path "$(flexjudge path openrlhf-agent)"'),
     "slime": ("slime.py", "--custom-rm-path flexjudge_reward.trainers.slime.group_rm --group-rm"),
     "trl": ("trl.py", "trl grpo --reward_funcs flexjudge_reward.trainers.trl.flexjudge"),
+    "verifiers": (
+        "rollouts.py",
+        "--env.taskset.task.rewards.flexjudge.fn flexjudge_reward.trainers.rollouts:verifiers_reward",
+    ),
     "verl": (
         "verl.py",
         "reward.reward_manager.source=importlib reward.reward_manager.name=FlexJudgeRewardManager"

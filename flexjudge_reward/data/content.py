@@ -6,6 +6,9 @@ A part is a text, or a mapping with the name of a modality (`media/base.py: KIND
     {"image": SOURCE}    {"type": "image", "image": SOURCE}    {"molecule": "CCO", "as_": "drawing"}
     {"type": "image"}                                            the place of an image that a column holds
 
+So is `<image>` in a text, where there are as many of them as images in the column. Parts may also be as the APIs of
+OpenAI and Anthropic have them.
+
 Texts that follow each other in a list are separate texts: a line break keeps them apart where no space does. A list of
 references is several right answers. A lone message is its content. A longer conversation becomes one text in which each
 turn is enclosed, with its role, between lines of backticks that no turn can contain, so that no turn can forge another
@@ -84,7 +87,9 @@ def reference_of(value: Any, make: MakeMedia) -> Content | None:
 
 def is_conversation(value: Any) -> bool:
     """Whether it is a list of chat messages."""
-    return _is_list(value) and any(isinstance(message, Mapping) and "role" in message for message in value)
+    if not _is_list(value):
+        return False
+    return any([isinstance(message, (dict, Mapping)) and "role" in message for message in value])  # dict: as _is_list
 
 
 def joined(turns: Sequence[Turn]) -> Content:
@@ -120,7 +125,7 @@ def _turns(
         parts = [_part(one, make) for one in given]
         return [("", parts if completion is None else judged_part(parts, "", completion, opened))]
     for message in value:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        if not isinstance(message, (dict, Mapping)) or not isinstance(message.get("role"), str):
             raise ConfigError(f"{what}: a message needs 'role' and 'content', found {message!r:.80} in the list")
     turns = []
     for number, message in enumerate(value):
@@ -135,8 +140,13 @@ def _turns(
 
 
 def _fill_places(turns: Sequence[Turn], kind: str, column: Sequence[Media], repeated: bool) -> None:
+    parts = [part for _, own in turns for part in own if not isinstance(part, str)]
+    if not (column or parts):
+        return
+    present = any(isinstance(part, Media) and part.kind == kind for part in parts)
+    if not present:
+        _split_at_marks(turns, kind, len(column))
     places = [(own, i) for _, own in turns for i, part in enumerate(own) if part == Place(kind)]
-    present = any(isinstance(part, Media) and part.kind == kind for _, own in turns for part in own)
     if places:
         if len(places) != len(column):
             raise ConfigError(
@@ -150,8 +160,19 @@ def _fill_places(turns: Sequence[Turn], kind: str, column: Sequence[Media], repe
         first[:0] = column
 
 
+def _split_at_marks(turns: Sequence[Turn], kind: str, count: int) -> None:
+    """Makes places of `<image>` in the texts, where there is one for each item of the column and no other place."""
+    mark, parts = f"<{kind}>", [part for _, own in turns for part in own]
+    if Place(kind) in parts or sum(part.count(mark) for part in parts if isinstance(part, str)) != count:
+        return
+    for _, own in turns:
+        pieces = [[part] if not isinstance(part, str) else part.split(mark) for part in own]
+        marked = [[one for text in texts for one in (text, Place(kind))][:-1] for texts in pieces]
+        own[:] = [part for one in marked for part in one if part != "" or len(one) == 1]
+
+
 def _part(value: Any, make: MakeMedia) -> str | Media | Place:
-    if isinstance(value, str | Media):
+    if isinstance(value, (str, Media)):
         return value
     if isinstance(value, Clip):
         return value.media
@@ -171,11 +192,16 @@ def _shown(value: Any) -> str:
 
 def kind_and_source(part: Mapping[str, Any]) -> tuple[str, Any]:
     """The kind of a part, "text" or a modality, and its text or source, which may be None; "" if it is not one kind."""
-    for kind in ("image", "video", "audio"):  # as the chat completions API has them
-        if isinstance(there := part.get(f"{kind}_url"), Mapping):
-            return kind, there.get("url")
+    for kind in ("image", "video", "audio"):  # as the chat completions API has them, and the newer one
+        if there := part.get(f"{kind}_url"):
+            return kind, there.get("url") if isinstance(there, Mapping) else there
     if isinstance(there := part.get("input_audio"), Mapping):
         return "audio", f"data:audio/{there.get('format')};base64,{there.get('data')}"
+    if isinstance(there := part.get("source"), Mapping) and part.get("type") == "image":  # as Anthropic has it
+        encoded = there.get("data") and f"data:{there.get('media_type')};base64,{there['data']}"
+        return "image", encoded or there.get("url")
+    if part.get("type") in ("input_text", "output_text"):
+        return "text", part.get("text")
     kinds = [name for name in ("text", *KINDS) if part.get(name) is not None]
     kind = part.get("type") or (kinds[0] if len(kinds) == 1 else "")
     if kind == "text":

@@ -16,6 +16,15 @@ from flexjudge_reward.data.content import is_conversation
 MISSING = object()
 """In place of a question that a row does not have."""
 _Turn = Mapping[str, Any]
+_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+
+
+def with_roles(value: Any) -> Any:
+    """A conversation as ShareGPT has it, {"from", "value"}, as messages; everything else as it is."""
+    old = isinstance(value, list) and value and all(isinstance(turn, Mapping) and "from" in turn for turn in value)
+    if not old:
+        return value
+    return [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in value]
 
 
 def split(question: Any, candidates: Sequence[Any]) -> tuple[Any, list[Any]]:

@@ -57,10 +57,11 @@ def examples(
     """One example with one candidate per row. Raises ConfigError, which names the row or the column that is wrong."""
     _check_lengths(prompts, completions, columns, names)
     _check_seen(columns, names)
-    reader = _Reader(names)
+    reader, used = _Reader(names), names.used
+    read = {name: values for name, values in columns.items() if name in used}
     rows = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        cells = {name: values[row] for name, values in columns.items() if name in names.used}
+        cells = {name: values[row] for name, values in read.items()}
         try:
             rows.append(reader.example(prompt, completion, cells))
         except ConfigError as error:

@@ -41,7 +41,7 @@ from typing import Any, TypedDict, Unpack, get_args
 from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, held_media, source_media, with_media
 from flexjudge_reward.data.completion import Completion, ends_open, thought_of
 from flexjudge_reward.data.content import completion_of, content_of, options_of, reference_of, rubric
-from flexjudge_reward.data.conversations import MISSING, split
+from flexjudge_reward.data.conversations import MISSING, split, with_roles
 from flexjudge_reward.data.lines import Lines
 from flexjudge_reward.data.tables import Table, fingerprint
 from flexjudge_reward.errors import ConfigError, MissingExtra
@@ -226,7 +226,8 @@ class Rows:
         named = "answer" if "answer" in entry else "candidates"
         given_candidates = [entry["answer"]] if named == "answer" else entry.get(named)
         if isinstance(given_candidates, list):
-            question, candidates = split(entry.get("question", MISSING), given_candidates)
+            asked = with_roles(entry.get("question", MISSING))
+            question, candidates = split(asked, list(map(with_roles, given_candidates)))
             entry[named] = candidates[0] if named == "answer" else candidates
             if question is not MISSING:
                 entry["question"] = question

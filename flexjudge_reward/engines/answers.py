@@ -4,12 +4,14 @@
     Refusal    the server will not serve this request: the status, its message, and the fields it points at
     Passing    a rate limit, an overload, a broken body, an error inside a 200
 
-An error inside a 200 counts by its own code.
+An error inside a 200 counts by its own code, a number or a word. Whatever the status, it is a rate limit if the code of
+the error says so: codes quote no judged text, as messages may.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +19,15 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
-_PASSING = {408, 409, 425, 429} | (set(range(500, 600)) - {501, 505})
-_NO_CREDIT = ("insufficient_quota", "billing", "credit balance", "payment")
+_PASSING = {408, 409, 425, 429, 498} | (set(range(500, 600)) - {501, 505})
+LIMITS = (429, 498, 529)  # 498 is Groq's, 529 Anthropic's
+"""The statuses of a rate limit."""
+_NO_CREDIT = ("insufficient_quota", "billing", "credit balance", "payment", "insufficient balance")
+_LIMITED = re.compile(r"throttl|rate.?limit|too.?many.?requests|resource.?exhausted|slow.?down|overload", re.IGNORECASE)
+_REFUSED = re.compile(r"invalid|filter|moderat|polic|safety|sensitive|blocked|length|too.?l(ong|arge)", re.IGNORECASE)
+_NEVER_FITS = re.compile(r"request too large|must be reduced", re.IGNORECASE)  # below a limit of tokens per minute
+_EVENTS = re.compile(rb"(\xef\xbb\xbf)?\s*(:|data:|event:|id:|retry:)")  # how a stream of events begins
+_INTERRUPTED = "error abort aborted cancelled timeout time_limit network_error insufficient_system_resource".split()
 _SHOWN = 2**20  # bytes of an answer without a message that are looked at
 
 
@@ -56,20 +65,28 @@ class Passing:
 
 def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[str], str]) -> Reply | Refusal | Passing:
     """What an answer is; `clean` makes the server's message fit to be shown."""
-    body = _stream(raw) if raw[:5] == b"data:" else _json(raw)
+    body = _stream(raw) if _EVENTS.match(raw) else _json(raw)
     if 200 <= status < 300 and _is_reply(body):
         return Reply(body)
     message = clean(_message(body) or raw[:_SHOWN].decode("utf-8", "replace") or "an empty body")
-    code = _code(body)
-    if 200 <= status < 300 and code is None:
-        return Passing(f"the server sent no reply but {message}")
-    status = code if code is not None and 200 <= status < 300 else status
+    code, words, pause = _code(body), _words(body), _pause(headers, body)
+    if 200 <= status < 300:
+        code = code or (429 if _LIMITED.search(words) else 400 if _REFUSED.search(words) else None)
+        if code is None:
+            return Passing(f"the server sent no reply but {message}")
+        status = code
     if 300 <= status < 400:
         message = clean(f"it redirects to {headers.get('Location', 'nowhere')}")
     refusal = Refusal(status, message, frozenset(_fields(body)))
-    if status not in _PASSING or (status == 429 and any(word in message for word in _NO_CREDIT)):
+    said = f"{words} {message}" if status >= 500 else words
+    limited = status in LIMITS or (status != 413 and _LIMITED.search(said) is not None)
+    if not limited and status not in _PASSING:
         return refusal
-    return Passing(f"the server answered {status}: {message}", _pause(headers), status == 429, refusal=refusal)
+    # Gemini speaks of billing in each rate limit, too, and says when to come back.
+    spent = pause is None and any(word in f"{words} {message}".lower() for word in _NO_CREDIT)
+    if status == 429 and (spent or _NEVER_FITS.search(message)):
+        return refusal
+    return Passing(f"the server answered {status}: {message}", pause, limited, refusal=refusal)
 
 
 def models(raw: bytes) -> list[dict[str, Any]]:
@@ -81,44 +98,73 @@ def models(raw: bytes) -> list[dict[str, Any]]:
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode())  # of bytes it would guess the encoding first
+        return json.loads(raw.decode("utf-8-sig"))  # of bytes it would guess the encoding first
     except (ValueError, RecursionError):
         return None
 
 
 def _stream(raw: bytes) -> Any:
     """The events of a stream as one completion; None if they are not one."""
-    lines = raw.decode("utf-8", "replace").splitlines()
-    chunks = [_json(line[5:].encode()) for line in lines if line.startswith("data:") and line[5:].strip() != "[DONE]"]
+    lines = raw.decode("utf-8-sig", "replace").split("\n")  # a text may hold other ends of lines
+    data = [line[5:].strip() for line in lines if line.startswith("data:")]
     whole: dict[str, Any] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, Any] = {}
     finish = None
-    for chunk in chunks:
+    for chunk in (_json(one.encode()) for one in data if one != "[DONE]"):
         if not isinstance(chunk, dict) or chunk.get("error"):
             return chunk
         whole |= {name: value for name, value in chunk.items() if value}
         choices = chunk.get("choices")
-        for choice in choices[:1] if isinstance(choices, list) else ():
-            if not isinstance(choice, dict) or not isinstance(choice.get("delta") or {}, dict):
+        for choice in choices if isinstance(choices, list) else ():
+            delta = (choice.get("delta") or choice.get("message") or {}) if isinstance(choice, dict) else None
+            if not isinstance(delta, dict):
                 return None
+            if choice.get("index"):  # another reply
+                continue
             finish = choice.get("finish_reason") or finish
-            for name, value in (choice.get("delta") or {}).items():
-                if isinstance(value, str) and name != "role":
-                    texts[name] = texts.get(name, "") + value
-    # Without a finish reason the stream was cut.
+            for name, value in delta.items():
+                if isinstance(value, list) or (isinstance(value, str) and name != "role"):
+                    texts[name] = _longer(texts[name], value) if name in texts else value
+    # Without a finish reason the stream was cut; a proxy writes its last event all the same.
     return None if finish is None else {**whole, "choices": [{"message": texts, "finish_reason": finish}]}
 
 
+def _longer(before: Any, more: Any) -> Any:
+    """A text, or a list of chunks, with what follows it."""
+    if isinstance(before, type(more)):
+        return before + more
+    return [one for piece in (before, more) if piece for one in (piece if isinstance(piece, list) else [piece])]
+
+
 def _is_reply(body: Any) -> bool:
-    """Whether a body is a chat completion: one choice with a message that has a text in some form."""
+    """Whether a body is a chat completion: one choice with a message that has a text in some form.
+
+    One without choices or message is a reply that says nothing, if the server has counted its tokens.
+    """
+    if not isinstance(body, dict) or body.get("error"):
+        return False
     try:
-        choice = body["choices"][0]
-        message = choice["message"]
+        choice = (body["choices"] or [{}])[0]
+        message = choice.get("message") or {}
         texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
+        ended = str(choice.get("finish_reason") or "").lower()
     except (TypeError, KeyError, IndexError, AttributeError):
         return False
+    counted = bool(message or ended or is_blocked(body)) or (isinstance(body.get("usage"), dict) and not _failed(body))
     whole = all(text is None or isinstance(text, str | list | dict) for text in texts)
-    return whole and not body.get("error") and not choice.get("error") and choice.get("finish_reason") != "error"
+    return counted and whole and not choice.get("error") and ended not in _INTERRUPTED
+
+
+def is_blocked(body: Mapping[str, Any]) -> bool:
+    """Whether a completion without a message says that the prompt was filtered: Azure's results, Gemini's feedback."""
+    found = body.get("prompt_filter_results"), body.get("promptFeedback"), body.get("prompt_feedback")
+    return bool(re.search(r"'filtered': True|block_?reason", f"{found}", re.IGNORECASE))
+
+
+def _failed(body: Mapping[str, Any]) -> bool:
+    """Whether a body without choices tells of an error in MiniMax's way."""
+    told = body.get("base_resp")
+    return isinstance(told, dict) and bool(told.get("status_code"))
 
 
 def _error(body: Any) -> Any:
@@ -151,6 +197,19 @@ def _code(body: Any) -> int | None:
     return None
 
 
+def _parts(body: Any) -> Iterator[Mapping[str, Any]]:
+    """The objects that an error is made of."""
+    error = _error(body)
+    for one in (body, error, error.get("errors"), error.get("details")) if isinstance(error, dict) else (body, error):
+        yield from (part for part in (one if isinstance(one, list) else [one]) if isinstance(part, dict))
+
+
+def _words(body: Any) -> str:
+    """The codes of an error that are words."""
+    names = ("code", "type", "status", "reason", "__type", "error_code")
+    return " ".join(part[name] for part in _parts(body) for name in names if isinstance(part.get(name), str))
+
+
 def _fields(body: Any) -> Iterator[str]:
     """The fields of the request that an error points at: `param` of OpenAI's errors, `loc` of FastAPI's."""
     error = _error(body)
@@ -162,12 +221,14 @@ def _fields(body: Any) -> Iterator[str]:
                 yield from (str(part) for part in one["loc"])
 
 
-def _pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from Retry-After (a number or a date) or its relative in milliseconds."""
+def _pause(headers: Mapping[str, str], body: Any) -> float | None:
+    """Seconds to wait: Retry-After (a number or a date), its relative in milliseconds, or Google's `retryDelay`."""
     with suppress(KeyError, ValueError):
         return float(headers["Retry-After-Ms"]) / 1000
     with suppress(KeyError, ValueError):
         return float(headers["Retry-After"])
     with suppress(KeyError, ValueError):
         return parsedate_to_datetime(headers["Retry-After"]).timestamp() - time()
+    with suppress(StopIteration, ValueError):
+        return float(next(str(part["retryDelay"]).removesuffix("s") for part in _parts(body) if "retryDelay" in part))
     return None

@@ -24,7 +24,7 @@ from typing import Any, Self
 from flexjudge_reward.errors import ConfigError, MediaError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.media.molecule import TOKENS
-from flexjudge_reward.types import Generation, Request
+from flexjudge_reward.types import Generation, Prompt, Request
 
 
 class Closable:
@@ -76,6 +76,10 @@ class Engine(Closable):
     def identity(self) -> dict[str, object]:
         """Everything about the engine that could change a reply, as JSON values. Part of every cache key."""
         raise NotImplementedError(f"{type(self).__name__} has no identity()")
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        """Whether it shows the videos of a prompt as images, as far as is known now. Part of the cache key."""
+        return False
 
     def recognise(self, media: Sequence[Media]) -> None:
         """Gives media whose files it has seen before their digests, so that they need not be decoded to be known."""

@@ -6,31 +6,41 @@ A completion is read whatever form its text has: one text, chunks of text and th
 from __future__ import annotations
 
 import json
+import math
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.dialect import RATES, THINKING, Dialect
 from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.engines.stills import with_stills
 from flexjudge_reward.media.audio import uri as audio_uri
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import flatten
-from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Request, TokenLogprob, Untrusted
+from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Request, TokenLogprob
 
 _FINISH: dict[str, FinishReason] = {
     # A missing reason: the reply is whole only if its answer can be read.
+    **dict.fromkeys(("", *"stop eos eos_token eosfound end_turn end_of_turn stop_sequence stop_token".split()), "stop"),
+    **dict.fromkeys("complete completed end null none".split(), "stop"),
+    **dict.fromkeys("length max_tokens max_output_tokens max_completion_tokens max_new_tokens".split(), "length"),
+    **dict.fromkeys("max_length token_limit model_length context_length error_limit incomplete".split(), "length"),
+    **dict.fromkeys(("model_context_window_exceeded", "maxpredictedtokensreached", "contextlengthreached"), "length"),
     **dict.fromkeys(
-        ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "end"), "stop"
+        "content_filter content-filter safety refusal blocklist recitation language spii".split(), "filter"
     ),
-    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "max_length"), "length"),
-    **dict.fromkeys(("content_filter", "safety", "refusal", "blocklist", "prohibited_content", "recitation"), "filter"),
-    **dict.fromkeys(("guardrail_intervened", "sensitive", "content_filtered", "error_toxic"), "filter"),
+    **dict.fromkeys("prohibited_content image_safety guardrail_intervened sensitive error_toxic".split(), "filter"),
+    **dict.fromkeys(("content_filtered", "image_prohibited_content", "image_recitation", "moderation"), "filter"),
 }
-_THOUGHTS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")  # fields that hold a reply's reasoning
-_READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+# Fields that hold a reply's reasoning: the first is shown that is not empty.
+_THOUGHTS = "reasoning reasoning_content thinking reasoning_text thinking_blocks reasoning_details".split()
+_CHUNK_OF_THOUGHT = re.compile(r"(redacted_)?(thinking|reasoning)\b")
+_INNER = ("thinking", "reasoning", "reasoningContent", "reasoningText", "text", "content", "summary")
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
 Family = Literal["other", "vllm", "omni"]
 _FPS = {"vllm": 1.0, "omni": 2.0}  # of a video without a rate
@@ -38,6 +48,7 @@ _CUT_FROM = 1000  # tokens; no server has a context so short that it would cut a
 MOST_URI_CHARACTERS = 32 << 20  # of the data URIs that wait for another request with the same media
 _MOST_SYSTEMS = 64
 _CLOSING = 8  # tokens that "</think>" has at most
+_quoted: Callable[[Any], str] = json.encoder.encode_basestring_ascii  # what `dumps` makes of a text, at a fifth of it
 PLACEHOLDER = 16  # tokens; what some gateways report where they do not count
 
 
@@ -45,8 +56,8 @@ PLACEHOLDER = 16  # tokens; what some gateways report where they do not count
 class Body:
     """A request as it is sent, and what `Dialect.learn` looks at."""
 
-    data: bytes
-    """Empty after a large one was sent."""
+    pieces: tuple[bytes, ...]
+    """Its data; the data URIs among them are the same objects in all bodies. Empty after a large one was sent."""
     fields: frozenset[str]
     roles: tuple[str, ...]
     version: int
@@ -55,6 +66,18 @@ class Body:
     """Bytes of `Room` that it holds."""
     named: bool = False
     """Whether media are in it by name only."""
+    pictures: bool = False
+    """Whether images are in it."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(map(len, self.pieces))
+
+    @property
+    def data(self) -> bytes:
+        """The whole of it."""
+        return b"".join(self.pieces)
 
 
 class ChatCodec:
@@ -87,6 +110,11 @@ class ChatCodec:
         """The media of a request that may be sent by name. Of a video, the server keeps frames of one rate."""
         return [media for media in request.prompt.shown if media.kind == "image"] if self._name_of else ()
 
+    def unmade(self, request: Request, dialect: Dialect, named: frozenset[Media]) -> list[Media]:
+        """The media of a request whose data URIs `encode` would have to make, which takes long. Raises MediaError."""
+        shown = self.shown(request, dialect).prompt.shown
+        return [media for media in shown if media not in named and media not in self._uris]
+
     def encode(
         self, request: Request, dialect: Dialect, capped: bool = True, named: frozenset[Media] = frozenset()
     ) -> Body:
@@ -97,7 +125,7 @@ class ChatCodec:
         """
         request = self.shown(request, dialect)
         continued = request.prompt.messages[-1].role == "assistant"
-        rates = self._rates(request.prompt)
+        rates = _told(request.prompt, self._family)
         same = (request.sampling, request.answer_tokens, capped, continued, dialect.version, *rates)
         if same not in self._heads:  # most requests of a batch differ in their messages only
             known = request if THINKING not in dialect.lacking else replace(request, answer_tokens=0)
@@ -127,12 +155,13 @@ class ChatCodec:
         messages = ", ".join([self._message(message, shown) for message in prompt.messages])
         roles = tuple(message.role for message in prompt.messages)
         # A data URI of a megabyte is put in as it is: as a text of the JSON it would be copied and escaped each time.
-        data = f"{head}[{messages}]}}".encode()
+        pieces = [f"{head}[{messages}]}}".encode()]
         if shown:
-            first, *rest = data.split(self._place.encode())
-            uris = [b"" if media in named else self._uri(media) for media in shown]
-            data = b"".join((first, *(piece for both in zip(uris, rest, strict=True) for piece in both)))
-        return Body(data, names, roles, version, named=any(one in named for one in shown))
+            first, *rest = pieces[0].split(self._place.encode())
+            uris = [b"" if media in named else self.made(media) for media in shown]
+            pieces = [first, *(piece for both in zip(uris, rest, strict=True) for piece in both)]
+        by_name, pictures = any(one in named for one in shown), any(one.kind == "image" for one in shown)
+        return Body(tuple(pieces), names, roles, version, named=by_name, pictures=pictures)
 
     def wanted(self, request: Request, capped: bool) -> dict[str, Any]:
         """The fields that a request should have, by their usual names."""
@@ -149,23 +178,17 @@ class ChatCodec:
             fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if request.prompt.messages[-1].role == "assistant":  # the names of vLLM and SGLang
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        for rate in self._rates(request.prompt):
+        for rate in _told(request.prompt, self._family):
             own = ("mm_processor_kwargs", {"fps": rate}), ("media_io_kwargs", {"video": {"fps": rate}})
             fields |= own[:1] if self._family == "omni" else own[1:]
         return fields | {name: value for name, value in self._shared.items() if name != "model"}
 
     def shown(self, request: Request, dialect: Dialect) -> Request:
         """The request with its videos as images where the server can be given none, or not their own frame rates."""
-        rates = {media.fps for media in request.prompt.shown if media.kind == "video"}
-        keeps = self._family != "other" and not (self._rates(request.prompt) and dialect.lacking & RATES)
-        if not rates or (keeps and len(rates) == 1):
+        if not request.prompt.media or not as_stills(request.prompt, self._family, dialect):
             return request
         dialect.stills = True
         return replace(request, prompt=with_stills(request.prompt))
-
-    def _rates(self, prompt: Prompt) -> list[float]:
-        """The frame rates of its videos other than the one that the server takes them to have, each once."""
-        return sorted({media.fps for media in prompt.shown if media.kind == "video"} - {_FPS.get(self._family, 0.0)})
 
     def decode(self, response: Mapping[str, Any]) -> Generation:
         """A chat completion as a reply; a failure where a field is malformed. Never raises."""
@@ -181,8 +204,8 @@ class ChatCodec:
             return self._systems[message]
         parts = flatten(message, self._control_tokens)
         plain = len(parts) == 1 and isinstance(parts[0], str)
-        content = parts[0] if plain else [self._part(part, shown) for part in parts]
-        text = json.dumps({"role": message.role, "content": content})
+        content = _quoted(parts[0]) if plain else json.dumps([self._part(part, shown) for part in parts])
+        text = f'{{"role": "{message.role}", "content": {content}}}'
         if system and plain and len(self._systems) < _MOST_SYSTEMS:
             self._systems[message] = text
         return text
@@ -197,7 +220,8 @@ class ChatCodec:
         own = {"uuid": self._name_of(part)} if self._name_of and part.kind == "image" else {}
         return {"type": name, name: {"url": self._place}, **own}
 
-    def _uri(self, media: Media) -> bytes:
+    def made(self, media: Media) -> bytes:
+        """The data URI of a media item as it is in a body. Raises MediaError."""
         with self._lock:
             encoding = self._encoding.setdefault(media, threading.Lock())
         with encoding:  # the same image is often sent by several requests at once
@@ -220,20 +244,28 @@ class ChatCodec:
                 self._kept -= len(self._uris.pop(next(iter(self._uris))))
 
 
+def as_stills(prompt: Prompt, family: Family, dialect: Dialect) -> bool:
+    """Whether videos of a prompt go as images: the server can be given none, or not their own frame rates."""
+    rates = {media.fps for media in prompt.shown if media.kind == "video"}
+    keeps = family != "other" and not (_told(prompt, family) and dialect.lacking & RATES)
+    return bool(rates) and not (keeps and len(rates) == 1)
+
+
+def _told(prompt: Prompt, family: Family) -> list[float]:
+    """The frame rates of its videos other than the one that the server takes them to have, each once."""
+    if not prompt.media:
+        return []
+    return sorted({media.fps for media in prompt.shown if media.kind == "video"} - {_FPS.get(family, 0.0)})
+
+
 def is_plausible(reply: Generation, prompt: Prompt) -> bool:
     """Whether the number of tokens needs no closer look: it is unknown, or at least one for five characters."""
-    return reply.prompt_tokens <= PLACEHOLDER or 5 * reply.prompt_tokens >= sum(map(len, _texts_of(prompt)))
-
-
-def _texts_of(prompt: Prompt) -> list[str]:
-    texts = []
+    characters = 0
     for message in prompt.messages:
         for part in message.parts:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, Untrusted):
-                texts.append(part.text)
-    return texts
+            if not isinstance(part, Media):
+                characters += len(part if isinstance(part, str) else part.text)
+    return reply.prompt_tokens <= PLACEHOLDER or 5 * reply.prompt_tokens >= characters
 
 
 def whole(reply: Generation, least: int) -> Generation:
@@ -246,30 +278,63 @@ def whole(reply: Generation, least: int) -> Generation:
 
 def least_tokens(prompt: Prompt) -> int:
     """A lower bound of the prompt's tokens, for any tokenizer that splits at white space."""
-    return int(_TOKENS_PER_WORD * sum(len(text.split()) for text in _texts_of(prompt)))
+    parts = [part for message in prompt.messages for part in message.parts if not isinstance(part, Media)]
+    texts = [part if isinstance(part, str) else part.text for part in parts]
+    return int(_TOKENS_PER_WORD * sum(len(text.split()) for text in texts))
 
 
 def _generation(response: Mapping[str, Any]) -> Generation:
-    choice, usage = response["choices"][0], response.get("usage") or {}
-    message, said = choice["message"], str(choice.get("finish_reason") or "")
-    finish = _FINISH.get(said.lower())
+    choice, usage = (response.get("choices") or [{}])[0], response.get("usage")
+    message, usage = choice.get("message") or {}, usage if isinstance(usage, Mapping) else {}
+    said = str(choice.get("finish_reason") or "")
+    # Some have a detail, as in "content_filter: SPII", or a class, as in "FinishReason.STOP".
+    finish = _FINISH.get(said.lower().partition(":")[0].rpartition(".")[2])
     thought, text = _texts(message.get("content"))
-    thought = next((str(message[name]) for name in _THOUGHTS if isinstance(message.get(name), str)), "") or thought
+    own = [message[name] for name in _THOUGHTS if isinstance(message.get(name), str | list | dict)]
+    thought = next(filter(None, map("".join, map(_texts, own))), "") or thought
     if thought:
         # Reasoning that the token limit cut stays open: budget forcing looks for that.
         text = f"<think>{thought}" + ("" if finish == "length" and not text else f"</think>{text}")
     text = plain(text)
+    if text and "think>" not in text and _thinks_unseen(message, usage):
+        text = f"<think></think>{text}"
     if message.get("refusal"):
         text, finish = str(message["refusal"]), "filter"
+    if not message and answers.is_blocked(response):
+        finish = "filter"
     if finish is None:
         return Generation.failed("engine", f"the server ended the reply with {said!r}")
     return Generation(
         text,
         finish,
-        prompt_tokens=int(usage.get("prompt_tokens") or 0) or sum(int(usage.get(name) or 0) for name in _READ),
-        completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
+        prompt_tokens=_prompt_tokens(usage),
+        completion_tokens=_count(usage.get("completion_tokens")) or _count(usage.get("output_tokens")),
         logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _prompt_tokens(usage: Mapping[str, Any]) -> int:
+    """The tokens that the server read; some leave those out of `prompt_tokens` that a cache held."""
+    details = usage.get("prompt_tokens_details")
+    told = _count(usage.get("prompt_tokens"))
+    apart = sum(_count(usage.get(name)) for name in _CACHED)
+    cached = max(apart, _count(details.get("cached_tokens")) if isinstance(details, Mapping) else 0)
+    return told + (cached if cached > told else 0) if told else _count(usage.get("input_tokens")) + apart
+
+
+def _count(value: object) -> int:
+    """A number of tokens; 0 for whatever else a server tells, since no reply is worse for it."""
+    known = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return int(value) if known else 0  # type: ignore[call-overload,no-any-return]
+
+
+def _thinks_unseen(message: Mapping[str, Any], usage: Mapping[str, Any]) -> bool:
+    """Whether the model has reasoned, and its vendor shows nothing of it, or only in encrypted form."""
+    details, content = usage.get("completion_tokens_details"), message.get("content")
+    chunks = content if isinstance(content, list) else []
+    counted = isinstance(details, Mapping) and _count(details.get("reasoning_tokens")) > 0
+    hidden = any(isinstance(chunk, Mapping) and _is_thought(chunk) for chunk in chunks)
+    return counted or hidden or any(map(message.get, _THOUGHTS))
 
 
 def _texts(content: Any) -> tuple[str, str]:
@@ -278,16 +343,20 @@ def _texts(content: Any) -> tuple[str, str]:
         content = [] if content is None else [content]
     thought, text = "", ""
     for chunk in content:
+        inner = chunk if isinstance(chunk, str) else next(filter(None, map(chunk.get, _INNER)), None)
         if isinstance(chunk, str):
             text += chunk
-        elif any(isinstance(chunk.get(name), str | list) for name in ("thinking", "reasoning")):
-            inner = chunk.get("thinking") or chunk.get("reasoning")
+        elif _is_thought(chunk):
             thought += "".join(_texts(inner))
-        elif chunk.get("type") in ("thinking", "reasoning"):
-            thought += "".join(_texts(chunk.get("text") or chunk.get("content")))
         else:
-            text += "".join(_texts(chunk.get("text") or chunk.get("content")))
+            text += "".join(_texts(inner))
     return thought, text
+
+
+def _is_thought(chunk: Mapping[str, Any]) -> bool:
+    """Whether a chunk is a thought, by its type or by the name of what it holds."""
+    by_name = any(isinstance(chunk.get(name), str | list | dict) for name in _INNER[:4])
+    return by_name or _CHUNK_OF_THOUGHT.match(str(chunk.get("type"))) is not None
 
 
 def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | None:

@@ -23,7 +23,7 @@ OPTIONAL = (
     THINKING,
     *("top_p", "seed", "top_logprobs", "logprobs", "continue_final_message", "add_generation_prompt", "top_k", "min_p"),
     *("repetition_penalty", "skip_special_tokens", "stop", "temperature", "max_tokens", "max_completion_tokens"),
-    *("media_io_kwargs", "mm_processor_kwargs"),
+    *("media_io_kwargs", "mm_processor_kwargs", "timeout"),
 )
 """The fields of a request that a server need not know."""
 RATES = {"media_io_kwargs", "mm_processor_kwargs"}

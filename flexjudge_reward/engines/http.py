@@ -21,15 +21,16 @@ import asyncio
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply
-from flexjudge_reward.engines.chat_codec import Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.connections import LARGE, Connections
 from flexjudge_reward.engines.dialect import THINKING, Dialect, names_limit
 from flexjudge_reward.engines.probes import Prober
 from flexjudge_reward.engines.references import NEVER, References, names_miss
@@ -38,18 +39,13 @@ from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError, MediaError
+from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Request
-
-if TYPE_CHECKING:
-    import aiohttp
 
 _T = TypeVar("_T")
 
 _PROBE_S, _CLOSE_S = 5.0, 5.0
-_LARGE = 2**20  # bytes; larger bodies are sent in parts
-_PART = 2**18
 _ENCODERS = 8  # threads, at most one for two processors
-_LONGEST_ANSWER = 2**24  # bytes
 _WORTH_A_PROBE = 32  # requests
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
@@ -64,6 +60,7 @@ class _Batch:
     stall_timeout: float
     replies: list[Generation | None]
     problems: list[str]  # the last one of each request that is being retried
+    making: dict[Media, asyncio.Future[bytes]] = field(default_factory=dict)  # images that are being encoded
     last_reply: float = 0.0  # when the server last answered a request, by the clock of the loop
     served: bool = False  # whether the server replied to one of them
     unusable: str = ""  # why the server serves nothing at all
@@ -79,7 +76,6 @@ class Client:
         self._address, self._where = address, address.shown
         self._concurrency, self._timeout, self._max_attempts = concurrency, timeout, max_attempts
         self._listed: list[dict[str, Any]] | None = None
-        self._disconnected = False  # whether a connection failed since the last reply
         self._replies = 0
         self._last_reply = 0.0  # to any batch, by the clock of the loop
         self._closed = False
@@ -90,11 +86,10 @@ class Client:
         self._thread.start()
         # Each thread keeps the memory of the largest images that it encoded.
         self._encoders = ThreadPoolExecutor(min(_ENCODERS, ((os.cpu_count() or 1) + 1) // 2), "flexjudge-encoder")
-        self._chat_url = address.url("chat/completions")
+        self._connections = Connections(address, concurrency + 1, timeout, self._sent)
         self._throttle, self._room, self._prober = Throttle(concurrency), Room(), Prober(self.dialect, self._attempt)
         self._references = References(self._where)
         self._sharing = Sharing(self._where, self._throttle)
-        self._session = self._wait(self._open())
 
     def models(self, start_command: str, needed: bool) -> list[dict[str, Any]]:
         """The server's list of models; empty if it keeps none. Asks only at first, and after connection errors.
@@ -103,9 +98,9 @@ class Client:
         server rejects the key.
         """
         with self._lock:
-            if self._listed is None or self._disconnected:
+            if self._listed is None or self._connections.failed:
                 self._listed = self._wait(self._list(3 if self._listed is None else 1, start_command, needed))
-                self._disconnected = False
+                self._connections.failed = False
             return self._listed
 
     def post_all(self, requests: Sequence[Request], codec: ChatCodec, stall_timeout: float) -> list[Generation]:
@@ -145,29 +140,19 @@ class Client:
             future.cancel()
             raise
 
-    async def _open(self) -> aiohttp.ClientSession:
-        import aiohttp
-
-        return aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),  # requests do not depend on each other
-            connector=aiohttp.TCPConnector(limit=self._concurrency + 1, **self._address.tls()),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self._timeout, 10.0)),
-            headers=self._address.headers,
-        )
-
     async def _shut(self) -> None:
         running = asyncio.all_tasks() - {asyncio.current_task()}
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._session.close()
+        await self._connections.close()
 
     async def _list(self, attempts: int, start_command: str, needed: bool) -> list[dict[str, Any]]:
         problem = ""
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_pause(attempt - 1, None))
-            outcome = await self._send("GET", self._address.url("models"), None, _PROBE_S)
+            outcome = await self._connections.send("GET", "models", None, _PROBE_S)
             if isinstance(outcome, Passing):
                 problem = outcome.problem
             elif needed and outcome[0] in (401, 403):
@@ -182,8 +167,8 @@ class Client:
 
     async def _one_list(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The list, if the server gives no other one. Raises EngineError."""
-        url = self._address.url("models")
-        others = await asyncio.gather(*(self._send("GET", url, None, _PROBE_S) for _ in range(_LISTS)))
+        asked = (self._connections.send("GET", "models", None, _PROBE_S) for _ in range(_LISTS))
+        others = await asyncio.gather(*asked)
         lists = [answers.models(one[2]) for one in others if not isinstance(one, Passing) and one[0] == 200]
         if problem := self._replicas.listed([listed, *lists]):
             raise EngineError(problem)
@@ -228,8 +213,8 @@ class Client:
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
                 return hopeless
-            if body is None or not body.data or body.version != self.dialect.version:
-                body = await self._encoded(batch.codec, request, capped, misses)
+            if body is None or not body.pieces or body.version != self.dialect.version:
+                body = await self._encoded(batch, request, capped, misses)
             outcome, began = await self._attempt(body)
             if isinstance(outcome, Reply):
                 self._references.served(body.named, misses)
@@ -278,7 +263,7 @@ class Client:
 
     async def _read(self, batch: _Batch, request: Request, body: Body, outcome: Reply) -> Generation:
         """A completion as a reply; too few tokens of its prompt may be a dropped system turn, or a cut."""
-        batch.served, self._disconnected, self._last_reply = True, False, self._loop.time()
+        batch.served, self._connections.failed, self._last_reply = True, False, self._loop.time()
         self._prober.served()
         self._replies += 1
         reply = batch.codec.decode(outcome.body)
@@ -286,6 +271,8 @@ class Client:
             reply = replace(reply, closed=True)
         if problem := self._replicas.replied(outcome.body.get("model")):
             batch.unusable, batch.mixed = problem, True
+        if body.pictures and reply.prompt_tokens > PLACEHOLDER and await self._prober.drops_images(batch.codec):
+            return Generation.failed("unsupported", f"the server at {self._where} shows its model no images")
         if is_plausible(reply, request.prompt):
             return reply
         least = least_tokens(request.prompt)
@@ -293,36 +280,42 @@ class Client:
             await self._prober.check_system_turn(batch.codec)
         return whole(reply, least)
 
-    async def _encoded(self, codec: ChatCodec, request: Request, capped: bool, misses: int) -> Body:
+    async def _encoded(self, batch: _Batch, request: Request, capped: bool, misses: int) -> Body:
+        codec = batch.codec
         if not request.prompt.media:
             return codec.encode(request, self.dialect, capped)
         named = await self._references.turn(codec.nameable(request), misses)
         await self._room.enter()
         held = 0
-        try:  # images take long to encode; that must not hold up the other requests
-            body = await self._loop.run_in_executor(self._encoders, codec.encode, request, self.dialect, capped, named)
-            body.held = held = len(body.data) if len(body.data) > _LARGE else 0
+        try:
+            for media in codec.unmade(request, self.dialect, named):
+                await self._made(batch, media)
+            body = codec.encode(request, self.dialect, capped, named)
+            body.held = held = body.size if body.size > LARGE else 0
         finally:
             self._room.leave(EXPECTED - held)
         return body
+
+    async def _made(self, batch: _Batch, media: Media) -> None:
+        """Encodes an image, once for all requests with it: that takes long, and must not hold up the others."""
+        making = batch.making.get(media)
+        if making is None:
+            making = batch.making[media] = self._loop.run_in_executor(self._encoders, batch.codec.made, media)
+            making.add_done_callback(lambda _: batch.making.pop(media))  # the codec keeps it, and only the last ones
+        await asyncio.shield(making)
 
     def _sent(self, body: Body) -> None:
         """Gives up what a large body with media holds."""
         if body.held:
             self._room.leave(body.held)
-            body.held, body.data = 0, b""
-
-    async def _parts(self, body: Body) -> AsyncIterator[bytes]:
-        for at in range(0, len(body.data), _PART):
-            yield body.data[at : at + _PART]
-        self._sent(body)
+            body.held, body.pieces = 0, ()
 
     async def _attempt(self, body: Body) -> tuple[Reply | Refusal | Passing, float]:
         """What the server says, and when the attempt began."""
         try:
             began = await self._throttle.enter()
             try:
-                outcome = await self._send("POST", self._chat_url, body, self._timeout)
+                outcome = await self._connections.send("POST", "chat/completions", body, self._timeout)
             finally:
                 self._throttle.leave()
         finally:
@@ -333,36 +326,6 @@ class Client:
         elif isinstance(found, Passing) and found.limited:
             self._throttle.limited(began, found.pause)
         return found, began
-
-    async def _send(self, method: str, url: Any, body: Body | None, timeout: float) -> tuple[int, Any, bytes] | Passing:
-        """The status, the headers and the body of an answer, or why there is none."""
-        import aiohttp
-
-        proxy, data, headers = self._address.proxy, None if body is None else body.data, None
-        parts: AsyncIterator[bytes] | None = None
-        if body is not None and len(body.data) > _LARGE:
-            headers, data, parts = {"Content-Length": str(len(body.data))}, None, self._parts(body)
-        try:
-            async with (
-                asyncio.timeout(timeout) as limit,  # costs less than aiohttp's own
-                self._session.request(
-                    method, url, data=parts or data, headers=headers, allow_redirects=False, proxy=proxy
-                ) as response,
-            ):
-                raw = await response.content.readany()
-                while part := await response.content.readany():
-                    raw += part
-                    if len(raw) > _LONGEST_ANSWER:
-                        return 413, {}, b"the server's answer is longer than 16 MiB"
-        except aiohttp.ClientPayloadError:
-            return Passing("the server broke off in the middle of its answer")
-        except (aiohttp.ClientError, OSError) as error:
-            if limit.expired():
-                return Passing("the server did not answer within the timeout of one attempt")
-            self._disconnected = True
-            unreachable = isinstance(error, aiohttp.ClientConnectorError)
-            return Passing(f"the connection failed: {self._address.clean(error)}", unreachable=unreachable)
-        return response.status, response.headers, raw
 
     async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:
         """Whether a refusal is this request's own: else the server is unusable, or a field of it was found."""

@@ -16,6 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,8 +33,11 @@ _NOT_ITS_OWN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FLEXJUDGE_A
 _PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 
 
+_RUNNING: weakref.WeakSet[JudgeProcess] = weakref.WeakSet()
+
+
 class JudgeProcess:
-    """A running server; it ends with this process at the latest."""
+    """A running server; it ends with this process at the latest, whatever this process has forked."""
 
     def __init__(self, command: Sequence[str], gpu: int | None = None) -> None:
         """
@@ -42,9 +46,8 @@ class JudgeProcess:
             gpu: the device that it sees, by this process's own numbers; None leaves the environment as it is.
         """
         self._owner = os.getpid()
-        with socket.socket() as found:
-            found.bind((_HOST, 0))
-            self.port = found.getsockname()[1]
+        self._port = _reserved()
+        self.port: int = self._port.getsockname()[1]
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed by `stop`
         keeper = [sys.executable, "-P", str(_KEEPER), *command, "--host", _HOST, "--port", str(self.port)]
         self._process = subprocess.Popen(
@@ -56,6 +59,7 @@ class JudgeProcess:
             start_new_session=True,  # an interrupt from the keyboard is the trainer's
         )
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        _RUNNING.add(self)
 
     @property
     def base_url(self) -> str:
@@ -120,6 +124,7 @@ class JudgeProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        self._port.close()
 
     def _control(self, path: str, seconds: float, method: str = "POST") -> bytes:
         try:
@@ -132,6 +137,32 @@ class JudgeProcess:
         with self._direct.open(request, timeout=seconds) as answer:
             found: bytes = answer.read()
             return found
+
+
+def _forget() -> None:
+    """In a forked child: its end of the pipe would keep the server alive, and the port, when its parent was killed."""
+    for process in list(_RUNNING):
+        if process._process.stdin is not None:
+            with suppress(OSError):
+                process._process.stdin.close()
+        process._port.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _reserved() -> socket.socket:
+    """A socket on a port that the system gives to no one else until it is closed, such as to the judge of another rank.
+
+    It never listens, so that a server that reuses addresses, as all do, listens there in its place.
+    """
+    found = socket.socket()
+    for option in ("SO_REUSEADDR", "SO_REUSEPORT"):
+        if hasattr(socket, option):
+            found.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+    found.bind((_HOST, 0))
+    return found
 
 
 def _environment(gpu: int | None) -> dict[str, str]:

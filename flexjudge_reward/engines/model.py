@@ -201,17 +201,33 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.tokens = added_tokens(tokenizer)
+        self._marked: dict[str, bool] = {}  # whether the template marks a kind of media
 
     def render(self, prompt: Prompt) -> str:
         """The whole prompt up to where the judge begins to write, or continues if the last message is its own.
 
-        Raises ValueError if the prompt has media and the template takes text only, or the template refuses the prompt.
+        Raises ValueError if the prompt has media and the template takes text only, or the template refuses the prompt
+        or leaves some of it out.
         """
         prompt = prompt if self.keeps_system_turn else prompt.without_system_turn()
         turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
         # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
         begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
-        return self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns]) + begun
+        text = self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns])
+        # Some templates show one text of several, or none of the images: a score would be of a question without them.
+        for part in (part for _, parts in turns for part in parts):
+            if part.strip() not in text if isinstance(part, str) else not self._shows(part.kind):
+                left_out = f"the text {part.strip()[:40]!r}" if isinstance(part, str) else f"{part.kind}s"
+                raise ValueError(f"the chat template of this model leaves out {left_out}")
+        return text + begun
+
+    def _shows(self, kind: str) -> bool:
+        """Whether the template marks where a media item is."""
+        if kind not in self._marked:
+            text = {"type": "text", "text": _PROBE}
+            shown = [self._apply([{"role": "user", "content": parts}]) for parts in ([{"type": kind}, text], [text])]
+            self._marked[kind] = shown[0] != shown[1]
+        return self._marked[kind]
 
     @cached_property
     def takes_parts(self) -> bool:

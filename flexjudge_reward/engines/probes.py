@@ -1,4 +1,4 @@
-"""What harmless requests tell of a server: whether it serves anything, and which fields and turns it takes.
+"""What harmless requests tell of a server: whether it serves anything, which fields and turns it takes, and images.
 
 They hold nothing of a judged text. A refusal of another request may quote a candidate, so it only says what to try.
 """
@@ -14,7 +14,7 @@ from flexjudge_reward.engines.answers import Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
 from flexjudge_reward.engines.dialect import RATES, Dialect
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Message, Prompt, Request, Sampling
+from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling
 
 _TURNS = (Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))
 _WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " * 3
@@ -22,6 +22,7 @@ _WORDS = "one two three four five six seven eight nine ten eleven twelve thirtee
 HARMLESS = Request(Prompt(_TURNS), Sampling(max_tokens=16))
 COUNTED = replace(HARMLESS, prompt=Prompt((Message("system", (_WORDS,)), Message("user", (_WORDS, "Say yes.")))))
 """Its reported tokens show whether a system turn reaches the model."""
+_COLOUR = "What colour is the picture? Describe what you see, and end with the name of the colour."
 _RECENT_S = 60.0  # for how long a reply shows that the server is usable
 
 
@@ -43,6 +44,14 @@ def _grey_clip() -> Media:
     return Media.video([grey] * 4, fps=4.0)  # a rate that no server assumes
 
 
+@cache
+def _shown(colour: tuple[int, int, int]) -> Prompt:
+    import PIL.Image
+
+    image = Media.image(PIL.Image.new("RGB", (112, 112), colour))
+    return Prompt((Message("user", (image, _COLOUR)),))
+
+
 class Prober:
     """Asks one server one question at a time, and notes in its dialect what it learns."""
 
@@ -54,6 +63,7 @@ class Prober:
         self._served_at = self._refused_at = float("-inf")
         self._refusal: Refusal | None = None  # of a harmless request, at `_refused_at`
         self._system_turn_checked = False
+        self._drops_images: bool | None = None
         self._lock = asyncio.Lock()
 
     def served(self) -> None:
@@ -109,6 +119,25 @@ class Prober:
                 tokens.append(count)
             if tokens[0] < 0.75 * tokens[1]:
                 self._dialect.merge_system()
+
+    async def drops_images(self, codec: ChatCodec) -> bool:
+        """Whether images do not reach the model: some servers of a model that reads text drop them without a word.
+
+        Then a prompt has as many tokens with an image as without, and the model says the same of red and blue.
+        """
+        async with self._lock:
+            if self._drops_images is None:
+                self._drops_images = False  # also where a question below is not answered
+                bare = await self._said(codec, Prompt((Message("user", (_COLOUR,)),)))
+                red = bare and await self._said(codec, _shown((200, 0, 0)))
+                if bare and red and PLACEHOLDER < red.prompt_tokens <= bare.prompt_tokens:
+                    blue = await self._said(codec, _shown((0, 0, 200)))
+                    self._drops_images = blue is not None and blue.text == red.text
+            return self._drops_images
+
+    async def _said(self, codec: ChatCodec, prompt: Prompt) -> Generation | None:
+        outcome, _ = await self._ask(codec.encode(Request(prompt, Sampling(max_tokens=128)), self._dialect))
+        return codec.decode(outcome.body) if isinstance(outcome, Reply) else None
 
     async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Reply | Refusal | Passing, Body, bool]:
         """What the server says to a harmless request, the request, and whether its dialect is known better now."""

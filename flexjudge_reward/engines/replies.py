@@ -20,6 +20,12 @@ _MARKS = (
     ("<|channel|>final<|message|>", ""),
 )
 _HARMONY = "<|channel|>"
+_OPENED = {
+    **{f"<{name}>": f"</{name}>" for name in ("thinking", "thought", "reasoning", "seed:think", "Think")},
+    **{"◁think▷": "◁/think▷", "<|channel>thought": "<channel|>"},
+    **{"<|START_THINKING|>": "<|END_THINKING|>", "<|inner_prefix|>": "<|inner_suffix|>"},
+}
+"""How other families begin a thought, and how they end it."""
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:eos|end_of_turn)>")
 
 
@@ -33,6 +39,11 @@ def plain(text: str, special: Collection[str] | None = None) -> str:
         for mark, tag in sorted(_MARKS, key=lambda pair: -len(pair[0])):
             text = text.replace(mark, tag)
     text = text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
+    # Only a reply that begins so: within it, such a mark may be quoted from a candidate.
+    begun = text.lstrip()[:32]
+    if opening := next((mark for mark in _OPENED if begun.startswith(mark)), None):
+        thought, closed, rest = text.partition(opening)[2].rpartition(_OPENED[opening])
+        text = f"<think>{thought}</think>{rest}" if closed else f"<think>{rest}"
     if special is None:
         return _CONTROL.sub("", text) if "<" in text else text
     for token in special:

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.engines.address import Address
 from flexjudge_reward.engines.base import StatefulEngine
-from flexjudge_reward.engines.chat_codec import ChatCodec, Family
+from flexjudge_reward.engines.chat_codec import ChatCodec, Family, as_stills
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.media.image import FORMATS_SENT, ImageFormat
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
-from flexjudge_reward.types import Generation, Request
+from flexjudge_reward.types import Generation, Prompt, Request
 
 if TYPE_CHECKING:
     from flexjudge_reward.engines.http import Client
@@ -142,6 +142,10 @@ class ServerEngine(StatefulEngine):
             "max_pixels": self.max_pixels,
             "image_format": self.image_format,
         }
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        """As `Engine.shows_stills`: only the refusal of a first video tells that the server takes no frame rate."""
+        return as_stills(prompt, _family(self._served()), self._opened().dialect)
 
     @property
     def in_flight(self) -> int:

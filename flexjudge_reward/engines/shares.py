@@ -2,7 +2,8 @@
 
 Each process has a file in a folder of the server: how many requests it wants in flight, and how many it may have. A
 process takes its fair part of what the others leave, so one that waits for its last few replies leaves the rest to
-them. The files are locked by their processes, and the system unlocks them at their end: a killed process holds nothing.
+them. The files are locked by their processes, and the system unlocks them at their end: a killed process holds nothing,
+also where one that it forked, such as a worker that loads data, lives on.
 
 Promised: the processes together have at most `most` in flight, plus one for each that would have none. Not shared over
 machines: there the reward server has one limit for all.
@@ -16,6 +17,7 @@ import hashlib
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ except ImportError:  # no such locks on this system
 _MEMBER = ".member"
 _TRIES = 50  # a millisecond each; it is held for a tenth of one
 _LOOK_S = 0.05  # how often the others are looked at
+_SHARES: weakref.WeakSet[Share] = weakref.WeakSet()
 
 
 def fair(most: int, wanted: Sequence[int]) -> list[int]:
@@ -51,6 +54,7 @@ class Share:
             return
         try:
             self._folder = _own_folder() / hashlib.sha256(server.encode()).hexdigest()[:16]
+            _SHARES.add(self)
             with self._locked():
                 self._join()
         except OSError:  # such as a full disk
@@ -111,6 +115,7 @@ class Share:
                     time.sleep(0.001)
             yield
         finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile has the handle, too
             os.close(handle)
 
     def _others(self) -> Iterator[tuple[int, int]]:
@@ -162,6 +167,18 @@ class Sharing:
         allowed = self._share.update(wanted, self._throttle.in_flight)
         if allowed != self._throttle.most and wanted:
             self._throttle.resize(allowed)
+
+
+def _forget() -> None:
+    """In a forked child: its copies of the handles would hold the locks of a parent that was killed."""
+    for share in list(_SHARES):
+        handle, share._file = share._file, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _own_folder() -> Path:

@@ -6,8 +6,8 @@
 The client is `any-llm`, which calls the vendors' own packages. LiteLLM knows more vendors, but it is a hundred times
 larger, and releases of it were once published by an attacker.
 
-Promised: an error of one row teaches nothing, because it may quote a candidate. A harmless request that gets the same
-error does, and decides whether the vendor serves anything.
+Promised: a rate limit loses no row while the vendor serves others. An error of one row teaches nothing, because it may
+quote a candidate. A harmless request that gets the same error does, and decides whether the vendor serves anything.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
+from flexjudge_reward.engines.answers import LIMITS
 from flexjudge_reward.engines.base import StatefulEngine
 from flexjudge_reward.engines.chat_codec import ChatCodec, least_tokens, whole
 from flexjudge_reward.engines.dialect import Dialect
 from flexjudge_reward.engines.probes import harmless_like
+from flexjudge_reward.engines.throttle import PATIENCE
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Request
@@ -35,7 +37,7 @@ class VendorEngine(StatefulEngine):
     """One model of one vendor. Nothing is sent before the first `generate`."""
 
     remote = True
-    _served = False
+    _served = 0  # replies so far
 
     def __init__(
         self,
@@ -79,25 +81,30 @@ class VendorEngine(StatefulEngine):
         return Dialect(self.vendor)
 
     def _reply(self, codec: ChatCodec, request: Request) -> Generation:
-        attempt = 0
+        attempt = limits = waits = 0
+        served = self._served
         while True:
             if lacking := self._dialect.unsupported(request):
                 return Generation.failed("unsupported", lacking)
             version = self._dialect.version  # other threads learn, too
             try:
                 reply = codec.decode(self._send(codec, request))
-                self._served = True
+                self._served += 1
                 return whole(reply, least_tokens(request.prompt))
             except Exception as error:  # of the vendor's own package; a TypeError for a field that it does not take
                 if self._taught(codec, request, version, error):
                     continue
-                said, status = f"{type(error).__name__}: {error}"[:300], getattr(error, "status_code", None)
-            if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
+                said, status = f"{type(error).__name__}: {error}"[:300], _status(error)
+            if _is_final(status):
                 return Generation.failed("refused", f"{self.vendor} answered {status}: {said}")
-            attempt += 1
-            if attempt == self.max_attempts:
-                return Generation.failed("transport", f"{self.vendor}: {said}, after {attempt} attempts")
-            time.sleep(min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0))
+            if status in LIMITS:
+                limits, served = limits + 1 if served == self._served else 1, self._served  # in a row, none served
+            else:
+                attempt += 1
+            if attempt == self.max_attempts or limits == PATIENCE:
+                return Generation.failed("transport", f"{self.vendor}: {said}, after {attempt + limits} attempts")
+            waits += 1
+            time.sleep(min(8.0, 0.5 * 2.0**waits) * random.uniform(0.5, 1.0))
 
     def _taught(self, codec: ChatCodec, request: Request, version: int, error: Exception) -> bool:
         """Whether more is known of the vendor than at `version`; tries what the error blames with a harmless request.
@@ -107,15 +114,16 @@ class VendorEngine(StatefulEngine):
         with self._lock:
             harmless = harmless_like(request)
             roles = [message.role for message in harmless.prompt.messages]
-            fields = codec.wanted(harmless, capped=True)
-            doubted = _is_final(error) and not self._served
+            fields = self._wanted(codec, harmless)
+            doubted = not self._served and (_is_final(_status(error)) or _is_ours(error))
             blamed = self._dialect.blamed(str(error), (), fields, roles)
             if version == self._dialect.version and (doubted or blamed):
                 try:
                     self._send(codec, harmless)
-                    self._served = True
+                    self._served += 1
                 except Exception as again:
-                    if not self._dialect.learn(str(again), (), fields, roles) and doubted and _is_final(again):
+                    final = doubted and (_is_final(_status(again)) or _is_ours(again))
+                    if not self._dialect.learn(str(again), (), fields, roles) and final:
                         said = f"{type(again).__name__}: {again}"[:300]
                         raise EngineError(f"{self.vendor} cannot serve {self.model}: {said}") from again
             return version != self._dialect.version
@@ -124,16 +132,31 @@ class VendorEngine(StatefulEngine):
         from any_llm import completion
 
         request = codec.shown(request, self._dialect)
-        wanted = {name: value for name, value in codec.wanted(request, capped=True).items() if name not in _ONLY_VLLM}
         messages = json.loads(codec.body(request, {}, self._dialect.system_turn).data)["messages"]
-        options = {"api_base": self.api_base, "timeout": self.timeout, **self._dialect.fields(wanted)}
-        answer = completion(self.model, messages, provider=self.vendor, **options)
+        options = self._dialect.fields(self._wanted(codec, request))
+        answer = completion(self.model, messages, provider=self.vendor, api_base=self.api_base, **options)
         return answer.model_dump()  # type: ignore[union-attr,no-any-return]
 
+    def _wanted(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
+        wanted = codec.wanted(request, capped=True) | {"timeout": self.timeout}  # which some packages do not take
+        return {name: value for name, value in wanted.items() if name not in _ONLY_VLLM}
 
-def _is_final(error: Exception) -> bool:
-    """Whether an error may be that of every request: key, model, account, or a package that is not installed."""
+
+def _status(error: Exception) -> int | None:
+    """The status that an error of a vendor's package tells: Google calls it code, Bedrock has it in the response."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    known = (getattr(error, "status_code", None), getattr(error, "code", None), told)
+    return next((status for status in known if isinstance(status, int)), None)
+
+
+def _is_final(status: int | None) -> bool:
+    """Whether a status is that of a refusal."""
+    return status is not None and 400 <= status < 500 and status not in (408, 409, *LIMITS)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error came without a request: a package that is not installed, or a key that is not set."""
     from any_llm import AnyLLMError
 
-    status = getattr(error, "status_code", None)
-    return status in (401, 402, 403, 404) or (status is None and isinstance(error, AnyLLMError | ImportError))
+    return _status(error) is None and isinstance(error, AnyLLMError | ImportError)

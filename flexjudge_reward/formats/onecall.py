@@ -7,7 +7,6 @@ answer. Shared parts come first (system text, question with its media), so that 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +28,7 @@ class Labels:
     """Names the images and videos of a prompt by their order, since a server may show them all before the text."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.counts = text, Counter[str]()
+        self.text, self.counts = text, dict[str, int]()
 
     def of(self, owner: str) -> Callable[[Media], str]:
         """Names the media of one part of the prompt."""
@@ -37,7 +36,7 @@ class Labels:
         def label(media: Media) -> str:
             if not (self.text and KINDS[media.kind].channel):
                 return ""
-            self.counts[media.kind] += 1
+            self.counts[media.kind] = self.counts.get(media.kind, 0) + 1
             values = {"kind": media.kind, "index": str(self.counts[media.kind]), "owner": owner}
             return "".join(map(str, fill(self.text, values)))
 

@@ -51,23 +51,26 @@ def send(requests: list[Request]) -> Rounds[list[Generation]]:
 @types.coroutine
 def gather(*coroutines: Judging[T]) -> Rounds[list[T]]:
     """The results of all coroutines, in order; those that wait at the same time share a round."""
-    results: dict[int, T] = {}
-    replies: dict[int, Any] = dict.fromkeys(range(len(coroutines)))  # what each continues with; None starts it
+    results: list[Any] = [None] * len(coroutines)
+    replies: list[tuple[int, Any]] = [(index, None) for index in range(len(coroutines))]  # None starts a coroutine
     try:
         while replies:
-            waiting: dict[int, list[Request]] = {}
-            for index, given in replies.items():
+            waiting: list[tuple[int, int]] = []  # how many requests of which coroutine
+            batch: list[Request] = []
+            for index, given in replies:
                 try:
-                    waiting[index] = _advance(coroutines[index], given)
+                    requests = _advance(coroutines[index], given)
                 except StopIteration as stop:
                     results[index] = stop.value
-            batch = [request for requests in waiting.values() for request in requests]
+                    continue
+                waiting.append((index, len(requests)))
+                batch += requests
             answers = iter((yield batch) if waiting else ())
-            replies = {index: [next(answers) for _ in requests] for index, requests in waiting.items()}
+            replies = [(index, [next(answers) for _ in range(count)]) for index, count in waiting]
     finally:
         for coroutine in coroutines:
             coroutine.close()
-    return [results[index] for index in range(len(coroutines))]
+    return results
 
 
 def run(coroutine: Judging[T] | Rounds[T], generate: Callable[[list[Request]], list[Generation]]) -> T:

@@ -18,7 +18,7 @@ from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import Format, add_counters
 from flexjudge_reward.judge.groups import after
 from flexjudge_reward.judge.judge import Judge
-from flexjudge_reward.types import NOT_SHOWN, Example, Verdict
+from flexjudge_reward.types import NOT_SHOWN, Example, Sampling, Verdict
 
 
 class Cascade(Judge):
@@ -64,6 +64,10 @@ class Cascade(Judge):
     def with_format(self, format: Format) -> Cascade:
         """The same with another format of the small judge."""
         return Cascade(super().with_format(format), self.large, self.unsure)
+
+    def with_sampling(self, sampling: Sampling) -> Cascade:
+        """The same with another way of sampling of the small judge."""
+        return Cascade(super().with_sampling(sampling), self.large, self.unsure)
 
     def described(self) -> dict[str, object]:
         """Who judges: the small judge, and the large one under its own name."""

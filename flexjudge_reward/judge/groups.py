@@ -211,9 +211,13 @@ def _judge_each(judge: Judge, examples: Sequence[Example], labels: Sequence[Mapp
     alone: list[Example] = []
     marks: list[Mapping[str, object]] = []
     for example, label in zip(examples, labels, strict=True):
+        if len(example.candidates) == 1:
+            alone.append(example)
+            marks.append(label)
+            continue
         for index, candidate in enumerate(example.candidates):
             alone.append(example.with_candidates([candidate]))
-            marks.append({**label, "candidate": index} if len(example.candidates) > 1 else label)
+            marks.append({**label, "candidate": index})
     verdicts = iter(judge(alone, marks))
     groups = [tuple(next(verdicts) for _ in example.candidates) for example in examples]
     return [GroupResult(tuple(unit_score(verdict) for verdict in group), group) for group in groups]

@@ -89,6 +89,10 @@ class Judge(Closable):
         """The same judge with another format."""
         return Judge(format, self.engine, self.sampling, self.record)
 
+    def with_sampling(self, sampling: Sampling) -> Judge:
+        """The same judge with another way of sampling."""
+        return Judge(self.format, self.engine, sampling, self.record)
+
     def for_group_size(self) -> Judge:
         """The same judge for groups of any size, if its format compares candidates (`formats/groups.py`)."""
         return self.with_format(for_group_size(self.format))
@@ -171,8 +175,10 @@ class Judge(Closable):
 
 def _unusable(example: Example) -> Failure | None:
     """Why an example cannot be shown. Only a candidate's own media, or its thought without an end, are its doing."""
-    if unfinished := next((part for one in example.candidates for part in one if isinstance(part, Unfinished)), None):
-        return unfinished.failure
+    for candidate in example.candidates:
+        for part in candidate:
+            if isinstance(part, Unfinished):
+                return part.failure
     shown = example.media
     shared = len(example.with_candidates([]).media) if shown else 0
     for number, media in enumerate(shown):
@@ -185,7 +191,7 @@ def _unusable(example: Example) -> Failure | None:
 
 def _finite(verdict: Verdict) -> Verdict:
     """The verdict, or its failure where a score is no finite number, which no file and no later code could take."""
-    wrong = [one for one in verdict.scores or () if not (isinstance(one, numbers.Real) and math.isfinite(one))]
-    if not wrong:
-        return verdict
-    return verdict.without_scores(Failure("out_of_range", f"a score must be a finite number, found {wrong[0]!r}"))
+    for score in verdict.scores or ():
+        if not (isinstance(score, (float, numbers.Real)) and math.isfinite(score)):  # float first: it is seen at once
+            return verdict.without_scores(Failure("out_of_range", f"a score must be a finite number, found {score!r}"))
+    return verdict

@@ -55,6 +55,7 @@ from flexjudge_reward.types import Content, CriterionAnswer, Example, Failure, G
 
 _log = logging.getLogger("flexjudge_reward")
 _appending = threading.Lock()
+_written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
 _RUN = secrets.token_hex(4)
 _SHORT_S = 10.0  # seconds of a sound that is kept in any case
 _MOST_MEDIA = 100_000  # that one process keeps, so that a long run does not fill a disk with small files
@@ -80,8 +81,9 @@ class Record:
         """Appends one line per judgement. Never raises for a file that cannot be written."""
         shared = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "judge": dict(judge)}
         cost = {"seconds": round(seconds, 3), "batch": len(examples), "run": _RUN}
+        begun = json_line(shared)[:-2]  # the same in all lines, and as long as the rest
         lines = [
-            json_line({**shared, **asked_entry(example), **_replied(verdict), **cost, **label})
+            f"{begun}, {json_line({**asked_entry(example), **_replied(verdict), **cost, **label})[1:]}"
             for example, verdict, label in zip(examples, verdicts, labels, strict=True)
         ]
         drawn = (
@@ -160,10 +162,10 @@ def record_files(path: str | os.PathLike[str]) -> list[Path]:
 def json_line(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON that can be encoded as UTF-8; a number that JSON does not have, such as NaN, is null."""
     try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+        text = _written(row)
     except ValueError:
         row = _with_nulls(row)
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+        text = _written(row)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only hold escaped
@@ -194,11 +196,14 @@ def _append(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes
+            fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             data = b"\n" + data  # a kill cut the last line
         file.write(data)
+        file.flush()
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
 
 
 def asked_entry(example: Example) -> dict[str, object]:

@@ -71,7 +71,7 @@ def unit_score(verdict: Verdict, candidate: int = 0) -> Outcome:
     if candidate >= len(scores):
         return Failure("wrong_count", f"the verdict has {len(scores)} scores, candidate {candidate + 1} has none")
     score = scores[candidate]
-    if isinstance(score, bool) or not isinstance(score, numbers.Real):
+    if isinstance(score, bool) or not isinstance(score, (float, numbers.Real)):
         return Failure("out_of_range", f"a score must be a number, found {score!r}")
     unit = verdict.scale.unit(float(score))
     if not (math.isfinite(unit) and 0.0 <= unit <= 1.0):

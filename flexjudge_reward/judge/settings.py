@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -102,6 +103,7 @@ def setting(default: Any, help: str, low: float = -math.inf, high: float = math.
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
+@functools.cache  # resolving the type hints would take most of a command's start
 def settings_of(*classes: type) -> dict[str, Setting]:
     """The settings that dataclasses declare, by name."""
     declared = {}

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import IO, TYPE_CHECKING, Any
 
-from flexjudge_reward.errors import MediaError
+from flexjudge_reward.errors import MediaError, need
 from flexjudge_reward.media.decoder import decoded
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 from flexjudge_reward.media.source import encoded_bytes, numbers
@@ -39,7 +39,8 @@ class AudioModality(Modality):
     name, channel, is_file = "audio", True, True
 
     def load(self, source: object, options: Mapping[str, Any], roots: Roots, limits: Limits) -> Loaded:
-        """The samples. Raises MediaError; and MissingExtra where a file needs PyAV."""
+        """The samples. Raises MediaError; and MissingExtra: numpy for any sound, PyAV for most files."""
+        need("numpy", "audio")
         given = _array(source, limits)
         if given is not None:
             samples = _from_array(*given, limits)

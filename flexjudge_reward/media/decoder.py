@@ -6,7 +6,6 @@ that what a crafted file makes of it ends with it. The child's output is read up
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from flexjudge_reward.errors import MediaError, MissingExtra
+from flexjudge_reward.errors import MediaError, need
 from flexjudge_reward.media import child
 
 _T = TypeVar("_T")
@@ -36,8 +35,7 @@ def decoded(
 
     Raises MediaError: damaged, too large, too slow; and MissingExtra.
     """
-    if importlib.util.find_spec("av") is None:
-        raise MissingExtra("av", kind)
+    need("av", kind)
     command = child.command(_CHILD, seconds, kind, *most)
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write(data)

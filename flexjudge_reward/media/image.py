@@ -216,10 +216,10 @@ def from_array(array: object, most_pixels: int) -> Image:
 
     Whole numbers must be bytes; fractions must lie in 0 to 1. Raises MediaError.
     """
+    values = numbers(array)
     import numpy as np
     import PIL.Image
 
-    values = numbers(array)
     if values.ndim == 3 and values.shape[-1] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
         values = np.moveaxis(values, 0, -1)
     if values.ndim == 3 and values.shape[-1] == 1:
@@ -300,12 +300,11 @@ def _rgb(image: Image) -> Image:
 
     mode = image.mode
     if mode.startswith("I"):  # 16 bits per pixel; some Pillow versions open them as 32. PIL itself would clip at 255.
-        import numpy as np
-
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
+        deep = image.convert("I")
+        extremes: Any = deep.getextrema()
+        if extremes[0] < 0 or extremes[1] > 0xFFFF:
             raise MediaError("the image has more than 16 bits per pixel; turn it into 8 bits first")
-        return PIL.Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return deep.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if mode == "F":
         raise MediaError("the image holds fractions without a known range; turn it into 8 bits first")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

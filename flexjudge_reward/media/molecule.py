@@ -10,7 +10,6 @@ counts and sums over the atoms; they do not say whether a molecule is stable, sy
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
 import signal
@@ -20,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flexjudge_reward.errors import ConfigError, MediaError, MissingExtra
+from flexjudge_reward.errors import ConfigError, MediaError, MissingExtra, need
 from flexjudge_reward.media.child import Children, Ended
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 
@@ -56,8 +55,7 @@ class MoleculeModality(Modality):
         Raises MediaError: no text, too long, not a SMILES that RDKit accepts, too many atoms, or not read within the
         limits; and MissingExtra.
         """
-        if importlib.util.find_spec("rdkit") is None:
-            raise MissingExtra("rdkit", "molecules")
+        need("rdkit", "molecules")
         answer = _answer(_checked(source), options["as_"], limits.seconds)
         if "error" in answer:
             raise MediaError(str(answer["error"]))

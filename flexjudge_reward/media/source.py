@@ -11,7 +11,7 @@ import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from flexjudge_reward.errors import MediaError
+from flexjudge_reward.errors import MediaError, need
 from flexjudge_reward.media import files
 from flexjudge_reward.media.modality import Limits, Roots
 
@@ -93,7 +93,8 @@ def kind_of(data: bytes, path: str | None = None) -> str:
 
 
 def numbers(source: object) -> Any:
-    """An array-like source as a numpy array. Raises MediaError."""
+    """An array-like source as a numpy array. Raises MediaError; and MissingExtra: lists of numbers, without numpy."""
+    need("numpy", "datasets")
     import numpy as np
 
     try:

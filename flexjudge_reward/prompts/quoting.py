@@ -46,7 +46,7 @@ VERSION = 2
 """Of this module's rules; part of every cache key."""
 
 _BACKTICKS = re.compile("`+")
-_ASCII_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_ASCII_HIDDEN = bytes({*range(32), 127} - set(b"\t\n"))
 # How most families spell control tokens; broken whether or not the tokenizer at hand is known to have that one.
 _SHAPE = r"<\|[^<>|\n]{1,64}\|>"
 _SHAPES = (
@@ -71,8 +71,8 @@ def neutralise(text: str, tokens: Collection[str] = ()) -> str:
     text = encodable(text)
     searches = _searches(frozenset(tokens))
     # A break can complete a token that holds a space. It ends: no token holds more than so many spaces in a row.
-    while found := next((search for search in searches if search.found(text)), None):
-        text = _broken(text, found)
+    while found := [search for search in searches if search.found(text)]:
+        text = _broken(text, found[0])
     return text
 
 
@@ -95,9 +95,13 @@ def fence(parts: Content, label: Callable[[Media], str] = lambda media: "") -> t
 
 def fence_line(parts: Iterable[str | Media]) -> str:
     """A line of at least three backticks that is longer than any run of backticks in the texts of `parts`."""
-    text = _fold("".join(encodable(part) for part in parts if isinstance(part, str)))
-    runs = _BACKTICKS.findall(text) if "`" in text else []
-    return "`" * max([3, *(len(run) + 1 for run in runs)])
+    text = _fold("".join([encodable(part) for part in parts if isinstance(part, str)]))
+    line, at = "```", 0
+    while (at := text.find(line, at)) >= 0:
+        run = _BACKTICKS.match(text, at)
+        assert run is not None
+        line, at = "`" * (len(run.group()) + 1), run.end()
+    return line
 
 
 def flatten(message: Message, tokens: Collection[str] = KNOWN_CONTROL_TOKENS) -> tuple[str | Media, ...]:
@@ -168,7 +172,7 @@ _FOLDED = _Folded()
 def _fold(text: str) -> str:
     """`text` decomposed and without accents and invisible characters; `_fold(a + b) == _fold(a) + _fold(b)`."""
     if text.isascii():
-        return text if text.isprintable() else _ASCII_HIDDEN.sub("", text)
+        return text.encode().translate(None, _ASCII_HIDDEN).decode()
     return text.translate(_FOLDED)
 
 
@@ -178,12 +182,15 @@ class _Search:
     def __init__(self, tokens: Collection[str], fold: Callable[[str], str], *patterns: str) -> None:
         self.fold = fold
         self.pattern = re.compile("|".join([*patterns, *_branches(sorted(tokens))]))
-        self._firsts = {"<", *("[]" if _SHAPES[0] in patterns else ""), *(token[0] for token in tokens)}
+        self._firsts = ("<", *({*("[]" if _SHAPES[0] in patterns else ""), *(token[0] for token in tokens)} - {"<"}))
 
     def found(self, text: str) -> bool:
         """Whether there is anything; most text has none of the first characters, which is faster to see."""
         copy = self.fold(text)
-        return any(first in copy for first in self._firsts) and self.pattern.search(copy) is not None
+        for first in self._firsts:
+            if first in copy:
+                return self.pattern.search(copy) is not None
+        return False
 
 
 @lru_cache(maxsize=64)

@@ -102,16 +102,16 @@ class Template:
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
     """`text` with each placeholder replaced once: by a text, or by several parts of a message."""
     parts: list[Part] = []
-    for index, piece in enumerate(_pieces(text)):
-        value = values[piece] if index % 2 else piece
+    for is_name, piece in _pieces(text):
+        value = values[piece] if is_name else piece
         parts += (value,) if isinstance(value, str) else value
-    return tuple(part for part in parts if part != "")
+    return tuple([part for part in parts if part or not isinstance(part, str)])
 
 
 @lru_cache(maxsize=1024)
-def _pieces(text: str) -> tuple[str, ...]:
-    """Texts and names of placeholders, by turns."""
-    return tuple(_PLACEHOLDER.split(text))
+def _pieces(text: str) -> tuple[tuple[bool, str], ...]:
+    """Names of placeholders, and the texts between them."""
+    return tuple((index % 2 == 1, piece) for index, piece in enumerate(_PLACEHOLDER.split(text)) if piece)
 
 
 def prompt_sets() -> tuple[str, ...]:

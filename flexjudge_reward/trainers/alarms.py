@@ -11,8 +11,8 @@ Each is one warning in the log when it begins, again when it begins again, a cou
 the record. For a kind of probe it is a cumulative sum (Page, 1954): each wrong one adds, and each right one takes, the
 logarithm of how much likelier it is at a judge that is wrong most of the time than at one that is wrong as often as
 allowed. At the allowed share a false alarm comes once in more than e^7, 1,100, probes of a kind. An answer to another
-question may be right there, too, where the task has few answers, and a second judge has its own opinions; so for
-these the allowed share is that of the first ones, and `_MORE`.
+question may be right there, too, where the task has few answers, a second judge has its own opinions, and a
+judge at a temperature is no twice the same; so for these the allowed share is that of the first ones, and more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from flexjudge_reward.types import Failure
 FLAT_GROUPS = 20
 _WINDOW, _LEAST = 500, 100  # rows over which failures are counted
 _SHOWN = 16  # of a kind, that a warning counts
-_MORE, _FIRST = 0.25, {"other_answer": 5, "second_judge": 10}
+# How many first ones, and how much more is allowed. Of frozen rows these are one round of all that are kept.
+_FIRST = {"other_answer": (5, 0.25), "second_judge": (10, 0.25), "frozen": (8, 0.1)}
 _SWAPS, _FLIPPED, _RISEN = 200, 0.5, 0.2
 # A copy's score may be higher as often as lower, by noise.
 _ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3, "swapped": 0.2}
@@ -85,11 +86,12 @@ class Alarms:
 
     def _take(self, probe: ProbeResult) -> None:
         allowed, first = _ALLOWED.get(probe.kind, 0.1), self._first[probe.kind]
-        if len(first) < _FIRST.get(probe.kind, 0):
+        count, more = _FIRST.get(probe.kind, (0, 0.0))
+        if len(first) < count:
             first.append(probe.failed)
             return
         if first:
-            allowed = min(0.9, (sum(first) + 1) / (len(first) + 2) + _MORE)
+            allowed = min(0.9, (sum(first) + 1) / (len(first) + 2) + more)
         right = 0.3 * (1 - allowed)  # of a judge that is wrong most of the time
         step = math.log((1 - right) / allowed) if probe.failed else math.log(right / (1 - allowed))
         self._sums[probe.kind] = min(_HIGHEST, max(0.0, self._sums.get(probe.kind, 0.0) + step))

@@ -8,8 +8,9 @@ Where `probes.py` makes answers of known worth, these have no label: a control f
 `alarms.py` says when too many do. Swaps that the judge makes anyway (`PositionSwap`) are counted there for nothing.
 
 Controls cost at most a share of the judge's tokens, the second judge's counted with them; each call has controls of one
-kind at most, in a batch of their own, after the rows. None of them reaches a reward. A control that cannot be judged
-tells nothing, and a second judge that cannot answer is asked no more, with one warning.
+kind at most, in a batch of their own, after the rows. Each kind waits until the share pays for it; only what the first
+of a kind costs is not known before. None of them reaches a reward. A control that cannot be judged, or not by the
+deadline, tells nothing and harms no row; a second judge that does not answer is asked no more, with one warning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ from flexjudge_reward.judge.groups import GroupResult, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.settings import declared_names
 from flexjudge_reward.trainers.client import RemoteJudge
+from flexjudge_reward.trainers.gather import Deadline
 from flexjudge_reward.trainers.probes import Probe, ProbeResult
 from flexjudge_reward.types import Content, Example, Failure
 
@@ -57,10 +59,18 @@ class Controls:
 
     def __init__(self, share: float, second: Judge | None = None) -> None:
         """`share` is the most of the judge's tokens that they may take, 0 to 1; 0 makes none."""
-        self.share, self.second, self.tokens, self.judged_tokens = share, second, 0, 0
-        self._made = self._turns = self._place = 0
+        self.share, self.second, self.judged_tokens = share, second, 0
+        # Tokens and controls of each kind; all are there, so that none comes while another thread adds them up.
+        self._spent, self._made = (Counter(dict.fromkeys(KINDS, 0)) for _ in range(2))
+        self._turns = self._place = 0
+        self._asks_second = False
         self._frozen: list[_Kept] = []
         self._mean = 0.0  # tokens of an example
+
+    @property
+    def tokens(self) -> int:
+        """What all controls took."""
+        return self._spent.total()
 
     def check(
         self,
@@ -77,32 +87,39 @@ class Controls:
         if not self.share:
             return [], ()
         self._note(judge, examples, results)
-        count = self._count()
-        kind = self._kind(judge.format) if count > 0 else None
-        if kind is None:
+        kind = self._kind(judge.format)
+        count = 0 if kind is None else self._count(kind)
+        if kind is None or count <= 0:
             return [], ()
+        self._turns += 1
         make: dict[str, Callable[..., tuple[list[GroupResult], list[bool | None]]]] = {
             "swapped": self._swapped,
             "frozen": self._again,
             "second_judge": self._by_second,
         }
-        judged, failed = make[kind](
-            judge,
-            _pairs(examples, results)[:count],
-            count,
-            {"step": labels.get("step"), "rank": labels.get("rank"), "probe": kind},
-        )
-        self._made += len(failed)
-        self.tokens += sum(verdict.tokens for result in judged for verdict in result.verdicts)
+        label = {"step": labels.get("step"), "rank": labels.get("rank"), "probe": kind}
+        try:
+            judged, failed = make[kind](judge, _pairs(examples, results)[:count], count, label)
+        except FlexJudgeError as error:  # the rows of this call are judged; whether the next ones can be, these show
+            _log.debug("controls of the kind %s cannot be judged: %s", kind, error)
+            return [], ()
+        self._made[kind] += len(failed)
+        self._spent[kind] += sum(verdict.tokens for result in judged for verdict in result.verdicts)
         return judged, tuple(ProbeResult(kind, one) for one in failed if one is not None)
+
+    def late(self) -> None:
+        """Notes that a deadline has passed: a second judge that made it pass is asked no more."""
+        if self._asks_second:
+            self._leave_second("it does not answer within the deadline")
 
     def _note(self, judge: Judge, examples: Sequence[Example], results: Sequence[GroupResult]) -> None:
         tokens = sum(verdict.tokens for result in results for verdict in result.verdicts)
         self.judged_tokens += tokens
         self._mean = tokens / max(1, len(results))
         if judge.format.max_candidates == 1:
+            alike = type(judge) is Judge and _base(judge.format) is judge.format  # as `_again` judges
             rows = [
-                _Kept(example, result.outcomes[0])
+                _Kept(example, result.outcomes[0] if alike else None)
                 for example, result in zip(examples, results, strict=True)
                 if not isinstance(result.outcomes[0], Failure)
             ]
@@ -110,12 +127,14 @@ class Controls:
             rows = [_Kept(pair) for pair in _pairs(examples, results)]
         self._frozen += rows[: max(0, _FROZEN - len(self._frozen))]
 
-    def _count(self) -> int:
-        cost = max(self._mean, self.tokens / self._made if self._made else 2 * self._mean)
-        return min(_MOST, int((self.share * self.judged_tokens - self.tokens) / cost)) if cost else 0
+    def _count(self, kind: str) -> int:
+        """How many of a kind the share pays for; at most one where none has shown what it costs."""
+        left, made = self.share * self.judged_tokens - self.tokens, self._made[kind]
+        cost = self._spent[kind] / made if self._spent[kind] else 2 * self._mean
+        return min(_MOST if made else 1, int(left / cost)) if cost else 0
 
     def _kind(self, format: Format) -> str | None:
-        """The next kind in turn that there can be."""
+        """The kind in turn, of those that there can be."""
         swaps = any(isinstance(layer, PositionSwap) for layer in format.layers())
         can = {
             "swapped": _base(format).max_candidates > 1 and _base(format).min_candidates <= 2 and not swaps,
@@ -123,7 +142,6 @@ class Controls:
             "second_judge": self.second is not None,
         }
         kinds = [kind for kind in KINDS if can[kind]]
-        self._turns += 1
         return kinds[self._turns % len(kinds)] if kinds else None
 
     def _swapped(
@@ -155,13 +173,26 @@ class Controls:
     def _by_second(
         self, judge: Judge, pairs: Sequence[Example], count: int, label: Mapping[str, object]
     ) -> tuple[list[GroupResult], list[bool | None]]:
-        try:
-            judged = _judged(self.second, pairs, {}) if self.second is not None else []
-        except FlexJudgeError as error:
-            _log.warning("the second judge is asked no more in this run: %s", error)
-            self.second = None
+        if self.second is None:
             return [], []
+        own = Judge(self.second.format, self.second.engine, self.second.sampling, judge.record)
+        self._asks_second = True
+        try:
+            judged = _judged(own, pairs, label)
+        except FlexJudgeError as error:
+            self._leave_second(str(error))
+            return [], []
+        finally:
+            self._asks_second = False
+        outcomes = [outcome for result in judged for outcome in result.outcomes]
+        if outcomes and all(isinstance(one, Failure) and one.kind in ("transport", "timeout") for one in outcomes):
+            self._leave_second(str(outcomes[0]))  # the training would wait for it again and again
         return judged, [None if (sign := _sign(result)) in (None, 0) else sign < 0 for result in judged]  # type: ignore[operator]
+
+    def _leave_second(self, why: str) -> None:
+        if self.second is not None:
+            _log.warning("the second judge is asked no more in this run: %s", why)
+        self.second = None
 
 
 def controls_of(config: RewardConfig, format: Format) -> Controls:
@@ -187,19 +218,34 @@ def judge_all(
     examples: Sequence[Example],
     probes: list[Probe],
     labels: Sequence[Mapping[str, object]],
-) -> tuple[list[GroupResult], tuple[ProbeResult, ...]]:
-    """The results of examples, probes and controls; empties `probes` where the format cannot judge them."""
+    deadline: Deadline,
+) -> tuple[list[GroupResult] | None, tuple[ProbeResult, ...]]:
+    """The results of examples, probes and controls; None where examples and probes pass the deadline.
+
+    Empties `probes` where the format cannot judge them.
+    """
+    judged = deadline.run(lambda: _with_probes(judge, examples, probes, labels))
+    if judged is None or isinstance(judge, RemoteJudge):
+        return judged, ()
+    checked = deadline.run(lambda: controls.check(judge, examples, judged[: len(examples)], labels[0]))
+    if checked is None:
+        controls.late()
+        return judged, ()
+    return [*judged, *checked[0]], checked[1]
+
+
+def _with_probes(
+    judge: Judge, examples: Sequence[Example], probes: list[Probe], labels: Sequence[Mapping[str, object]]
+) -> list[GroupResult]:
     if isinstance(judge, RemoteJudge):
-        return judge.judge_groups(examples), ()
+        return judge.judge_groups(examples)
     try:
-        judged = judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
+        return judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
     except ConfigError:  # as a rule before anything was asked
         if not probes:
             raise
         probes.clear()
-        judged = judge_groups(judge, examples, labels[: len(examples)], True)
-    checked, found = controls.check(judge, examples, judged[: len(examples)], labels[0])
-    return [*judged, *checked], found
+        return judge_groups(judge, examples, labels[: len(examples)], True)
 
 
 def _judged(judge: Judge, examples: Sequence[Example], label: Mapping[str, object]) -> list[GroupResult]:

@@ -16,7 +16,7 @@ from flexjudge_reward.engines.probes import HARMLESS
 from flexjudge_reward.errors import FlexJudgeError
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Request
+from flexjudge_reward.types import Generation, Prompt, Request
 
 _FRESH_S, _PROBE_S, _REST_S = 60.0, 30.0, 5.0
 
@@ -43,6 +43,10 @@ class Pulse(Engine):
     def recognise(self, media: Sequence[Media]) -> None:
         """As the engine inside."""
         self.engine.recognise(media)
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        """As the engine inside."""
+        return self.engine.shows_stills(prompt)
 
     def findings(self) -> dict[str, object]:
         """Those of the engine inside."""

@@ -282,10 +282,9 @@ class RewardSession(Closable):
             probes = self._probes.draw(examples, self._alarms.suspects) if own else []
         labels += [{"step": step, "rank": rank(), "probe": probe.kind} for probe in probes]
         start = time.perf_counter()
-        done = (
-            deadline.run(lambda: judge_all(self.judge, self._controls, examples, probes, labels)) if asked else ([], ())
+        judged, controlled = (
+            judge_all(self.judge, self._controls, examples, probes, labels, deadline) if asked else ([], ())
         )
-        judged, controlled = (None, ()) if done is None else done
         seconds = time.perf_counter() - start
         timeout = too_late("judging", deadline)
         probed = () if judged is None else (*self._read_probes(examples, probes, judged), *controlled)

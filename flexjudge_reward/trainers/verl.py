@@ -12,7 +12,9 @@ without a further row, because a validation has other sizes than the training, a
 
 A failed row gets what the policies make of it among its siblings. Where that is nothing, the sample is left out: in the
 v1 trainer an error does just that. With FLEXJUDGE_VERL_ABSTAIN=false, and in the older trainer, which an error ends, it
-gets `NEUTRAL`. The judge may be one that verl hosts (`reward.reward_model`), if no other is configured.
+gets 0.5, as its whole group does; from the function, which knows no group, the mean of the latest scores.
+
+The judge may be one that verl hosts (`reward.reward_model`), if no other is configured.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 
 from flexjudge_reward.errors import ConfigError, JudgementFailed
 from flexjudge_reward.judge.config import trainer_config
-from flexjudge_reward.trainers.rows import NEUTRAL, check_version, numbers_only, row
+from flexjudge_reward.trainers.rows import check_version, numbers_only, row
 from flexjudge_reward.trainers.session import RewardSession
 from flexjudge_reward.trainers.verl_actor import JudgeActor
 from flexjudge_reward.types import Example
@@ -61,10 +63,10 @@ class _Client:
 
     async def reward(self, sample: Example, uid: str | None, size: int) -> tuple[float, dict[str, float]]:
         """The reward and its notes, with the same names for every row. Raises JudgementFailed to leave a sample out."""
-        number, failed = await _actor(self._settings).score.remote(sample, uid, size)
+        number, failed, instead = await _actor(self._settings).score.remote(sample, uid, size)
         if number is None and self._abstains:
             raise JudgementFailed(f"no reward, and verl leaves this sample out: {failed}")
-        reward = NEUTRAL if number is None else number
+        reward = instead if number is None else number
         # They become columns of the batch, where a name of verl's own would replace verl's.
         return reward, {"flexjudge_score": reward, "flexjudge_failed": float(bool(failed))}
 

@@ -15,6 +15,7 @@ from typing import Any
 from flexjudge_reward.judge.config import trainer_config
 from flexjudge_reward.judge.rewards import Outcome, rewards
 from flexjudge_reward.trainers.rendezvous import Rendezvous
+from flexjudge_reward.trainers.rows import NEUTRAL, neutral
 from flexjudge_reward.trainers.session import RewardSession
 from flexjudge_reward.types import Example, Failure
 
@@ -30,13 +31,16 @@ class JudgeActor:
         self._meeting = Rendezvous(self.session, self.idle, idle=True)
         self._seen: OrderedDict[str, list[Outcome]] = OrderedDict()
 
-    async def score(self, sample: Example, uid: str | None, size: int) -> tuple[float | None, str]:
-        """The reward of a row, and why it has none or only its siblings'. Raises as `Rendezvous.score`."""
+    async def score(self, sample: Example, uid: str | None, size: int) -> tuple[float | None, str, float]:
+        """The reward of a row, why it has none or only its siblings', and what stands for None where there has to be a
+        number: of a group the same for all its rows. Raises as `Rendezvous.score`.
+        """
         grouped = self.session.judge.format.max_candidates > 1 or self.session.config.shrink
         found = await (self._meeting.score(sample, uid, size) if grouped else self._meeting.score(sample))
         failure = found.outcome if isinstance(found.outcome, Failure) else None
         number = found.reward if grouped or uid is None else await self._among_siblings(found.outcome, uid, size)
-        return number, "" if failure is None else f"{failure.kind}: {failure.detail}"
+        why = "" if failure is None else f"{failure.kind}: {failure.detail}"
+        return number, why, neutral(self.session) if uid is None else NEUTRAL
 
     async def _among_siblings(self, outcome: Outcome, uid: str, size: int) -> float | None:
         """A score at once; for a failure what its group makes of it, which the other rows of the group decide."""

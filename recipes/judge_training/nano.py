@@ -30,12 +30,14 @@ from flexjudge_recipes.judge_training.nano_model import make_model, make_tokeniz
 from flexjudge_recipes.judge_training.nano_samples import Maker, Sample, Stage, batches
 from flexjudge_recipes.judge_training.sft.data import Renderer
 from flexjudge_recipes.nano.world import SHAPES, SOUNDS
+from flexjudge_recipes.program import run
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from flexjudge_reward import ConfigError
 from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.nano import path
 
@@ -153,6 +155,19 @@ def train(model: Any, make: Maker, stage: Stage, saved: Path, seed: int, steps: 
     return time.process_time() - began
 
 
+def claim(out: Path, **settings: object) -> None:
+    """Makes the folder that of this run: the checkpoints of another seed or length would count as its own.
+
+    Raises ConfigError: it holds another run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    noted = out / "run.json"
+    known = json.loads(noted.read_text()) if noted.exists() else None
+    if known != settings and (known is not None or any(out.glob("*.pt"))):
+        raise ConfigError(f"{out} holds another run ({known or 'of an earlier release'}): give another --out")
+    noted.write_text(json.dumps(settings) + "\n")
+
+
 def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int) -> Path:
     """Makes or continues the model `kind` in `out`; its folder."""
     omni = kind == "omni"
@@ -180,7 +195,7 @@ def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int) 
 
 
 def main() -> None:
-    """Makes the tokenizer, trains, saves."""
+    """Makes the tokenizer, trains, saves. Raises ConfigError: a wrong number, or --out holds another run."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=sorted(STAGES), default="base", help="what is made (default: base)")
     args.add_argument("--out", type=Path, help="default: build/nano, or build/omni")
@@ -189,13 +204,15 @@ def main() -> None:
     args.add_argument("--install", action="store_true", help="copy it into flexjudge_reward/nano")
     args.add_argument("--steps", type=int, default=10**6, help="stop each stage there, to try things")
     options = args.parse_args()
+    if min(options.threads, options.steps) < 1:
+        raise ConfigError(f"threads and steps are at least 1, found {options.threads}, {options.steps}")
     torch.set_num_threads(options.threads)
     out = options.out or Path("build", "omni" if options.model == "omni" else "nano")
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, model=options.model, seed=options.seed, steps=options.steps)
     folder = build(options.model, out, options.seed, STAGES[options.model], options.steps)
     if options.install:
         shutil.copytree(folder, path(options.model), dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
-    main()
+    run("judge_training/nano", main)

@@ -59,8 +59,9 @@ class RecipeArguments:
 
 def check(options: RecipeArguments) -> None:
     """Raises ConfigError for a wrong number, or an output folder with files."""
-    if options.n < 2 or options.requests < 1:
-        raise ConfigError(f"n must be at least 2 and requests at least 1, found {options.n}, {options.requests}")
+    for name, least in (("n", 2), ("requests", 1), ("longest", 1)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"{name} is at least {least}, found {getattr(options, name)}")
     folder = Path(options.output_dir)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds an earlier run: remove it, or give another output_dir")
@@ -71,28 +72,33 @@ def check(options: RecipeArguments) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """What was written for a request, as text and as sound; what is no sound is left out."""
+    """What was written for a request, as text and as sound; what is no sound is left out, but for `first`."""
 
     request: str
+    first: str
+    """The first text, a sound or not."""
     texts: list[str]
     sounds: list[Media]
 
 
 def sampled(options: RecipeArguments, model_args: ModelConfig) -> list[Group]:
-    """Groups with at least one sound."""
+    """Groups with at least two sounds. Raises ConfigError: there are none."""
     kind = codec(options.codec)
     policy = sound_generator.folder_of(model_args.model_name_or_path, Path(options.prepared), options.seed)
     tokenizer = train.load_tokenizer(policy, model_args.model_revision, kind)
     model = AutoModelForCausalLM.from_pretrained(policy, **loading(model_args, {"device_map": options.device}))
-    rows = train.training_data(options, kind, options.seed).select(range(options.requests))
+    rows = train.training_data(options, kind, options.seed, options.requests)
     prompts = [prompt for prompt in rows["prompt"] for _ in range(options.n)]
     texts = written(model, tokenizer, prompts, options.longest, options.seed)
     groups = []
     for number, request in enumerate(rows["text"]):
         own = [(text, kind.sound(text)) for text in texts[number * options.n : (number + 1) * options.n]]
         whole = [(text, sound) for text, sound in own if sound is not None]
-        if whole:
-            groups.append(Group(request, [text for text, _ in whole], [sound for _, sound in whole]))
+        if len(whole) > 1:
+            groups.append(Group(request, own[0][0], [text for text, _ in whole], [sound for _, sound in whole]))
+    say("sampled", f"{len(groups)} of {len(rows)} requests have two sounds or more; the others are left out")
+    if not groups:
+        raise ConfigError(f"no request has two sounds of {options.n} samples: is the codec right, and longest enough?")
     return groups
 
 
@@ -110,11 +116,13 @@ def measured(groups: Sequence[Group], rankings: Sequence[Ranking], nano: bool) -
         raise EngineError("the judge scored no recording at all")
     scores = [[None if isinstance(o, Failure) else o for o in ranking.outcomes] for _, ranking, _ in judged]
     first = [own[0] for own in scores if own[0] is not None]
-    chosen = [own[best] for own, (_, _, best) in zip(scores, judged, strict=True)]
-    found = {"score_first": statistics.fmean(first or [0.0]), "score_choice": statistics.fmean(filter(None, chosen))}
+    chosen = [one for own, (_, _, best) in zip(scores, judged, strict=True) if (one := own[best]) is not None]
+    found = {"score_first": statistics.fmean(first or [0.0]), "score_choice": statistics.fmean(chosen)}
     if nano:
         right = [[sound_generator.is_right(group.request, text) for text in group.texts] for group, _, _ in judged]
-        found["first"] = statistics.fmean(own[0] for own in right)
+        found["first"] = statistics.fmean(
+            sound_generator.is_right(group.request, group.first) for group, _, _ in judged
+        )
         found["judge"] = statistics.fmean(own[best] for own, (_, _, best) in zip(right, judged, strict=True))
         found["oracle"] = statistics.fmean(any(own) for own in right)
     return found

@@ -21,6 +21,7 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from flexjudge_recipes.program import run
 from flexjudge_recipes.sounds.codecs import RATE, Codec, codec, text_of, written
 
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from flexjudge_reward import ConfigError, FlexJudgeReward, Media
+from flexjudge_reward.data.tables import Table
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -54,17 +56,27 @@ class RecipeArguments:
     measured: int = field(default=400, metadata={"help": "Recordings of a measurement (nano only)."})
     resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir."})
 
+    def __post_init__(self) -> None:
+        for name in ("requests", "measure_every", "measured"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is at least 1, found {getattr(self, name)}")
 
-def training_data(options: RecipeArguments, kind: Codec, seed: int) -> Dataset:
-    """Rows with the request as `text` and what the model continues as `prompt`. Raises ConfigError: no such column."""
+
+def training_data(options: RecipeArguments, kind: Codec, seed: int, most: int | None = None) -> Dataset:
+    """Rows, at `most` so many, with the request as `text` and what the model continues as `prompt`.
+
+    Raises ConfigError: no such data set or column, or a request is no text.
+    """
     if options.dataset_name == "nano":
         texts = sound_generator.requests(f"grpo {seed}", options.requests)
     else:
-        rows = load_dataset(options.dataset_name, split=options.dataset_train_split)
-        if options.text_column not in rows.column_names:
-            known = ", ".join(rows.column_names)
+        table = Table.open(options.dataset_name, options.dataset_train_split)
+        if options.text_column not in table.columns:
+            known = ", ".join(table.columns)
             raise ConfigError(f"{options.dataset_name} has no column {options.text_column!r}; it has {known}")
-        texts = rows[options.text_column]
+        texts = [row[options.text_column] for row in islice(table.rows(), most)]
+        if odd := [number for number, text in enumerate(texts) if not isinstance(text, str) or not text]:
+            raise ConfigError(f"{options.dataset_name}: {options.text_column!r} of row {odd[0]} is no text")
     return Dataset.from_list([{"prompt": kind.prompt(text), "text": text} for text in texts])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from flexjudge_reward import (
     annotate_file,
 )
 from flexjudge_reward.cli.main import main
+from flexjudge_reward.data.tables import Table
 from flexjudge_reward.nano import path as nano_path
+from flexjudge_reward.offline.evaluate.doctor import doctor
+from flexjudge_reward.offline.evaluate.proposals import preferences, replies
+from flexjudge_reward.offline.evaluate.rows import user_rows
+from support import doctor_cases
 from support.jsonl import read, write
 
 FLAGS = ("--model", "nano", "--engine", "transformers", "--cache", "off")
@@ -65,6 +71,48 @@ def test_a_data_set_is_scored_by_its_columns(tmp_path: Path, capsys: pytest.Capt
     assert main([*command, "--column", "question=prompt", "--column", "answer=reply"]) == 0
     (row,) = read(tmp_path / "out.jsonl")
     assert row["row"] == row["id"] == 0 and row["failures"] == [None]
+
+
+# ---------------------------------------------------------------- what is measured and made with it
+
+
+def test_the_nano_judge_is_refused_outside_its_world(tmp_path: Path) -> None:
+    """Really judged, in its world and on sums."""
+    judge = doctor_cases.nano()
+    inside = doctor(write(tmp_path / "in.jsonl", doctor_cases.inside(20)), judge, formats=["pairwise"])
+    outside = doctor(write(tmp_path / "out.jsonl", doctor_cases.outside(20)), judge, formats=["pairwise"])
+    assert inside.outcome == "go" and outside.outcome == "no-go", f"{inside}\n{outside}"
+
+
+def test_the_nano_judge_in_its_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Really judged: some rows of the benchmark that needs no download."""
+    out = tmp_path / "out"
+    assert main(["evaluate", "nano_world", "-o", str(out), "--model", "nano", "--limit", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["always"]["rows"] == 8 and found["always"]["failed"] == 0
+    assert found["metrics"]["agreement"]["value"] > 0.7 and found["judge"]["model"]
+
+
+def test_a_real_model_is_asked_for_a_rubric(tmp_path: Path) -> None:
+    """The embedded judge, really asked, knows nothing of such a request: its reply is cut or holds no statement."""
+    row = {"id": 0, "question": "q", "candidates": ["red sure", "ghost"], "label": "A"}
+    rows = preferences(user_rows(write(tmp_path / "rows.jsonl", [row]))[1])
+    with Judge.load(model="nano", cache="off", max_tokens=4) as nano:
+        assert replies("criteria", nano, rows, "name the colour", 1) == []
+
+
+def test_traces_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"n": 1, "q": QUESTION, "a": "red circle", "b": "nothing", "s": [10, 1]}]
+    source = write(tmp_path / "in.jsonl", [*rows, {"n": 2, "q": "?", "a": "x"}])
+    words = ["traces", str(source), "-o", str(tmp_path / "t.parquet"), "--model", "nano", "--format", "pairwise"]
+    words += ["--seeds", "1,2", "--temperature", "0.1", "--teacher", "s", "--cache", "off"]
+    for name in ("question=q", "candidates=a", "candidates=b", "id=n"):
+        words += ["--column", name]
+    assert main(words) == 0
+    assert "1 traces from 2 rows and 2 replies; left out: 1 row" in capsys.readouterr().err
+    (kept,) = Table.open(tmp_path / "t.parquet").rows()
+    assert kept["scores"] == [10, 1]
 
 
 # ---------------------------------------------------------------- molecules

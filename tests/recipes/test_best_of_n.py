@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -31,29 +33,38 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run, and what it said."""
+    folder = tmp_path_factory.mktemp("ended")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.chdir(folder)
+        run(patch, "--n", 2, "--questions", 8)
+    return folder, said.getvalue()
+
+
 def test_the_judge_is_between_the_first_answer_and_the_oracle(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ended: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, "--n", 2, "--questions", 8)
-    said = capsys.readouterr().out
+    folder, said = ended
     line = next(line for line in said.splitlines() if line.startswith("first answer"))
     first, judge, oracle = (float(part.split()[-1].rstrip("%")) for part in line.split("   "))
     assert first <= judge <= oracle
-    rows = [json.loads(line) for line in Path("runs/best_of_n/ranked.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "runs/best_of_n/ranked.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and "`flexjudge report runs/best_of_n` shows them" in said
     assert f"{sum(row['right'][row['best']] for row in rows) / 8:.1%}" == f"{judge:.1f}%"
     assert all(row["scores"][row["order"][0]] >= row["scores"][row["order"][1]] for row in rows)
+    monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match="holds an earlier run"):
         run(monkeypatch)
 
 
 @pytest.mark.parametrize("source", ["runs/best_of_n", "runs/best_of_n/ranked.jsonl"])
 def test_the_report_shows_what_was_judged(
-    source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: str, ended: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "--n", 2, "--questions", 2)
-    assert main(["report", source, "-o", "page.html"]) == 0
-    assert "page.html: 4 judgements, 0 failed" in capsys.readouterr().err
+    assert main(["report", str(ended[0] / source), "-o", "page.html"]) == 0
+    assert "page.html: 16 judgements, 0 failed" in capsys.readouterr().err
     assert ("data:image/" in Path("page.html").read_text()) == (source == "runs/best_of_n")
 
 

@@ -226,9 +226,11 @@ def test_a_run_stops_where_groups_no_longer_differ(shares: list[float], stops: b
         pytest.param({"reward": "ranking"}, "ranking needs a format with scores", id="ranking_of_letters"),
         pytest.param({"reward": "choice", "format": "pointwise"}, "compares candidates", id="choice_of_one"),
         pytest.param({"pass_low": 0.9, "pass_high": 0.1}, "0 <= pass_low < pass_high <= 1", id="pass_rates"),
+        pytest.param({"replay": 2}, "replay is a share, 0 to 1", id="replay"),
+        pytest.param({"measure_every": -1}, "measure_every is at least 0, found -1", id="every_step"),
         pytest.param({"prompt_set": "none"}, "none", id="prompt_set"),
         pytest.param({"dataset_name": "gone.jsonl"}, "gone.jsonl", id="no_data"),
-        pytest.param({"dataset_name": "ROWS", "stage": "words"}, "stage is one of text, caption, media", id="stage"),
+        pytest.param({"stage": "words"}, "stage is one of text, caption, media", id="stage"),
         pytest.param({"dataset_name": "ROWS"}, "1 items are left, and a batch holds 2", id="too_few_items"),
     ],
 )

@@ -22,6 +22,7 @@ from flexjudge_recipes.judge_training.mr_judge.synthesis import (
     Engines,
     Instruction,
     Synthesis,
+    draft_of,
 )
 
 from flexjudge_reward import ConfigError, Example, Generation, MultipleChoice, Request, ScriptedEngine, Untrusted
@@ -109,6 +110,24 @@ def test_letters_faults_and_numbers_of_options_are_balanced() -> None:
     of_two = [draft.letter for draft in drafts if len(draft.candidates) == 2]
     assert of_two.count("A") == of_two.count("B") == 6
     assert {kind for draft in drafts for kind in draft.kinds} == {*FAULTS, ""}
+
+
+def test_which_faults_are_planted_does_not_tell_the_best_letter() -> None:
+    best: dict[tuple[str, ...], set[int]] = {}
+    for number in range(1200):
+        faults = draft_of(Row(number, number, Example("?", ["a"]), {})).faults
+        best.setdefault(tuple(sorted(faults)), set()).add(number % (len(faults) + 1))
+    assert all(places == set(range(len(faults) + 1)) for faults, places in best.items()) and len(best) == 4 + 6 + 4
+
+
+def test_parts_with_the_same_settings_share_one_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["make.py", "rows.jsonl", "-o", "o.parquet", "--model", "nano", "--cache", str(tmp_path / "c.sqlite")]
+    monkeypatch.setattr(sys, "argv", words)
+    engines = make.engines_of(make.arguments())
+    assert engines.writer is engines.describer is engines.reasoner is engines.editor
+    monkeypatch.setattr(sys, "argv", [*words, "--reasoner", '{"cache": "off"}'])
+    engines = make.engines_of(make.arguments())
+    assert engines.writer is engines.editor is not engines.reasoner
 
 
 UNREAD = "result: the judge's format does not read it"

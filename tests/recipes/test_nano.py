@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import torch
 import transformers
 
 from flexjudge_reward import (
+    ConfigError,
     Example,
     Generation,
     Judge,
@@ -266,6 +268,17 @@ def test_the_training_computes_the_vision_features_of_the_plain_model() -> None:
         fast = nano_model.vision_features(model.model.visual, patches)[0]
         plain = model.model.visual(patches[0], grid_thw=torch.tensor([[1, 4, 4]])).pooler_output
     assert torch.allclose(fast, plain, atol=1e-4)
+
+
+def test_a_folder_holds_one_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        nano.claim(tmp_path / "new", model="omni", seed=0, steps=9)
+    for other in ({"seed": 1, "steps": 9}, {"seed": 0, "steps": 400}):
+        with pytest.raises(ConfigError, match=r"new holds another run .*'seed': 0.* another --out"):
+            nano.claim(tmp_path / "new", model="omni", **other)
+    (tmp_path / "base.pt").touch()
+    with pytest.raises(ConfigError, match="of an earlier release"):
+        nano.claim(tmp_path, model="omni", seed=0, steps=9)
 
 
 def test_a_resumed_training_has_the_batches_of_a_whole_one() -> None:

@@ -132,6 +132,10 @@ def test_the_mix_has_its_shares_the_longest_pairs_and_no_trace_twice() -> None:
         pytest.param({"mix": {"essay": 1.0}}, "mix names 'essay'", id="format"),
         pytest.param({"mix": {"pairwise": 0.5}}, "add up to 1", id="shares"),
         pytest.param({"sise": 3}, "mix has no setting 'sise'", id="setting"),
+        pytest.param({"mix": {}}, "is a share of each format", id="nothing"),
+        pytest.param({"mix": {"pairwise": "half"}}, "pairwise='half', which is no number", id="no_share"),
+        pytest.param({"size": "x"}, "size='x', which is no number", id="no_size"),
+        pytest.param({"first": "("}, "is no regular expression", id="no_pattern"),
     ],
 )
 def test_wrong_mixes(settings: dict[str, Any], why: str) -> None:

@@ -157,10 +157,12 @@ def test_a_model_that_transformers_lacks_is_an_error_before_it_loads(
         pytest.param({"prompt_set": "mine"}, "is one of flex, nano, or a folder", id="no_prompt_set"),
         pytest.param({"max_length": None}, "max_length is needed", id="no_length"),
         pytest.param({"completion_only_loss": False}, "loss is on the completion", id="loss_on_the_prompt"),
+        pytest.param({"rows": -1}, "rows is at least 1", id="no_rows"),
+        pytest.param({"measure": -3}, "measure at least 0", id="less_than_none"),
     ],
 )
 def test_arguments_that_train_something_else(flags: dict[str, Any], why: str, tmp_path: Path) -> None:
-    options = train.RecipeArguments(prompt_set=flags.pop("prompt_set", "flex"))
+    options = train.RecipeArguments(**{n: flags.pop(n) for n in ("prompt_set", "rows", "measure") if n in flags})
     with pytest.raises(ConfigError, match=why):
         train.check(options, SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **flags))
 
@@ -205,6 +207,12 @@ LEFT_OUT: list[Any] = [
     pytest.param({"images": ["pics/1.png"]}, {}, "media", id="image_by_path"),
     pytest.param({"images": [{"bytes": b"no image", "path": None}]}, {}, "media", id="damaged_image"),
     pytest.param({"video": {"bytes": b"x", "path": "a.mp4"}}, {}, "media", id="video"),
+    pytest.param({"format": []}, {}, "column", id="format_of_a_list"),
+    pytest.param({"criteria": None}, {}, "column", id="no_criteria"),
+    pytest.param({"low": None}, {}, "column", id="no_low"),
+    pytest.param({"high": "10"}, {}, "column", id="high_in_words"),
+    pytest.param({"candidates": 3}, {}, "column", id="no_candidates"),
+    pytest.param({"reply": None}, {}, "column", id="no_reply"),
 ]
 
 

@@ -35,6 +35,7 @@ from flexjudge_reward import (
     Media,
     Pointwise,
     Prompt,
+    Ranking,
     Rubric,
     ScriptedEngine,
 )
@@ -180,6 +181,63 @@ def test_what_is_no_sound_gets_nothing_and_no_call() -> None:
     rewards = reward(["high hum first"] * 2, ["p1 t1", RIGHT], text=["high hum first"] * 2)
     assert rewards == [0.0, 1.0] and len(engine.requests) == 1
     assert reward(["x"], ["nothing"], text=["high hum first"]) == [0.0] and len(engine.requests) == 1
+
+
+def test_the_lowest_score_counts_and_the_first_recording_may_be_none() -> None:
+    sounds = [sound for sound in map(codecs.codec("nano").sound, (RIGHT, RIGHT)) if sound is not None]
+    group = best_of_n.Group("middle hum first", "no recording", [RIGHT, RIGHT], sounds)
+    rankings = [Ranking((0, 1), scores, ()) for scores in ((0.0, 0.0), (1.0, 0.5))]
+    found = best_of_n.measured([group] * 2, rankings, nano=True)
+    assert found == {"score_first": 0.5, "score_choice": 0.5, "first": 0.0, "judge": 1.0, "oracle": 1.0}
+
+
+def test_a_request_with_one_sound_ends_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["x", RIGHT, "x", RIGHT, RIGHT, "x"]  # three recordings of two requests
+    monkeypatch.setattr(best_of_n, "written", lambda *_: texts)
+    flags = words("best_of_n", prepared=prepared, output_dir=tmp_path / "run", requests=2, n=3)
+    with judged_by_the_truth(monkeypatch):
+        best_of_n.main(flags)
+        assert "1 of 2 requests have two sounds or more" in capsys.readouterr().out
+        texts[3:] = ["x"] * 3
+        with pytest.raises(ConfigError, match="no request has two sounds of 3 samples"):
+            best_of_n.main([*flags, "--output_dir", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "why"),
+    [
+        pytest.param([{"said": "a"}], {}, "has no column 'text'; it has said", id="no_column"),
+        pytest.param([{"text": "a"}, {"text": None}], {}, "'text' of row 1 is no text", id="no_text"),
+        pytest.param([{"text": "a"}], {"dataset_train_split": "none"}, "none", id="no_split"),
+        pytest.param([], {}, "cannot be read", id="empty"),
+    ],
+)
+def test_wrong_requests_are_an_error(rows: list[Any], flags: dict[str, str], why: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = train.RecipeArguments(dataset_name=str(tmp_path), **flags)
+    with pytest.raises(ConfigError, match=why):
+        train.training_data(options, codecs.codec("nano"), 1)
+
+
+def test_as_many_requests_as_there_are(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    options = train.RecipeArguments(dataset_name=str(tmp_path))
+    for most, count in ((None, 2), (1, 1), (100, 2)):
+        assert len(train.training_data(options, codecs.codec("nano"), 1, most)) == count
+
+
+@pytest.mark.parametrize("flags", [{"measure_every": 0}, {"measured": 0}, {"requests": 0}], ids=str)
+def test_wrong_numbers_of_the_training_are_an_error_before_a_sample(flags: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(flags))} is at least 1, found 0"):
+        train.RecipeArguments(**flags)
+
+
+@pytest.mark.parametrize("flags", [{"n": 1}, {"requests": 0}, {"longest": 0}], ids=str)
+def test_wrong_numbers_of_best_of_n_are_an_error_before_a_sample(flags: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(flags))} is at least"):
+        best_of_n.check(best_of_n.RecipeArguments(**flags))
 
 
 @pytest.mark.parametrize("config", sorted(FOLDER.glob("best_of_n*.yaml")), ids=lambda path: path.stem)

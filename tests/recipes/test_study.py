@@ -101,17 +101,29 @@ def test_held_out_scenes_are_measured_and_always_the_same() -> None:
     assert not any(question.startswith(scene) for scene in seen for question in words if scene.endswith("\n"))
 
 
-def test_the_answer_is_read_before_the_reasons() -> None:
-    engine = ScriptedEngine(["10</answer><answer>5</answer><think>a</think>", "x</answer>"])
-    examples = [Example("q", ["a", "b"])] * 2
-    assert measure.first_answers(engine, Pairwise(prompt_set="nano"), examples) == [(10.0, 5.0), None]
-    assert [prompt.messages[-1].parts for prompt in engine.prompts] == [("<answer>",)] * 2
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        pytest.param("10</answer><answer>5</answer><think>a</think>", (10.0, 5.0), id="read"),
+        pytest.param("x</answer>", None, id="no_number"),
+        pytest.param("3</answer>", None, id="one_of_two"),
+        pytest.param("11</answer><answer>0</answer>", None, id="off_the_scale"),
+        pytest.param("\u00b2</answer><answer>5</answer>", None, id="a_digit_that_is_no_number"),
+    ],
+)
+def test_the_answer_is_read_before_the_reasons(reply: str, scores: measure.Scores) -> None:
+    engine = ScriptedEngine([reply])
+    assert measure.first_answers(engine, Pairwise(prompt_set="nano"), [Example("q", ["a", "b"])]) == [scores]
+    assert engine.prompts[0].messages[-1].parts == ("<answer>",)
 
 
 class Waiting(Engine):
     """Changes its mind at each "Wait"."""
 
+    asked = 0
+
     def complete(self, requests: list[Request]) -> list[Generation]:  # type: ignore[override]
+        self.asked += len(requests)
         replies = []
         for request in requests:
             begun = request.prompt.messages[-1]
@@ -125,8 +137,10 @@ class Waiting(Engine):
 
 
 def test_waiting_takes_the_verdict_away_and_continues() -> None:
-    scores = measure.waited(Waiting(), Pairwise(prompt_set="nano"), [Example("q", ["a", "b"])])
+    engine = Waiting()
+    scores = measure.waited(engine, Pairwise(prompt_set="nano"), [Example("q", ["a", "b"])])
     assert scores == [[(5.0 + rounds, 5.0)] for rounds in range(measure.ROUNDS + 1)]
+    assert engine.asked == measure.ROUNDS + 1
 
 
 # ------------------------------------------------------------------------------------------------- results, resuming
@@ -138,6 +152,11 @@ def line(cell: str, seed: int, **more: Any) -> str:
     return json.dumps({"cell": cell, "seed": seed, **SETTINGS, "figures": figures, "cpu_seconds": seconds} | more)
 
 
+def inference(how: str, pairs: float, singles: float, formed: float) -> dict[str, float]:
+    found = {f"image_pair_{how}_better": pairs, f"image_single_{how}_exact": singles}
+    return found | {f"image_pair_{how}_formed": formed, f"image_single_{how}_formed": 1.0}
+
+
 def test_the_table_has_means_differences_and_gaps(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     lines = [
@@ -145,8 +164,8 @@ def test_the_table_has_means_differences_and_gaps(tmp_path: Path) -> None:
         line("text", 1, figures={"image_pair_better": 0.7}),
         line("text", 2, figures={"image_pair_better": 0.9}),
         line("answer_first", 2, figures={"image_pair_better": 0.4}),
-        line("votes", 1, figures={"image_pair_votes_10_better": 0.25, "image_pair_votes_10_formed": 1.0}),
-        line("wait", 1, figures={"image_pair_budget_8_better": 0.2, "image_pair_budget_8_formed": 0.75}),
+        line("votes", 1, figures=inference("votes_10", 0.25, 0.7, 1.0)),
+        line("wait", 1, figures=inference("budget_8", 0.2, 0.6, 0.75)),
         line("rl", 1, steps=99),
         '{"cell": "wa',
     ]
@@ -159,7 +178,11 @@ def test_the_table_has_means_differences_and_gaps(tmp_path: Path) -> None:
     table.write(file, SETTINGS)
     text = file.with_suffix(".md").read_text()
     assert "| 2 | 50.0 ± 0.0 | 80.0 ± 14.1 |" in text and "| SFT, then GRPO on pairs in words | 0 | - |" in text
-    assert "10 vote(s), temperature 1 | 1 | 25.0" in text and "reasoning cut at 8 tokens | 1 | 20.0" in text
+    assert "10 vote(s), temperature 1 | 1 | 25.0 | 70.0 | 100.0 |" in text
+    assert "reasoning cut at 8 tokens | 1 | 20.0 | 60.0 | 75.0 |" in text
+    widths = [[row.count("|") for row in part.splitlines() if row.startswith("|")] for part in text.split("## ")]
+    assert all(len(set(width)) <= 1 for width in widths)
+    assert "up to 35.4 points (standard error), of a difference of two up to 50.0" in text
     assert file.with_suffix(".png").stat().st_size > 10_000
 
 
@@ -212,9 +235,12 @@ def test_wrong_arguments_are_an_error(words: list[str], why: str, tmp_path: Path
 
 def test_a_training_that_was_cut_off_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One cell from its traces to its line, through the recipe's own program."""
-    cut = tmp_path / "seed_1" / "image_text"
+    cut = tmp_path / "2x4" / "seed_1" / "image_text"
     cut.mkdir(parents=True)
     (cut / "model.safetensors").touch()
+    trial = tmp_path / "1x4" / "seed_1" / "image_text"  # whole, and of another length
+    trial.mkdir(parents=True)
+    (trial / "report.json").touch()
     shown: list[int] = []
     monkeypatch.setattr(measure, "LIMIT", 4)
     monkeypatch.setattr(datasets.Dataset, "to_parquet", _counting(datasets.Dataset.to_parquet, shown))

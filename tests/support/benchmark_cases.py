@@ -350,9 +350,9 @@ CASES: dict[str, Case] = {
         {"accuracy": 3 / 4, "accuracy.parsed": 3 / 3},
     ),
     "pampa": Case(
-        {"answers.jsonl": [pampa([0, 1, 1]), pampa([1, 0]), pampa([0, 0]), pampa([1, 0])]},
-        [[[(5, 9, 9)]], [[(6, 6)]], [[(3, 1)]], [[None]]],
-        {"best_of_n": (1 + 0.5 + 0) / 3, "first": 2 / 4, "pairs": (1 + 1 + 0.5 + 0) / 4},
+        {"answers.jsonl": [pampa([0, 1, 1]), pampa([1, 0]), pampa([0, 0]), pampa([1, 0]), pampa([1, 0, 0])]},
+        [[[(5, 9, 9)]], [[(6, 6)]], [[(3, 1)]], [[None]], [[(9, None, 5)]]],
+        {"best_of_n": (1 + 0.5 + 0 + 1) / 4, "first": 3 / 5, "pairs": (1 + 1 + 0.5 + 0 + 0 + 1) / 6},
     ),
     "nano_world": Case(
         {

@@ -13,6 +13,7 @@ from flexjudge_reward import Judge, MajorityVote, Request, Sampling, ScriptedEng
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.offline.evaluate.benchmark import FOLDER
 from flexjudge_reward.offline.evaluate.doctor import Diagnosis, doctor
+from support.jsonl import write
 from support.judging import candidates, grade, tags
 
 JudgeOf = Callable[[str, int | None], Judge]
@@ -97,11 +98,6 @@ CASES = {
     "a coin": Case(scripted(coin), ("pointwise", "pairwise"), "no-go", ()),
     "declines a quarter": Case(scripted(mute), ("pointwise", "pairwise"), "no-go", ()),
 }
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def is_right(case: Case, found: Diagnosis) -> bool:

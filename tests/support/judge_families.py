@@ -169,6 +169,13 @@ FAMILIES = [
 ]
 
 
+def parted(shown: str) -> ModelFamily:
+    """A family whose template shows the parts of a turn in this way."""
+    turn = "<|im_start|>{{ message.role }}\n{%- if message.content is string %}{{ message.content }}{%- else %}"
+    template = "{%- for message in messages %}" + turn + shown + "{%- endif %}<|im_end|>\n{%- endfor %}"
+    return ModelFamily("parted", template, ("<|im_start|>", "<|im_end|>", "<image>"), end="<|im_end|>")
+
+
 def encoded(chat: Chat, text: str) -> list[int]:
     """The ids of a text, its added tokens among them."""
     return list(chat.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)

@@ -35,12 +35,14 @@ from flexjudge_reward import (
     ScriptedEngine,
     Untrusted,
 )
+from flexjudge_reward.media.base import Limits
 from support.attacks import slow_smiles
 from support.judging import candidates, tags
 
 FORMATS: tuple[Format, ...] = (Listwise(), Pairwise(), MultipleChoice(), Pointwise())
 Job = Callable[[int, int], Any]
 """What a process does, given its rank and the number of processes."""
+_OVER = threading.Event()  # all jobs are done: nothing is slow to read any more, because a process waits for readers
 
 
 def layouts(world: int) -> list[tuple[int, int]]:
@@ -136,17 +138,17 @@ class Slow:
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         import numpy as np
 
-        time.sleep(self.seconds)
+        _OVER.wait(self.seconds)
         return np.zeros((4, 4), np.uint8)
 
 
 def slow_rows(what: str, seconds: float) -> list[Example]:
     """Four rows of two questions, slow to read, with slow media in prompts or in a candidate, or molecules there."""
     if what == "rows":
-        time.sleep(seconds)
+        _OVER.wait(seconds)
     media = [Media.image(Slow(seconds if what == "prompts" else 0))] * 4
     if what == "molecules":
-        media = [Media.molecule(smiles) for smiles in slow_smiles(4)]
+        media = [Media("molecule", smiles, limits=Limits(seconds=3), as_="text") for smiles in slow_smiles(4)]
     first = Media.image(Slow(seconds)) if what == "candidates" else "1"
     return [Example([media[n], f"question {n // 2}"], [one]) for n, one in enumerate([first, "2", "3", "4"])]
 
@@ -283,5 +285,6 @@ def _process(rank: int, world: int, meeting: str, results: Any, jobs: Sequence[J
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=240)
     )
     results.put((rank, [job(rank, world) for job in jobs]))
+    _OVER.set()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

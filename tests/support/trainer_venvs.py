@@ -22,12 +22,20 @@ def place(name: str) -> Path:
 
 def run(name: str, command: list[str], folder: Path, timeout: float = 540, **variables: str) -> str:
     """What a command says that runs with a trainer's environment; its own error where it fails."""
+    return run_in([str(place(name) / "bin" / command[0]), *command[1:]], folder, None, timeout, **variables)
+
+
+def run_in(
+    command: list[str], folder: Path, packages: Path | None = None, timeout: float = 540, **variables: str
+) -> str:
+    """The same with any program, which finds a trainer's `packages` first."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FLEXJUDGE_")}
-    paths = os.pathsep.join([str(ROOT), str(folder), environ.get("PYTHONPATH", "")])
+    own_packages = [] if packages is None else [str(packages)]
+    paths = os.pathsep.join([*own_packages, str(ROOT), str(folder), environ.get("PYTHONPATH", "")])
     quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "USE_HF": "1", "HF_HUB_OFFLINE": "1"}
     own = {"PYTHONPATH": paths, "HF_HOME": str(folder / "hub"), "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
-        [str(place(name) / "bin" / command[0]), *command[1:]], cwd=folder, env={**environ, **quiet, **own, **variables},
+        command, cwd=folder, env={**environ, **quiet, **own, **variables},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:

@@ -14,6 +14,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One line per test that ran."""
     file = os.environ.get("TRAINER_RESULTS")
     if file and report.when == "call" and "tests/trainers/" in report.nodeid:
-        line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
+        measured = {name: value for name, value in report.user_properties}
+        line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1), **measured}
         with Path(file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({**line, "date": datetime.now(UTC).strftime("%Y-%m-%d")}) + "\n")

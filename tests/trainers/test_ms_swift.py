@@ -3,74 +3,52 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
 from pathlib import Path
-from typing import Any
-
-from flexjudge_recipes.nano import shapes
+from zlib import crc32
 
 import pytest
 
-from flexjudge_reward import FlexJudgeReward, RewardSession
-from flexjudge_reward.nano import path
+from flexjudge_reward import Generation, Judge, Pointwise, Request, RewardSession, ScriptedEngine
+from support.judging import candidates, tags
 from support.serving import Serving
-from support.trainer_venvs import ROOT, run
-
-PLUGIN = ROOT / "flexjudge_reward" / "trainers" / "ms_swift" / "flexjudge_ms_swift.py"
-WATCH = Path(__file__).parent / "swift" / "nano_policy.py"
-
-
-def rows(folder: Path, count: int) -> Path:
-    """Questions about images, in ms-swift's form."""
-    rng = random.Random("swift")
-    lines = []
-    for number in range(count):
-        question = shapes.question(rng, shapes.scene(rng), ("what", "count"))
-        file = folder / "images" / f"{number}.png"
-        file.parent.mkdir(exist_ok=True)
-        shapes.draw(question.scene, rng).save(file)
-        lines.append({"messages": [{"role": "user", "content": f"<image>{question.text}"}], "images": [str(file)]})
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "rows.jsonl"
-
-
-def trl_rewards(calls: list[Any], session: RewardSession) -> list[float | None]:
-    """What the same completions get in TRL."""
-    questions = [messages[-2]["content"].removeprefix("<image>") for messages, *_ in calls]
-    prompts = [[{"role": "user", "content": question}] for question in questions]
-    images = [[one["path"]] for _, (one,), *_ in calls]
-    reward = FlexJudgeReward(judge=session.judge, num_generations=4, media_root="/")
-    return reward(prompts, [completion for _, _, completion, _ in calls], images=images)
+from support.swift_runs import batches, train, trl_rewards
+from support.trainer_checks import Record, no_advantage, same_rewards
 
 
 @pytest.mark.timeout(590)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_ms_swift_trains_with_the_rewards_that_trl_gets(ranks: int, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def test_ms_swift_trains_with_the_rewards_that_trl_gets(ranks: int, tmp_path: Path, record_property: Record) -> None:
     settings = {"model": "nano", "format": "listwise", "cache": str(tmp_path / "cache.sqlite")}
-    words = f"""rlhf --rlhf_type grpo --model {path("base")} --model_type qwen2_5_vl --template qwen2_5_vl
-        --dataset {rows(tmp_path, 24)} --external_plugins {PLUGIN} {WATCH} --reward_funcs flexjudge --num_generations 4
-        --per_device_train_batch_size {8 if ranks == 1 else 6} --gradient_accumulation_steps 1 --max_completion_length 8
-        --max_steps 2 --torch_dtype float32 --bf16 false --use_vllm false --attn_impl sdpa --use_cpu true
-        --report_to none --save_strategy no --dataset_num_proc 1 --dataloader_num_workers 0 --learning_rate 2e-4
-        --max_length 512 --logging_steps 1 --output_dir out {"--ddp_backend gloo" if ranks == 2 else ""}"""
+    flags = f"""--num_generations 4 --per_device_train_batch_size {8 if ranks == 1 else 6} --max_steps 2
+        --gradient_accumulation_steps 1 --learning_rate 2e-4 --save_strategy no"""
     with Serving(RewardSession(settings=settings)) as serving:
-        several = {"NPROC_PER_NODE": "2", "MASTER_PORT": port} if ranks == 2 else {}
-        server = {"FLEXJUDGE_REWARD_SERVER": serving.url, "FLEXJUDGE_MEDIA_ROOT": str(tmp_path)}
-        said = run("swift", ["swift", *words.split()], tmp_path, **several, **server)
+        said = train(tmp_path, serving.url, ranks, 24, *flags.split())
         # ms-swift's own figure of the reward is the mean of what the adapter gave.
         assert "rewards/FlexJudge/mean" in said
-        calls = [
-            [json.loads(line) for line in (tmp_path / f"calls.{rank}.jsonl").read_text().splitlines()]
-            for rank in range(ranks)
-        ]
-        share = len(calls[0]) // 2
-        batches = [[row for own in calls for row in own[n * share : (n + 1) * share]] for n in range(2)]
-        scores: set[float] = set()
-        for batch in batches:
-            scores |= {row[3] for row in batch}
-            assert [row[3] for row in batch] == trl_rewards(batch, serving.session)
-        assert len(scores) > 1
+        called = batches(tmp_path, ranks, 2)
+        again = [number for batch in called for number in trl_rewards(batch, serving.session, 4)]
+    given = [row[3] for batch in called for row in batch]
+    same_rewards(record_property, given, again, 0.5)
+    assert len(set(given)) > 1
+
+
+def answer(request: Request) -> str | Generation:
+    """A score by the letters of an answer; one in four cannot be judged."""
+    letters = crc32(candidates(request)[0].encode())
+    return tags(1 + letters % 10) if letters % 4 else Generation.failed("transport", "no route")
+
+
+@pytest.mark.timeout(590)
+def test_a_failed_row_has_no_advantage(tmp_path: Path, record_property: Record) -> None:
+    session = RewardSession(Judge(Pointwise(), ScriptedEngine(answer)), {"max_failure_rate": 1.0})
+    flags = """--num_generations 8 --per_device_train_batch_size 64 --max_steps 1 --gradient_accumulation_steps 1
+        --learning_rate 2e-4 --save_strategy no --log_completions true --temperature 2"""
+    with Serving(session) as serving:
+        train(tmp_path, serving.url, 1, 24, *flags.split(), FLEXJUDGE_MAX_FAILURE_RATE="1")
+        (batch,) = batches(tmp_path, 1, 1)
+        same_rewards(record_property, [row[3] for row in batch], trl_rewards(batch, serving.session, 8), 0.5)
+    (log,) = tmp_path.glob("out/*/completions.jsonl")
+    logged = json.loads(log.read_text().splitlines()[0])  # it logs its last step again
+    lost = {row[2]: crc32(row[2].encode()) % 4 == 0 for row in batch}
+    assert sorted(logged["completion"]) == sorted(row[2] for row in batch)
+    no_advantage(record_property, logged["advantages"], [lost[text] for text in logged["completion"]])

@@ -9,18 +9,31 @@ import asyncio
 import sys
 import types
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flexjudge_reward import Generation, Judge, Listwise, Pointwise, Request, RewardSession, ScriptedEngine
+from flexjudge_reward import (
+    FlexJudgeReward,
+    Generation,
+    Judge,
+    Listwise,
+    Pointwise,
+    Request,
+    RewardSession,
+    ScriptedEngine,
+)
 from flexjudge_reward.nano import path
 from flexjudge_reward.trainers import rows
 from support.judging import candidates, tags
 from support.serving import Serving
+from support.trainer_checks import Record, no_advantage, same_rewards
 from support.trainer_venvs import ROOT, place
 
+# Made inside torch by its own calls; nothing here can avoid them.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 FILES = ROOT / "flexjudge_reward" / "trainers"
 
 
@@ -42,12 +55,16 @@ def openrlhf() -> Iterator[SimpleNamespace]:
         "ray.util.placement_group": {"placement_group": None, "PlacementGroup": None},
         "ray.util.scheduling_strategies": {"PlacementGroupSchedulingStrategy": None},
         "pylatexenc": {"latex2text": None},
+        "deepspeed": {},
+        "openrlhf.models": {"__path__": [str(place("orlhf") / "openrlhf" / "models")]},  # without its models
+        "openrlhf.trainer.ray.launcher": {"RayActorGroup": None},
     }
     before = dict(sys.modules)
     sys.path.insert(0, str(place("orlhf")))
     for name, values in stubs.items():
         module = sys.modules[name] = types.ModuleType(name)
-        vars(module).update(values)
+        vars(module).update({"__spec__": ModuleSpec(name, None), **values})
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
     from openrlhf.trainer.ray.vllm_engine import _load_agent_executor
     from openrlhf.utils.agent import SingleTurnAgentExecutor
@@ -57,11 +74,12 @@ def openrlhf() -> Iterator[SimpleNamespace]:
         single=SingleTurnAgentExecutor,
         agent=_load_agent_executor,
         experience=lambda out: SamplesGenerator._process_response_into_experience(None, out, max_len=64),
+        maker=RemoteExperienceMaker,
         tokenizer=AutoTokenizer.from_pretrained(path("base")),
     )
     sys.path.remove(str(place("orlhf")))
     for name in set(sys.modules) - set(before):
-        if name.split(".")[0] in ("openrlhf", "vllm", "ray", "pylatexenc"):
+        if name.split(".")[0] in ("openrlhf", "vllm", "ray", "pylatexenc", "deepspeed"):
             del sys.modules[name]
     sys.modules.update({name: before[name] for name in stubs if name in before})
 
@@ -101,6 +119,25 @@ def check(found: list[Any], expected: list[float | None], failed: list[float]) -
     assert [one.info["judge_failed"].flatten().tolist() for one in found] == [[number] for number in failed]
 
 
+def advantages(openrlhf: Any, found: list[Any]) -> list[float]:
+    """What OpenRLHF trains each sample of a group with."""
+    import torch
+
+    ruled = {"estimator": "group_norm", "gamma": 1.0}
+    args = SimpleNamespace(
+        algo=SimpleNamespace(advantage=SimpleNamespace(**ruled)),
+        rollout=SimpleNamespace(n_samples_per_prompt=len(found)),
+        reward=SimpleNamespace(clip_range=None, overlong_buffer_len=None, stop_properly_penalty_coef=None),
+    )
+    maker = object.__new__(openrlhf.maker)
+    maker.strategy, maker.kl_ctl = SimpleNamespace(args=args), SimpleNamespace(value=0.0)
+    maker.advantage_estimator = args.algo.advantage.estimator
+    for index, one in enumerate(found):
+        one.index, one.kl = [index], torch.zeros_like(one.action_mask, dtype=torch.float32)
+    made = maker.compute_advantages_and_returns(found)
+    return [float(one.advantages[one.action_mask.bool()].mean()) for one in made]
+
+
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(RewardSession, "judge", Judge(Pointwise(), ScriptedEngine(answer)))
@@ -125,13 +162,19 @@ def test_the_server_is_asked_by_its_http_client(openrlhf: Any) -> None:
 
 @pytest.mark.parametrize("listwise", [False, True], ids=["pointwise", "listwise"])
 def test_the_agent_is_loaded_and_rewards_groups(
-    listwise: bool, openrlhf: Any, judged: None, monkeypatch: pytest.MonkeyPatch
+    listwise: bool, openrlhf: Any, judged: None, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    judge = Judge(Listwise() if listwise else Pointwise(), ScriptedEngine(answer))
-    monkeypatch.setattr(RewardSession, "judge", judge.for_group_size())
+    judge = Judge(Listwise() if listwise else Pointwise(), ScriptedEngine(answer)).for_group_size()
+    monkeypatch.setattr(RewardSession, "judge", judge)
     monkeypatch.setenv("FLEXJUDGE_NUM_GENERATIONS", "4")
     found = asyncio.run(sampled(openrlhf, openrlhf.agent(str(FILES / "openrlhf_agent.py"))))
-    if listwise:  # a failed group has no advantage
-        check(found, [0.5] * 4, [1] * 4)
-    else:  # a failed row has none: it has the mean of the others
-        check(found, [0, 5 / 27, 2 / 9, 3 / 9], [0] * 4)
+    # A failed row has the mean of the others, a failed group 0.5.
+    check(found, [0.5] * 4 if listwise else [0, 5 / 27, 2 / 9, 3 / 9], [int(listwise)] * 4)
+    expected = FlexJudgeReward()(["What is top left?"] * 4, [f"red star {number}" for number in range(1, 5)])
+    same_rewards(record_property, [float(one.rewards) for one in found], expected, 0.5)
+    moved = advantages(openrlhf, found)
+    if listwise:
+        record_property("failed_row_advantage", max(map(abs, moved)))
+        assert moved == [0] * 4
+    else:
+        no_advantage(record_property, moved, [False, True, False, False])

@@ -7,10 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from flexjudge_reward import Format, Generation, Judge, Listwise, Pointwise, Request, RewardSession, ScriptedEngine
+from flexjudge_reward import (
+    FlexJudgeReward,
+    Format,
+    Generation,
+    Judge,
+    Listwise,
+    Pointwise,
+    Request,
+    RewardSession,
+    ScriptedEngine,
+)
 from support.judging import candidates, tags
 from support.serving import Serving
+from support.trainer_checks import Record, no_advantage, same_rewards
 from support.trainer_venvs import run
 
 JOB = Path(__file__).with_name("verl_job.py")
@@ -40,13 +52,20 @@ def job(what: str, format: Format, folder: Path, *overrides: str, **settings: st
 
 @pytest.mark.timeout(590)
 @pytest.mark.parametrize("format", [Listwise(), Pointwise()], ids=lambda format: format.name)
-def test_groups_that_are_split_over_workers_are_judged_whole(format: Format, tmp_path: Path) -> None:
+def test_groups_that_are_split_over_workers_are_judged_whole(
+    format: Format, tmp_path: Path, record_property: Record
+) -> None:
     found, engine = job("loop", format, tmp_path, *MANAGER, "trainer.use_v1=false")
-    # a: 1 and 3; b: 2, which cannot be judged, and 4. A list that fails has no score for any of its rows.
-    middle = [0.5, 0.5] if format.max_candidates > 1 else [3 / 9, 3 / 9]
-    assert found["scores"] == pytest.approx([0, middle[0], 2 / 9, middle[1]])
-    failed = [0, 1, 0, 1] if format.max_candidates > 1 else [0, 1, 0, 0]
-    assert found["notes"]["flexjudge_failed"] == failed and "uid" not in found["notes"]
+    reward = FlexJudgeReward(Judge(format, ScriptedEngine(answer)), num_generations=4, max_failure_rate=1)
+    prompts = [[{"role": "user", "content": "What is top left?"}]] * len(found["texts"])
+    images = [[Image.new("RGB", (56, 56), (ord(uid), 0, 0))] for uid in found["uids"]]
+    expected = reward(prompts, found["texts"], images=images)
+    same_rewards(record_property, found["scores"], expected, 0.5)
+    lost = [number.endswith(" 2") for number in found["texts"]]
+    if format.max_candidates > 1:  # a list that fails has no score for any of its rows
+        lost = [uid in {other for other, one in zip(found["uids"], lost, strict=True) if one} for uid in found["uids"]]
+    assert found["notes"]["flexjudge_failed"] == lost and "uid" not in found["notes"]
+    no_advantage(record_property, found["advantages"], lost)
     assert all(len(prompt.media) == 1 for prompt in engine.prompts)
 
 

@@ -27,6 +27,7 @@ from verl import DataProto
 from flexjudge_reward.nano import path
 
 BASE = str(path("base"))
+UIDS, NUMBERS = "abcabcabcabc", (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 2, 3)  # a group goes over both workers
 
 
 class Policy:
@@ -53,10 +54,11 @@ def objects(values: list[Any]) -> Any:
     return array
 
 
-def columns(count: int, images: bool) -> dict[str, Any]:
-    """The columns of so many rows; two have one prompt."""
+def columns(count: int, uids: str = "") -> dict[str, Any]:
+    """The columns of so many rows; those of one `uid` have one image."""
+    images = bool(uids)
     texts = [{"type": "text", "text": "What is top left?"}]
-    shown = [[{"type": "image", "image": Image.new("RGB", (56, 56), (n // 2, 0, 0))}] for n in range(count)]
+    shown = [[{"type": "image", "image": Image.new("RGB", (56, 56), (ord(uid), 0, 0))}] for uid in uids or "a" * count]
     contents = [[*image, *texts] if images else "What is top left?" for image in shown]
     return {
         "raw_prompt": objects([[{"role": "user", "content": content}] for content in contents]),
@@ -70,19 +72,25 @@ def columns(count: int, images: bool) -> dict[str, Any]:
 def loop(config: Any, tokenizer: Any) -> Any:
     """`compute_rm_score` over two workers, groups split between them."""
     from verl.experimental.reward_loop import RewardLoopManager
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-    ids = [tokenizer(f"red star {n + 1}", add_special_tokens=False).input_ids for n in range(4)]
+    texts = [f"red star {number}" for number in NUMBERS]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     width = max(map(len, ids))
     responses = torch.tensor([one + [tokenizer.pad_token_id] * (width - len(one)) for one in ids])
     mask = torch.tensor([[1] * (3 + len(one)) + [0] * (width - len(one)) for one in ids])
-    prompts = torch.ones(4, 3, dtype=torch.long)
+    prompts = torch.ones(len(texts), 3, dtype=torch.long)
     tensors = {"prompts": prompts, "responses": responses, "attention_mask": mask}
     tensors["input_ids"] = torch.cat([prompts, responses], 1)
-    rows = {**columns(4, True), "uid": objects(["a", "b", "a", "b"])}
+    rows = {**columns(len(texts), UIDS), "uid": objects([*UIDS])}
     manager = RewardLoopManager(config)
     out = manager.compute_rm_score(DataProto.from_dict(tensors, non_tensors=rows))
     notes = {name: value.tolist() for name, value in out.non_tensor_batch.items()}
-    return {"scores": out.batch["rm_scores"].sum(1).tolist(), "notes": notes}
+    rewards = out.batch["rm_scores"]
+    response = mask[:, 3:]
+    advantages, _ = compute_grpo_outcome_advantage(rewards.clone(), response, rows["uid"])
+    moved = (advantages.sum(1) / response.sum(1)).tolist()
+    return {"scores": rewards.sum(1).tolist(), "notes": notes, "texts": texts, "uids": UIDS, "advantages": moved}
 
 
 def agent(config: Any, tokenizer: Any) -> Any:
@@ -92,7 +100,7 @@ def agent(config: Any, tokenizer: Any) -> Any:
 
     manager = RewardLoopManager(config)
     worker = AgentLoopWorker(config, Policy(tokenizer), reward_loop_worker_handles=manager.reward_loop_worker_handles)
-    rows = {**columns(4, True), "uid": objects(["a", "a", "b", "b"])}
+    rows = {**columns(4, "aabb"), "uid": objects([*"aabb"])}
     batch = DataProto(batch=None, non_tensor_batch=rows, meta_info={"global_steps": 0, "validate": False})
     out = asyncio.run(worker.generate_sequences(batch))
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in out.batch["responses"]]
@@ -110,7 +118,7 @@ def queue(config: Any, tokenizer: Any) -> Any:
     manager = RewardLoopManager(config)
     worker = AgentLoopWorkerTQ.remote(config, Policy(tokenizer), None, manager.reward_loop_worker_handles)
     uids = objects([str(uuid.uuid4())])
-    batch = tensordict_utils.get_tensordict({**columns(1, False), "index": objects([0]), "uid": uids})
+    batch = tensordict_utils.get_tensordict({**columns(1), "index": objects([0]), "uid": uids})
     tensordict_utils.assign_non_tensor_data(batch, "global_steps", 0)
     tags = [{"is_prompt": True, "status": "pending", "global_steps": 0}]
     transfer_queue.kv_batch_put(keys=list(uids), partition_id="train", tags=tags)
@@ -130,7 +138,7 @@ def main() -> None:
     settings = {
         "actor_rollout_ref.model.path": BASE,
         "actor_rollout_ref.rollout.name": "vllm",
-        "actor_rollout_ref.rollout.n": 3 if what == "queue" else 2,
+        "actor_rollout_ref.rollout.n": {"loop": 4, "agent": 2, "queue": 3}[what],
         "actor_rollout_ref.rollout.prompt_length": 64,
         "actor_rollout_ref.rollout.response_length": 16,
         "data.max_prompt_length": 64,

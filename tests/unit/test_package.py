@@ -170,3 +170,30 @@ def test_the_index_page_has_absolute_links_only(monkeypatch: pytest.MonkeyPatch)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert "version" not in project and "version" in project["dynamic"]
     assert f"## {flexjudge_reward.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_a_core_install_judges_pictures_without_numpy() -> None:
+    """What needs numpy says so in one line; a PNG of 16 bits, a record's thumbnail and `compare` do not."""
+    code = """
+import io, sys
+sys.modules["numpy"] = None
+import importlib.util
+from pathlib import Path
+import PIL.Image
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numpy" else found(name, *rest)
+from flexjudge_reward import Media, MissingExtra, evaluate
+from flexjudge_reward.cli.compare import compared
+array = type("Array", (), {"__array__": None})()
+deep, file = PIL.Image.new("I;16", (30, 20), 0x8000), io.BytesIO()
+deep.save(file, "PNG")
+assert Media.image(file.getvalue()).images()[0].getpixel((0, 0)) == (128, 128, 128)
+assert compared({"1": [1.0, 2.0]}, {"1": [2.0, 3.0]})[0]
+for needs in (lambda: Media.image(array).images(), lambda: evaluate("nano_world", None, Path("out"))):
+    try:
+        needs()
+    except MissingExtra as error:
+        print(error.extra)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["datasets", "evaluate"], done.stderr

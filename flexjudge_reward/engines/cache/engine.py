@@ -26,10 +26,11 @@ from flexjudge_reward.engines.cache.store import Store
 from flexjudge_reward.engines.cache.tables import MAX_VALUE, Row
 from flexjudge_reward.errors import EngineError
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Request, TokenLogprob
+from flexjudge_reward.types import Generation, Prompt, Request, TokenLogprob
 
 MAX_BYTES = 2 << 30
 _LONG = 256  # bytes of a value
+_parse = json.JSONDecoder().decode
 REQUESTS_PER_CALL = 4096  # a very large batch that fails late keeps what was finished
 
 
@@ -74,7 +75,7 @@ class CachedEngine(Engine):
         finished before is stored.
         """
         identity = self.engine.identity()
-        keys = keys_of(identity, requests)
+        keys = keys_of(identity, requests, self.engine.shows_stills)
         stored = self.store.get([key.digest for key in keys])
         replies = {digest: reply for digest, value in stored.items() if (reply := decode(value)) is not None}
         first: dict[bytes, int] = {}
@@ -106,6 +107,10 @@ class CachedEngine(Engine):
         for one in named:
             if one.file_name in known:
                 one.recognise(known[one.file_name].hex())
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        """As the engine inside."""
+        return self.engine.shows_stills(prompt)
 
     def findings(self) -> dict[str, object]:
         """As the engine inside."""
@@ -149,11 +154,18 @@ class CachedEngine(Engine):
         except EngineError:  # it is gone, and no other one has replied
             return True
 
+    def _shown_as(self, key: Key, request: Request) -> bool:
+        """Whether its videos were shown as its key says: a server that refuses one gets images from then on."""
+        try:
+            return key.stills is None or key.stills == self.engine.shows_stills(request.prompt)
+        except EngineError:  # it is gone: not known
+            return False
+
     def _keep(self, finished: Sequence[tuple[Request, Key, Generation]]) -> None:
         rows = [
             Row(key.digest, encode(reply), key.packed(), key.model, frame=key.frame)
             for request, key, reply in finished
-            if is_cacheable(reply, request)
+            if is_cacheable(reply, request) and self._shown_as(key, request)
         ]
         self._count(stored=self.store.put(rows))
         media = {one for request, _, _ in finished for one in request.prompt.media if one.file_name and one.is_usable}
@@ -193,7 +205,7 @@ def decode(value: bytes) -> Generation | None:
             value = unpacking.decompress(value, MAX_VALUE)
             if not unpacking.eof:
                 return None
-        entries = json.loads(value.decode("utf-8", "surrogatepass"))
+        entries = _parse(value.decode("utf-8", "surrogatepass"))
         logprobs = entries["logprobs"]
         return Generation(
             text=str(entries["text"]),

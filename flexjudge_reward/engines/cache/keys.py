@@ -1,8 +1,8 @@
 """Cache keys: SHA-256 over everything that could change a reply, as canonical JSON; and how two of them differ.
 
-The engine's identity, every message, part by part, and every sampling parameter. Text counts by its digest, media by
-kind and content, so the stored document holds no data of the user. Trusted text, untrusted text and media never look
-alike.
+The engine's identity, every message, part by part, whether its videos go as images, and every sampling parameter. Text
+counts by its digest, media by kind and content, so the stored document holds no data of the user. Trusted text,
+untrusted text and media never look alike.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from flexjudge_reward.engines.base import Engine
 from flexjudge_reward.engines.cache.tables import Row
+from flexjudge_reward.engines.stills import STILLS
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import VERSION
-from flexjudge_reward.types import Message, Request, Untrusted
+from flexjudge_reward.types import Message, Prompt, Request, Untrusted
 
 SCHEMA = "flexjudge-reply-2"
 """In every key; changes when the content of a key changes."""
+_NO_VIDEOS = frozenset(("image", "audio", "molecule"))  # what a kind of the user's own shows is known once it is loaded
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """The key of a request, and the document it is the hash of."""
 
     digest: bytes
@@ -36,6 +36,8 @@ class Key:
     model: str
     frame: bytes
     """What the documents of a batch have in common, as far as the first one tells."""
+    stills: bool | None = None
+    """Whether videos go as images, which is not known from the engine's identity; None without videos."""
 
     def packed(self) -> bytes:
         """The document, compressed: what it has in common with the frame takes no room."""
@@ -45,11 +47,16 @@ class Key:
 
 def request_key(engine: Engine, request: Request) -> str:
     """The key of a request, in hex, as `flexjudge cache explain` takes it. Raises MediaError, ConfigError."""
-    return keys_of(engine.identity(), [request])[0].digest.hex()
+    return keys_of(engine.identity(), [request], engine.shows_stills)[0].digest.hex()
 
 
-def keys_of(identity: Mapping[str, object], requests: Sequence[Request]) -> list[Key]:
+def keys_of(
+    identity: Mapping[str, object], requests: Sequence[Request], stills: Callable[[Prompt], bool] = lambda prompt: False
+) -> list[Key]:
     """The keys of some requests to the engine of this identity.
+
+    Args:
+        stills: whether the engine shows the videos of a prompt as images; asked where there are any.
 
     Raises ConfigError if the identity is not made of JSON values, and MediaError.
     """
@@ -68,12 +75,19 @@ def keys_of(identity: Mapping[str, object], requests: Sequence[Request]) -> list
             parts.append(text)
         if (tail := samplings.get(id(request.sampling))) is None:
             sampling = _json(canonical(vars(request.sampling), "the sampling"))
-            tail = f'],"quoting":{VERSION},"sampling":{sampling},"schema":"{SCHEMA}"}}'
+            tail = f'],"quoting":{VERSION},"sampling":{sampling},"schema":"{SCHEMA}"'
             samplings[id(request.sampling)] = tail
-        frame = frame or _encoded(head + _trusted(request) + tail)
-        document = _encoded(head + ",".join(parts) + tail)
-        keys.append(Key(hashlib.sha256(document).digest(), document, model, frame))
+        frame = frame or _encoded(f"{head}{_trusted(request)}{tail}}}")
+        shown = stills(request.prompt) if _shows_videos(request.prompt) else None
+        videos = "" if shown is None else f',"videos":"{STILLS if shown else "videos"}"'
+        document = _encoded(f"{head}{','.join(parts)}{tail}{videos}}}")
+        keys.append(Key(hashlib.sha256(document).digest(), document, model, frame, shown))
     return keys
+
+
+def _shows_videos(prompt: Prompt) -> bool:
+    kinds = {media.kind for media in prompt.media}
+    return not kinds <= _NO_VIDEOS and any(media.kind == "video" for media in prompt.shown)
 
 
 def _json(value: object) -> str:
@@ -103,7 +117,10 @@ def canonical(value: object, where: str) -> Any:
 
 def _message(message: Message) -> str:
     parts = ",".join([_trusted_text(part) if isinstance(part, str) else _part(part) for part in message.parts])
-    return f'{{"parts":[{parts}],"role":{_json(message.role)}}}'
+    return f'{{"parts":[{parts}],"role":{_role(message.role)}}}'
+
+
+_role = lru_cache(_json)
 
 
 def _part(part: Untrusted | Media) -> str:

@@ -40,13 +40,14 @@ CREATE TABLE replies (
 CREATE INDEX replies_by_use ON replies (used);
 """
 # A frame is what the documents of a batch have in common. A picture is a file by its hash, and the digest of its
-# pixels: a picture that was judged before need not be decoded to find its replies.
+# pixels with a checksum over both: a picture that was judged before need not be decoded to find its replies.
 _ADDED = (
     "CREATE TABLE IF NOT EXISTS frames (id BLOB PRIMARY KEY, frame BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS pictures (file BLOB NOT NULL UNIQUE, digest BLOB NOT NULL)",
 )
 _FRAMED = b"\xf1"  # begins a request that has a frame; a plain one is a zlib stream, which begins with 0x78
 _ID = 8  # bytes of a frame's id
+_DIGEST = 32  # bytes of a picture's
 _BYTES_A_PICTURE = 1 << 10  # of the file's limit; it takes 150
 _BYTES_A_FRAME = 64 << 10  # of the file's limit; a frame has about one KiB
 
@@ -191,14 +192,23 @@ def pictures(db: sqlite3.Connection, files: Sequence[bytes]) -> dict[bytes, byte
         part = files[start : start + ROWS_AT_ONCE]
         marks = ",".join("?" * len(part))
         rows = db.execute(f"SELECT file, digest FROM pictures WHERE file IN ({marks})", part).fetchall()
-        known.update({file: digest for file, digest in rows if isinstance(digest, bytes) and len(digest) == 32})
+        known.update({file: digest[:_DIGEST] for file, digest in rows if _is_sound(file, digest)})
     return known
+
+
+def _is_sound(file: object, digest: object) -> bool:
+    """Whether a picture's row is as it was written; one of an earlier release has no checksum, and does not count."""
+    if not isinstance(file, bytes) or not isinstance(digest, bytes):
+        return False
+    return digest[_DIGEST:] == checksum_of(file, digest[:_DIGEST])
 
 
 def name_pictures(db: sqlite3.Connection, known: Mapping[bytes, bytes], limit: int) -> None:
     """Notes the digests of files. They take a small part of `limit` bytes: a reply costs more than decoding."""
     _bring_up(db)
-    db.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", known.items())
+    rows = [(file, digest + checksum_of(file, digest)) for file, digest in known.items()]
+    mend = "ON CONFLICT (file) DO UPDATE SET digest = excluded.digest WHERE digest != excluded.digest"
+    db.executemany(f"INSERT INTO pictures VALUES (?, ?) {mend}", rows)
     last = "SELECT MAX(rowid) FROM pictures"
     db.execute(f"DELETE FROM pictures WHERE rowid <= ({last}) - ?", (limit // _BYTES_A_PICTURE,))
 
@@ -269,6 +279,10 @@ def verify(db: sqlite3.Connection, is_intact: Callable[[Row], bool]) -> tuple[in
         checked, last = checked + len(rows), rows[-1][0]
     with transaction(db):
         db.executemany("DELETE FROM replies WHERE rowid = ?", bad)
+        if _number(db, "user_version") >= VERSION:
+            shown = db.execute("SELECT rowid, file, digest FROM pictures")
+            damaged = [(rowid,) for rowid, file, digest in shown if not _is_sound(file, digest)]
+            db.executemany("DELETE FROM pictures WHERE rowid = ?", damaged)
     problem = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if problem != b"ok":
         raise sqlite3.DatabaseError(_decoded(problem))

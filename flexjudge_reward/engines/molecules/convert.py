@@ -13,9 +13,9 @@ the last two rows of its input embeddings, the padding and molecule tokens, and 
 the weights. Where the release has no rows of embeddings, as it need not, and in the output head the two are the mean of
 all: they are masked or replaced, and never written.
 
-Promised: no pickle is executed (`torch.load` with `weights_only`), a tensor of an unknown name or another shape is an
-error that names it, and the folder appears whole. Checked on fixtures of the released names and shapes only: the
-release itself is out of this project's reach.
+Promised: no pickle is executed (`torch.load` with `weights_only`), a tensor of an unknown name or another shape and a
+LoRA that is not merged whole are errors that name it, and the folder appears whole. Checked on fixtures of the released
+names and shapes only: the release itself is out of this project's reach.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ REST: Table = (  # of Mol-LLaMA
     (r"encoder\.(?:Qformer\.cls|graph_proj|text_proj|gtm_head|graph_encoder)\..+", None),
     (r"llm\..+", None),  # read apart
 )
-_LORA = re.compile(r"llm\.base_model\.model\.(.+)\.lora_A\.(?:default\.)?weight")
+_LORA = re.compile(r"llm\.base_model\.model\.(.+)\.lora_(?:A|B)\.(?:default\.)?weight")
 _EMBEDDINGS = "llm.base_model.model.model.embed_tokens.weight"
 _IN, _OUT = "model.embed_tokens.weight", "lm_head.weight"
 _NEW = 2  # tokens that Mol-LLaMA adds: padding and the place of a molecule
@@ -125,10 +125,10 @@ def convert(judge: Path, mol_llama: Path, flat: Path, space: Path, output: Path)
     if output.exists():
         raise ConfigError(f"{output} exists already: give the name of a new folder")
     released, settings = tensors(mol_llama), _json(mol_llama / "config.json")
+    tokenizer = _json(mol_llama / "tokenizer_config.json")
     state = renamed(released, REST, mol_llama)
     state |= renamed(tensors(flat), FLAT, flat) | renamed(tensors(space), SPACE, space)
-    tokens = _token_count(mol_llama)
-    alpha = float(settings.get("llm_config", {}).get("lora_config", {}).get("lora_alpha", 32))
+    tokens, alpha = _token_count(mol_llama), _number(settings, ("llm_config", "lora_config", "lora_alpha"), 32)
     language = merged(tensors(judge), released, tokens, alpha)
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     state |= {f"llm.{name}": value for name, value in language.items()}
@@ -141,12 +141,15 @@ def convert(judge: Path, mol_llama: Path, flat: Path, space: Path, output: Path)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
-    _write_rest(partial, judge, mol_llama, config.queries)
+    _write_rest(partial, judge, mol_llama, tokenizer, config.queries)
     partial.rename(output)
 
 
 def tensors(source: Path) -> Tensors:
-    """The tensors of a file, or of all files of weights of a folder, by their names. Raises ConfigError."""
+    """The tensors of a file, or of all files of weights of a folder, by their names.
+
+    Raises ConfigError: there are none, a file is damaged, or two have a tensor of one name, as an old and a new one.
+    """
     files = [source]
     if source.is_dir():
         files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
@@ -154,26 +157,28 @@ def tensors(source: Path) -> Tensors:
         raise ConfigError(f"there are no weights at {source}: a file, or a folder with .safetensors files")
     found: Tensors = {}
     for file in files:
-        found |= _tensors_of(file)
+        own = _tensors_of(file)
+        if twice := sorted(found.keys() & own.keys()):
+            raise ConfigError(f"{file.name} of {source} has {twice[0]!r}, as another file there: leave one of them")
+        found |= own
     return found
 
 
 def _tensors_of(file: Path) -> Tensors:
-    if file.suffix == ".safetensors":
-        return dict(load_file(file))
     try:
-        held: Any = torch.load(file, map_location="cpu", weights_only=True)
+        is_plain = file.suffix == ".safetensors"
+        held: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a pickle that wants to run something, or of a damaged file
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{file} is not a file of plain tensors, and nothing else is loaded: {reason}") from None
-    held = held.get("model", held) if isinstance(held, dict) else held
+    held = held.get("model", held) if isinstance(held, dict) and not is_plain else held
     if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise ConfigError(f"{file} holds no tensors by their names")
     return dict(held)
 
 
 def renamed(theirs: Tensors, table: Table, source: Path) -> Tensors:
-    """The tensors under our names. Raises ConfigError: the table does not have one, or two become one."""
+    """The tensors under our names. Raises ConfigError: the table does not have one."""
     ours: Tensors = {}
     for name, value in theirs.items():
         found = [(match, new) for pattern, new in table if (match := re.fullmatch(pattern, name))]
@@ -200,14 +205,29 @@ def merged(judge: Tensors, released: Tensors, tokens: int, alpha: float) -> Tens
         raise ConfigError(f"the judge has no tensor {_IN!r}: it is no Llama")
     if _EMBEDDINGS in released:
         language[_IN][-_NEW:] = released[_EMBEDDINGS][-_NEW:].to(language[_IN].dtype)
-    for name, down in released.items():
-        if match := _LORA.fullmatch(name):
-            target, up = f"{match[1]}.weight", released[name.replace("lora_A", "lora_B")].float()
-            if target not in language or language[target].shape != (up.shape[0], down.shape[1]):
-                raise ConfigError(f"the LoRA of {match[1]!r} does not fit the judge: it has another base model")
-            added = up @ down.float() * (alpha / down.shape[0])
-            language[target] = (language[target].float() + added).to(language[target].dtype)
+    for layer, (down, up) in _lora(released).items():
+        target = f"{layer}.weight"
+        if target not in language or language[target].shape != (up.shape[0], down.shape[1]):
+            raise ConfigError(f"the LoRA of {layer!r} does not fit the judge: it has another base model")
+        added = up @ down * (alpha / down.shape[0])
+        language[target] = (language[target].float() + added).to(language[target].dtype)
     return language
+
+
+def _lora(released: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mol-LLaMA's LoRA, down and up, per layer. Raises ConfigError: a tensor of it would be left out, or be twice."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name in (name for name in released if name.startswith("llm.") and "lora_" in name):
+        match, side = _LORA.fullmatch(name), "lora_A" if ".lora_A." in name else "lora_B"
+        if match is None or side in found.setdefault(match[1], {}):
+            raise ConfigError(f"the LoRA has a tensor {name!r} of an unknown name: it is not the released checkpoint")
+        found[match[1]][side] = released[name].float()
+    if lacking := next((layer for layer, own in found.items() if len(own) < 2), "" if found else "any layer"):
+        raise ConfigError(f"the release lacks the LoRA of {lacking!r}, or a half of it: it is not whole")
+    pairs = {layer: (own["lora_A"], own["lora_B"]) for layer, own in found.items()}
+    if odd := next((layer for layer, (down, up) in pairs.items() if down.shape[:1] != up.shape[1:]), ""):
+        raise ConfigError(f"the two halves of the LoRA of {odd!r} have different ranks")
+    return pairs
 
 
 def _with_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
@@ -237,15 +257,15 @@ def sizes(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dic
             "space_inner": state["encoder.space.layers.0.up.weight"].shape[0],
             "gaussians": state["encoder.space.distances.means.weight"].shape[1],
             "blend_layers": count("encoder.blend."),
-            "blend_heads": int(settings.get("blending_module_config", {}).get("num_heads", SIZES["blend_heads"])),
+            "blend_heads": int(_number(settings, ("blending_module_config", "num_heads"), SIZES["blend_heads"])),
             "queries": state["encoder.queries"].shape[1],
             "query_width": width,
             "query_layers": count("encoder.former.encoder.layer."),
             "query_heads": max(1, width // 64),  # as BERT has them
             "query_inner": state["encoder.former.encoder.layer.0.intermediate_query.dense.weight"].shape[0],
         }
-    except KeyError as error:
-        raise ConfigError(f"the released parts lack the tensor of our name {error}") from None
+    except (KeyError, IndexError) as error:
+        raise ConfigError(f"the released parts lack a tensor, or one has fewer dimensions: {error}") from None
     assert found.keys() == SIZES.keys()
     return found
 
@@ -274,23 +294,32 @@ def _token_count(mol_llama: Path) -> int:
         places = dict(held["model"]["vocab"]) | {entry["content"]: entry["id"] for entry in held["added_tokens"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"the tokenizer.json of {mol_llama} cannot be read: {type(error).__name__}") from None
-    last = max(places.values())
+    last = max(places.values(), default=-1)
     if places.get(TOKEN) != last:
         raise ConfigError(f"the tokenizer of {mol_llama} does not end with {TOKEN}: it is not Mol-LLaMA's")
     return int(last) + 1
 
 
-def _write_rest(folder: Path, judge: Path, mol_llama: Path, queries: int) -> None:
-    """Tokenizer, chat template and what ends a reply."""
+def _write_rest(folder: Path, judge: Path, mol_llama: Path, settings: dict[str, Any], queries: int) -> None:
+    """Tokenizer with its `settings`, chat template and what ends a reply."""
     for name in _TOKENIZER:
         if (mol_llama / name).is_file():
             shutil.copyfile(mol_llama / name, folder / name)
-    settings = _json(folder / "tokenizer_config.json")
     settings.pop("chat_template", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("QUERIES", str(queries)), "utf-8")
     if (judge / "generation_config.json").is_file():
         shutil.copyfile(judge / "generation_config.json", folder / "generation_config.json")
+
+
+def _number(settings: Mapping[str, Any], names: Sequence[str], released: float) -> float:
+    """A number of the release's config; `released` where that leaves it out. Raises ConfigError."""
+    held: Any = settings
+    for name in names:
+        held = held.get(name) if isinstance(held, Mapping) else None
+    if held is not None and (isinstance(held, bool) or not isinstance(held, int | float)):
+        raise ConfigError(f"the config of Mol-LLaMA has {'.'.join(names)}={held!r:.80}: it is no number")
+    return float(released if held is None else held)
 
 
 def _json(file: Path) -> dict[str, Any]:

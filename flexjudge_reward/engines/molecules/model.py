@@ -1,7 +1,7 @@
 """The model type `flexjudge_mol`: a Llama that reads a molecule as eight vectors in its prompt.
 
 Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM`. Promised: a prompt whose places
-for molecules are not exactly the queries times the molecules of its batch raises a ValueError.
+for molecules are not whole, or not exactly the queries times the molecules of its batch, raises a ValueError.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class MolForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ig
     def _with_molecules(self, input_ids: Any, embedded: Any, graphs: Graphs) -> Any:
         places = input_ids == self.config.mol_token_id
         vectors = self.projection(self.encoder(graphs))
-        if int(places.sum()) != len(vectors) * self.config.queries:
+        whole = not (places.sum(-1) % self.config.queries).any()  # or a row would read a part of another's molecule
+        if int(places.sum()) != len(vectors) * self.config.queries or not whole:
             raise ValueError(
                 f"a prompt has {self.config.queries} tokens for each molecule, found {int(places.sum())} for"
                 f" {len(vectors)} molecules"

@@ -17,10 +17,11 @@ balance                the counts of the label in the whole data set; swapped on
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.offline.evaluate.metrics import Metric
@@ -105,9 +106,10 @@ class Benchmark:
         """A benchmark from the entries of its file. Raises ConfigError."""
         shared = {name: value for name, value in entries.items() if name in _names(Part)}
         own = {name: value for name, value in entries.items() if name not in shared}
-        listed = [_made(Part, {**shared, **part}, f"{path.name}, part") for part in own.pop("part", [{}])]
-        metrics = [_made(Metric, metric, f"{path.name}, metric") for metric in own.pop("metric", [])]
-        published = [_made(Published, one, f"{path.name}, published") for one in own.pop("published", [])]
+        parts, *others = (_tables(own, name, path.name) for name in ("part", "metric", "published"))
+        listed = [_made(Part, {**shared, **part}, f"{path.name}, part") for part in parts or [{}]]
+        metrics = [_made(Metric, metric, f"{path.name}, metric") for metric in others[0]]
+        published = [_made(Published, one, f"{path.name}, published") for one in others[1]]
         made = {"parts": tuple(listed), "metrics": tuple(metrics), "published": tuple(published)}
         own = {"name": path.stem, "folder": path.parent, "groups": {}, **own, **made}
         benchmark: Benchmark = _made(cls, own, path.name)
@@ -117,12 +119,10 @@ class Benchmark:
     def _check(self) -> None:
         if self.task not in _TASKS:
             raise ConfigError(f"{self.name}: the task is one of {', '.join(_TASKS)}, found {self.task!r}")
-        known = {metric.name for metric in self.metrics}
+        known: set[str] = set()
         for metric in self.metrics:
-            if metric.by and metric.by not in self.groups:
-                raise ConfigError(
-                    f"{self.name}: metric {metric.name!r} is by {metric.by!r}, and no group has that name"
-                )
+            self._check_metric(metric, known)
+            known.add(metric.name)
         for one in self.published:
             wrong = [column for column in one.columns if column.split("/")[0] not in known]
             uneven = [judge for judge, values in one.rows.items() if len(values) != len(one.columns)]
@@ -135,6 +135,24 @@ class Benchmark:
                 raise ConfigError(f"{self.name}: [example] needs {lacking[0]!r}")
             if (read := part.label.get("read")) not in _READ or (read != "right" and "column" not in part.label):
                 raise ConfigError(f"{self.name}: [label] needs a column, and read: one of {', '.join(_READ)}")
+            if read == "map" and not isinstance(part.label.get("map"), Mapping):
+                raise ConfigError(f"{self.name}: [label] is read as a map, and has none")
+
+    def _check_metric(self, metric: Metric, known: Collection[str]) -> None:
+        """Raises ConfigError; `known` are the metrics above it."""
+        wrong = ""
+        if metric.name in known:
+            wrong = "is there twice"
+        elif metric.by and metric.by not in self.groups:
+            wrong = f"is by {metric.by!r}, and no group has that name"
+        elif lost := set(metric.parts or ()) - {part.name for part in self.parts}:
+            wrong = f"is of the parts {sorted(lost)}, and no part has that name"
+        elif metric.of == "average" and not (metric.over and set(metric.over) <= set(known)):
+            wrong = f"is an average over {list(metric.over)}: name metrics that are above it"
+        elif metric.weights and (len(metric.weights) != len(metric.over) or not sum(metric.weights)):
+            wrong = "needs a weight for each of `over`, and a sum that is not 0"
+        if wrong:
+            raise ConfigError(f"{self.name}: metric {metric.name!r} {wrong}")
 
 
 def benchmark_names() -> tuple[str, ...]:
@@ -149,10 +167,37 @@ def _names(owner: type) -> set[str]:
 def _made(owner: Any, entries: Mapping[str, Any], where: str) -> Any:
     if unknown := sorted(set(entries) - _names(owner)):
         raise ConfigError(f"{where}: unknown entry {unknown[0]!r}; known are {', '.join(sorted(_names(owner)))}")
+    hints, written = get_type_hints(owner), {field.name: field.type for field in fields(owner)}
+    for name, value in entries.items():
+        if not _is_of(value, hints[name]):
+            raise ConfigError(f"{where}: {name!r} must be of the type {written[name]}, found {value!r:.80}")
     try:
         return owner(**entries)
     except TypeError as error:  # an entry without a default is missing
         raise ConfigError(f"{where}: {str(error).split('()', 1)[-1].strip()}") from None
+
+
+def _tables(own: dict[str, Any], name: str, where: str) -> list[Mapping[str, Any]]:
+    found = own.pop(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise ConfigError(f"{where}: {name!r} must be tables, [[{name}]], found {found!r:.80}")
+    return found
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether what TOML holds is of an annotated type; `Literal` is left to the class."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Any, Literal):
+        return True
+    if kind is UnionType:
+        return any(_is_of(value, one) for one in inner)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is Sequence:
+        return isinstance(value, list | tuple) and all(_is_of(one, inner[0]) for one in value)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(_is_of(one, inner[1]) for one in value.values())
+    return isinstance(value, kind)
 
 
 def _kinds(value: Any) -> set[str]:

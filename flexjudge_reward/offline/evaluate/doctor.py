@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.errors import ConfigError, need
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.offline.evaluate.formulas import labels_needed
-from flexjudge_reward.offline.evaluate.judging import fits, judged, plain_judge
+from flexjudge_reward.offline.evaluate.judging import check_rows, judged, plain_judge
 from flexjudge_reward.offline.evaluate.planted import planted_rows
 from flexjudge_reward.offline.evaluate.rows import Labelled, user_rows
-from flexjudge_reward.offline.evaluate.settings import Setting, clustered, compared, pairs_of, settings_of
+from flexjudge_reward.offline.evaluate.settings import Setting, clustered, clusters, compared, pairs_of, settings_of
 
 Outcome = Literal["go", "no-go", "undecided"]
 FEWEST = 20  # labelled pairs below which an interval says nothing
@@ -43,6 +43,12 @@ class Thresholds:
     min_agreement: float = 0.6
     max_failed: float = 0.05
     max_flips: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: one is no share, such as a percentage."""
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is a share from 0 to 1, found {value:g}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ def doctor(
 
 def labelled_rows(source: str, planted: bool, seed: int, **options: Any) -> list[Labelled]:
     """The rows with two or more candidates. Takes its arguments and raises as `doctor`."""
+    need("numpy", "evaluate")
     if options.get("limit") is not None:
         options = {"shuffle_seed": seed, **options}
     rows = planted_rows(source, seed, **options) if planted else user_rows(source, **options)[1]
@@ -115,7 +122,7 @@ def labelled_rows(source: str, planted: bool, seed: int, **options: Any) -> list
 
 def check_labels(source: str, rows: Sequence[Labelled], fewest: int) -> None:
     """Raises ConfigError for rows with fewer than `fewest` labelled pairs."""
-    labels = len(rows_of_pairs(rows))
+    labels = len(clusters_of_pairs(rows))
     if labels < fewest:
         needed = labels_needed(0.75, 0.1)
         raise ConfigError(
@@ -136,23 +143,24 @@ def examination(
     judges = [(format, judge(format, budget)) for format in formats for budget in budgets]
     if not judges:
         raise ConfigError("there is nothing to compare: name a format and a budget")
+    for _, own in judges:  # before one of them is asked
+        check_asked(own, rows)
     found = [setting for format, own in judges for setting in examined(own, format, rows, seed)]
     shown = {name: value for name, value in judges[0][1].described().items() if name not in _VARIED}
-    pairs = rows_of_pairs(rows)
+    pairs = clusters_of_pairs(rows)
     return diagnosed(found, len(pairs), thresholds, shown, pairs, seed)
 
 
-def rows_of_pairs(rows: Sequence[Labelled]) -> list[int]:
-    """The row of each labelled pair, in the order of `Setting.values`: for intervals by row."""
-    return [row.number for row in rows for one, other in itertools.combinations(row.merits, 2) if one != other]
+def clusters_of_pairs(rows: Sequence[Labelled]) -> list[int]:
+    """The cluster of each labelled pair, in the order of `Setting.values`: for intervals of differences."""
+    together = zip(rows, clusters(rows), strict=True)
+    return [own for row, own in together for one, other in itertools.combinations(row.merits, 2) if one != other]
 
 
 def examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> list[Setting]:
     """The settings of one format and budget."""
     judge, votes = plain_judge(given)
-    asked = list(rows) if judge.format.max_candidates != 2 else pairs_of(rows)
-    for row in asked:
-        fits(judge.format, row.example)
+    asked = _asked(judge, rows)
     start = time.perf_counter()
     found = judged(judge, asked, votes, seed)
     seconds = time.perf_counter() - start
@@ -161,12 +169,23 @@ def examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> 
     return settings_of(format, judge.sampling.max_tokens, pairs, found, rollouts, seconds, seed)
 
 
+def check_asked(given: Judge, rows: Sequence[Labelled]) -> None:
+    """Raises ConfigError for a row that the judge cannot be shown, or its format cannot judge."""
+    judge, _ = plain_judge(given)
+    check_rows(judge, _asked(judge, rows))
+
+
+def _asked(judge: Judge, rows: Sequence[Labelled]) -> list[Labelled]:
+    """The rows as the judge is asked: pair by pair, if its format takes two."""
+    return list(rows) if judge.format.max_candidates != 2 else pairs_of(rows)
+
+
 def diagnosed(
     settings: Sequence[Setting],
     labels: int,
     thresholds: Thresholds,
     judge: Mapping[str, object],
-    rows: Sequence[int],
+    members: Sequence[int],
     seed: int = 0,
 ) -> Diagnosis:
     """The setting to use with its reasons, or why there is none."""
@@ -176,14 +195,14 @@ def diagnosed(
     if not good:
         return _refused(settings, sound, faults, labels, thresholds, judge)
     best = max(good, key=lambda setting: setting.agreement.value)
-    equal = [setting for setting in good if _behind(best, setting, rows, seed)[0] <= 0]
+    equal = [setting for setting in good if _behind(best, setting, members, seed)[0] <= 0]
     chosen = min(equal, key=lambda setting: (setting.tokens, -setting.agreement.value))
     reasons = [f"use {chosen.name}: it agrees with {_interval(chosen)} of the labels"]
     for other in settings:
         if faults[other.name]:
             reasons.append(f"not {other.name}: {'; '.join(faults[other.name])}")
         elif other not in equal:
-            low, high = _behind(best, other, rows, seed)
+            low, high = _behind(best, other, members, seed)
             reasons.append(f"not {other.name}: {100 * low:.1f} to {100 * high:.1f} points behind {best.name}")
         elif other is not chosen:
             ratio = other.tokens / chosen.tokens if chosen.tokens else 1.0
@@ -203,10 +222,10 @@ def faults_of(setting: Setting, thresholds: Thresholds) -> list[str]:
     return found
 
 
-def _behind(best: Setting, other: Setting, rows: Sequence[int], seed: int) -> tuple[float, float]:
+def _behind(best: Setting, other: Setting, members: Sequence[int], seed: int) -> tuple[float, float]:
     """The interval of how much less another setting agrees, on the same pairs."""
     difference = [one - two for one, two in zip(best.values, other.values, strict=True)]
-    found = clustered(rows, difference, seed)
+    found = clustered(members, difference, seed)
     return found.low, found.high
 
 
@@ -223,7 +242,7 @@ def _refused(
     best = max(sound, key=lambda setting: setting.agreement.value, default=None)
     minimum = thresholds.min_agreement
     if best is not None and best.agreement.value > minimum:
-        # By the measured interval: pairs of one row say less than as many rows do. Its width falls with the root.
+        # By the measured interval: pairs that depend on each other say less. Its width falls with the root.
         value, low = best.agreement.value, best.agreement.low
         needed = math.ceil(labels * ((value - low) / (value - minimum)) ** 2)
         why = (

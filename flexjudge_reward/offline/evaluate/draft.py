@@ -25,7 +25,8 @@ from typing import Any
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.formats.checklist import Checklist
 from flexjudge_reward.judge.judge import Judge
-from flexjudge_reward.offline.evaluate.judging import judged, plain_judge
+from flexjudge_reward.offline.evaluate.doctor import labelled_rows
+from flexjudge_reward.offline.evaluate.judging import check_rows, judged, plain_judge
 from flexjudge_reward.offline.evaluate.metrics import Estimate
 from flexjudge_reward.offline.evaluate.proposals import (
     check_new,
@@ -37,8 +38,8 @@ from flexjudge_reward.offline.evaluate.proposals import (
     with_rubric,
     write_rubric,
 )
-from flexjudge_reward.offline.evaluate.rows import Labelled, user_rows
-from flexjudge_reward.offline.evaluate.settings import clustered, compared, settings_of
+from flexjudge_reward.offline.evaluate.rows import Labelled
+from flexjudge_reward.offline.evaluate.settings import clustered, clusters, compared, settings_of
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.rubric import Criterion, Rubric
 
@@ -120,7 +121,7 @@ def draft(
         proposer: writes the statements; by default the judge.
         task: what the answers are for, in words that the proposer sees.
         most: criteria, at least 1.
-        options: how the source is read; see `data/rows.py`.
+        options: how the source is read; see `data/rows.py`. A `limit` draws rows at random, by `seed`.
 
     Raises:
         ConfigError: another format, an output that exists, fewer than 40 preferences. Nothing was loaded.
@@ -132,8 +133,8 @@ def draft(
     if most < 1:
         raise ConfigError(f"a checklist needs at least 1 criterion, found most={most}")
     check_new(output)
-    rows = preferences(user_rows(source, **options)[1])
-    check_rubrics(rows)
+    check_rubrics(rows := preferences(labelled_rows(source, False, seed, **options)))
+    check_rows(plain_one, rows)
     tuning, held = halves(rows, seed)
     if min(len(tuning), len(held)) < FEWEST:
         raise ConfigError(
@@ -186,12 +187,12 @@ def chosen(
     texts: Sequence[str], rows: Sequence[Labelled], answers: Sequence[Sequence[Met]], most: int, seed: int
 ) -> list[Kept]:
     """The statements that reproduce the labels, the clearest first, with their needs and weights."""
-    rated = []
+    rated, together = [], clusters(rows)
     for text, own in zip(texts, answers, strict=True):
-        read = [(row.number, met) for row, met in zip(rows, own, strict=True) if met is not None]
+        read = [(member, met) for member, met in zip(together, own, strict=True) if met is not None]
         if len(read) < (1 - _UNREAD) * len(rows):
             continue
-        edge = clustered([number for number, _ in read], [met[0] - met[1] for _, met in read], seed)
+        edge = clustered([member for member, _ in read], [met[0] - met[1] for _, met in read], seed)
         error = (edge.high - edge.low) / (2 * 1.96)
         if abs(edge.value) >= max(_LEAST, _ERRORS * error):
             need = "should" if edge.value > 0 else "must not"

@@ -1,4 +1,4 @@
-"""Formulas of the metrics: correlations, edit distance, the Ties score of RewardBench 2, how many labels it takes.
+"""Formulas of the metrics: correlations, edit distance, majorities, the Ties score of RewardBench 2, how many labels.
 
 Arrays are of numpy; NaN is "not known" and left out.
 """
@@ -6,6 +6,7 @@ Arrays are of numpy; NaN is "not known" and left out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -70,6 +71,14 @@ def edit_distance(one: str, other: str) -> int:
             now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (a != b)))
         before = now
     return before[-1]
+
+
+def majority(votes: Sequence[int | None]) -> int | None:
+    """The most common outcome of those that could be read; a draw is a tie."""
+    counts = Counter(vote for vote in votes if vote is not None).most_common(2)
+    if not counts:
+        return None
+    return 0 if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
 
 
 def wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -6,7 +6,8 @@ In the folder of the output, per judge:
 
     NAME.JUDGE.jsonl    {"run"}, then the stored verdicts (`judging.py`); a killed run continues there
     NAME.JUDGE.json     the judge, the version of the data, every metric with its interval, what stands beside them
-    NAME.md, NAME.png   all judges of the folder in one table beside published figures, and a plot of the first metric
+    NAME.md, NAME.png   all judges of the folder in one table beside published figures, and a plot of the first metric;
+                        one that judged other rows, such as fewer, has a warning below it
 
 A finished run that is repeated judges nothing: its figures are computed again from the stored verdicts.
 """
@@ -17,19 +18,27 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.errors import ConfigError, EngineError, need
+from flexjudge_reward.judge.cascade import Cascade
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import read_lines
 from flexjudge_reward.offline.annotate import layer_settings
 from flexjudge_reward.offline.evaluate import table
 from flexjudge_reward.offline.evaluate.benchmark import Benchmark, Part, benchmark_names
-from flexjudge_reward.offline.evaluate.judging import entry_of, fits, judged, judged_of, plain_judge, unanswered
+from flexjudge_reward.offline.evaluate.judging import (
+    check_rows,
+    entry_of,
+    judged,
+    judged_of,
+    plain_judge,
+    unanswered,
+)
 from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Metric, always, measure
 from flexjudge_reward.offline.evaluate.rows import BenchmarkRows, Labelled, user_rows
 from flexjudge_reward.offline.journal import Journal
@@ -87,26 +96,34 @@ def evaluate(
         EngineError: no answer, or none to some rows: the next run asks these again, and then they are failures.
     """
     own = str(benchmark) in benchmark_names() or Path(benchmark).suffix == ".toml"
-    if own:
-        known, rows, version, skipped = _published(benchmark, data, media_root, revision, seed, limit)
-    else:
-        known, rows, version, skipped = _labelled(benchmark, media_root, seed, limit, options)
-    judges = _judges(judge, known)
-    described = judges[known.parts[0].name][0].described()
-    settings = _settings(judges)
+    read = _published if own else _labelled
+    known, rows, version, skipped = read(benchmark, data, media_root, revision, seed, limit, options)
+    judges, part = _judges(judge, known), known.parts[0].name
+    check_rows(judges[part][0], [] if own else rows)  # all, or one at the end would stop the run there
+    described, settings = judges[part][0].described(), _settings(judges)
     name = name or _name(described, known.parts[0].format if own else described["format"], settings)
     file = _made(output) / f"{known.name}.{_slug(name)}.jsonl"
     run = _hash((version, settings, known.parts, known.groups, seed, limit))
     with owned(file):
-        stored = _stored(file, run, rows, judges, seed, skipped)
+        stored = _stored(file, run, iter(rows), judges, seed, skipped)
         more = (always(stored), version, tuple(_warnings(known, stored, version)), tuple(stored), (file,))
-        result = Evaluation(known, described, name, measure(known.metrics, stored, resamples, seed), *more)
-        table.write(result, output)
-    return result
+        found = Evaluation(known, described, name, measure(known.metrics, stored, resamples, seed), *more)
+        table.write(found, output)
+    return found
+
+
+def _check_options(own: bool, others: Mapping[str, object]) -> None:
+    """Raises ConfigError for an option of the other kind of source, which would be ignored."""
+    if given := next((name for name, value in others.items() if value), ""):
+        what = "a labelled file; a benchmark says itself how it is read" if own else "a benchmark, not a labelled file"
+        raise ConfigError(f"{given!r} is for {what}")
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"the output {str(folder)!r} is a file, or below one: give a folder") from None
     return folder
 
 
@@ -115,26 +132,44 @@ def _name(judge: Mapping[str, object], format: object, settings: str) -> str:
     return _slug(f"{judge['model'] or 'served'}-{format}-{_hash(settings)[:6]}")
 
 
-_Source = tuple[Benchmark, Iterator[Labelled], str, list[dict[str, Any]]]  # skipped rows with their reasons at the end
+_Source = tuple[Benchmark, Iterable[Labelled], str, list[dict[str, Any]]]  # skipped rows with their reasons at the end
 
 
 def _published(
-    benchmark: str | Path, data: Path | None, root: Path | None, revision: str | None, seed: int, limit: int | None
+    benchmark: str | Path,
+    data: Path | None,
+    root: Path | None,
+    revision: str | None,
+    seed: int,
+    limit: int | None,
+    options: Mapping[str, Any],
 ) -> _Source:
+    _check_options(True, options)
     known = Benchmark.load(benchmark)
     source = BenchmarkRows(known, data, root, revision, seed, limit)
     source.check()
-    return known, source.read(), source.version, []
+    drawn = "" if limit is None else f", at most {limit} rows of each part, drawn with seed {seed}"
+    return known, source.read(), source.version + drawn, []
 
 
-def _labelled(file: str | Path, root: Path | None, seed: int, limit: int | None, options: dict[str, Any]) -> _Source:
+def _labelled(
+    file: str | Path,
+    data: Path | None,
+    root: Path | None,
+    revision: str | None,
+    seed: int,
+    limit: int | None,
+    options: Mapping[str, Any],
+) -> _Source:
+    _check_options(False, {"data": data, "revision": revision})
     reader, found, bad = user_rows(file, media_root=root, limit=limit, shuffle_seed=seed, **options)
     skipped = [{reader.unit: one.number, "id": one.id, "detail": one.why} for one in bad]
-    return user_benchmark(str(file), found), iter(found), reader.fingerprint(), skipped
+    return user_benchmark(str(file), found), found, reader.fingerprint(), skipped
 
 
 def _judges(judge: JudgeOf, known: Benchmark) -> dict[str, tuple[Judge, int]]:
     """Per part the judge and its number of votes. Raises ConfigError: it cannot hear, see or answer the benchmark."""
+    need("numpy", "evaluate")  # for the metrics
     made = judge if isinstance(judge, Judge) else cache(judge)
     found = {}
     for part in known.parts:
@@ -235,12 +270,7 @@ def _batches(rows: Iterator[Labelled]) -> Iterator[list[Labelled]]:
 
 
 def _judged(judge: Judge, batch: Sequence[Labelled], votes: int, seed: int) -> list[Judged]:
-    for row in batch:
-        try:
-            judge.check_media(row.example)
-            fits(judge.format, row.example)
-        except ConfigError as error:
-            raise ConfigError(f"row {row.number} (id {row.id!r}): {error}") from None
+    check_rows(judge, batch)
     return judged(judge, batch, votes, seed)
 
 
@@ -266,24 +296,27 @@ def user_benchmark(source: str, rows: Sequence[Labelled]) -> Benchmark:
         Metric("all", "pairs", "ties and failures are wrong"),
         Metric("decided", "pairs", "ties and failures are left out", ties="left_out", failed="left_out"),
         Metric("both_orders", "accuracy", "right in both orders", orders="both"),
-        Metric("best", "best", "the highest score is on a best candidate; ties count their share"),
     ]
+    pairs = [replace(metric, draws="majority") for metric in pairs]  # as a judge with votes is asked elsewhere
+    pairs.append(Metric("best", "best", "the highest score is on a best candidate; ties count their share; each vote"))
     scores = [Metric("pearson", "pearson", draws="average"), Metric("spearman", "spearman", draws="average")]
     if any(len(row.merits) != 2 for row in rows):
         pairs = [metric for metric in pairs if metric.name != "both_orders"]
     part, path = Part({}, {}, {}), Path(source)
     task = "score" if single else "list"
-    return Benchmark(_slug(path.name.split(".")[0]), path.name, task, (part,), tuple(scores if single else pairs), {})
+    stem = re.sub(r"(\.jsonl|\.csv|\.parquet)?(\.gz|\.zst)?$", "", path.name)  # train.en.jsonl is not train.de.jsonl
+    return Benchmark(_slug(stem), path.name, task, (part,), tuple(scores if single else pairs), {})
 
 
-def _settings(judges: Mapping[str, tuple[Judge, int]]) -> str:
+def _settings(judges: Mapping[str, tuple[Judge, float]]) -> str:
     """What is judged, by which model and with which settings, as a text."""
     own = [
         (part, votes, judge.sampling, [layer_settings(layer) for layer in judge.format.layers()])
         for part, (judge, votes) in judges.items()
     ]
     identities = [json.dumps(judge.engine.identity(), sort_keys=True, default=str) for judge, _ in judges.values()]
-    return repr((own, identities))
+    large = {part: (judge.large, judge.unsure) for part, (judge, _) in judges.items() if isinstance(judge, Cascade)}
+    return repr((own, identities, *([_settings(large)] if large else [])))
 
 
 def _hash(value: object) -> str:

@@ -14,7 +14,7 @@ Scores are in the order of the data set, whatever order was shown.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,15 +26,21 @@ from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import GroupFormat
 from flexjudge_reward.formats.swap import PositionSwap
 from flexjudge_reward.formats.votes import MajorityVote
-from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.judge.cascade import Cascade
+from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement
 from flexjudge_reward.offline.evaluate.rows import Labelled
-from flexjudge_reward.types import Example, Failure, Verdict
+from flexjudge_reward.types import Failure, Verdict
 
 
 def plain_judge(judge: Judge) -> tuple[Judge, int]:
-    """The judge without what `judged` does itself (groups, both orders, votes), and how many votes it takes."""
+    """The judge without what `judged` does itself (groups, both orders, votes), and how many votes it takes.
+
+    A cascade stays as it is: by its votes its small judge knows when to ask the large one.
+    """
+    if isinstance(judge, Cascade):
+        return judge, 1
     format: Format = judge.format
     votes = 1
     while isinstance(format, GroupFormat | MajorityVote | PositionSwap):
@@ -83,8 +89,7 @@ def _attempt(judge: Judge, rows: Sequence[Labelled], votes: int, seed: int) -> l
     orders = [_orders(row, seed, alone) for row in rows]
     draws: list[list[tuple[Judgement, ...]]] = [[] for _ in rows]
     for vote in range(votes):
-        sampling = replace(judge.sampling, seed=judge.sampling.seed + vote)
-        own = Judge(judge.format, judge.engine, sampling, judge.record)
+        own = judge.with_sampling(replace(judge.sampling, seed=judge.sampling.seed + vote))
         for index, draw in enumerate(_draw(own, rows, orders, alone)):
             draws[index].append(draw)
     return [
@@ -157,8 +162,10 @@ def _judgement(entry: Mapping[str, Any]) -> Judgement:
     return Judgement(None if scores is None else tuple(scores), entry["failure"], entry["tokens"], entry["forced"])
 
 
-def fits(format: Format, example: Example) -> None:
-    """Raises ConfigError if the format cannot judge the example."""
-    alone = format.max_candidates == 1
-    for shown in [example.with_candidates([one]) for one in example.candidates] if alone else [example]:
-        format.check(shown)
+def check_rows(judge: Judge, rows: Iterable[Labelled]) -> None:
+    """Raises ConfigError for a row that the judge cannot be shown, or its format cannot judge."""
+    for row in rows:
+        try:
+            check_fits(judge, row.example)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.number} (id {row.id!r}): {error}") from None

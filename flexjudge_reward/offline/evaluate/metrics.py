@@ -4,8 +4,9 @@ A row was judged in two orders, maybe several times (draws). Every published way
 
     orders   pooled (both, each by itself), drawn (the random one), listed (that of the data set), both (right only if
              right in both), sum (JudgeBench: +1 right, -1 wrong, 0 else; right if the sum is above 0)
-    draws    each (each by itself), vote (the most common, the first on a draw), sum (the sign of the sum), average (of
-             the scores), prefixes (the first, the first two, ...: the median, of a distance the largest)
+    draws    each (each by itself), majority (as `MajorityVote`), vote (the most common, the first on a draw), sum (the
+             sign of the sum), average (of the scores), prefixes (the first, the first two, ...: the median, of a
+             distance the largest)
     failed   wrong, left_out, half (a coin's expectation), tie, chance (1 of the number of candidates)
     ties     of the judge: wrong, left_out, half
     labels   tied labels: left_out, or a class of their own
@@ -21,10 +22,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.offline.evaluate.formulas import edit_distance, order_of, pearson, spearman, ties_score, wilson
+from flexjudge_reward.offline.evaluate import formulas
 
 Scores = tuple[float | None, ...]
 
@@ -82,7 +83,7 @@ class Metric:
     """A grouping: the value is the mean over its groups, and `name/group` that of each."""
     parts: Sequence[str] | None = None
     orders: Literal["pooled", "drawn", "listed", "both", "sum"] = "pooled"
-    draws: Literal["each", "vote", "sum", "average", "prefixes"] = "each"
+    draws: Literal["each", "majority", "vote", "sum", "average", "prefixes"] = "each"
     failed: Literal["wrong", "left_out", "half", "tie", "chance", "worst"] = "wrong"
     ties: Literal["wrong", "left_out", "half"] = "wrong"
     labels: Literal["left_out", "class"] = "left_out"
@@ -99,19 +100,12 @@ class Metric:
 
 
 _SHARES = ("accuracy", "options", "best", "first", "pairs")
-_OPTIONS = {
-    "of": ("accuracy", "options", "best", "first", "pairs", "pearson", "spearman", "distance", "ties", "average"),
-    "orders": ("pooled", "drawn", "listed", "both", "sum"),
-    "draws": ("each", "vote", "sum", "average", "prefixes"),
-    "failed": ("wrong", "left_out", "half", "tie", "chance", "worst"),
-    "ties": ("wrong", "left_out", "half"),
-    "labels": ("left_out", "class"),
-}
+_OPTIONS = {name: get_args(hint) for name, hint in get_type_hints(Metric).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval, and how many rows it is of; NaN where there is none."""
+    """A value with its 95 % interval, and how many rows it is of, without those left out; NaN where there is none."""
 
     value: float
     low: float
@@ -141,17 +135,22 @@ def measure(
         chosen = [row for row in rows if metric.parts is None or row.part in metric.parts]
         groups = _grouped(chosen, metric.by)
         for group, own in groups.items():
-            values = _units(metric, own)
+            try:
+                values = _units(metric, own)
+            except (ValueError, LookupError, TypeError) as error:  # such as an accuracy of rows with three candidates
+                raise ConfigError(f"metric {metric.name!r}, {metric.of}, does not fit these rows: {error}") from None
             drawn = [_combined(metric, values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)]
             name = f"{metric.name}/{group}" if metric.by else metric.name
-            sampled[name] = _combined(metric, values), np.array(drawn), len(own)
+            count = int((values[:, 1] > 0).sum()) if metric.of in _SHARES else len(own)
+            sampled[name] = _combined(metric, values), np.array(drawn), count
         if metric.by:
             # A group with nothing to count has no value, and takes none from the others.
             whole = [one for group in groups if not math.isnan((one := sampled[f"{metric.name}/{group}"])[0])]
             value = fmean(one[0] for one in whole) if whole else math.nan
-            sampled[metric.name] = value, np.mean([one[1] for one in whole] or [[math.nan]], 0), len(chosen)
+            draws = np.mean([one[1] for one in whole] or [np.full(resamples, math.nan)], 0)
+            sampled[metric.name] = value, draws, sum(one[2] for one in whole)
         elif not chosen:
-            sampled[metric.name] = math.nan, np.array([math.nan]), 0
+            sampled[metric.name] = math.nan, np.full(resamples, math.nan), 0
     kinds = {metric.name: metric.of for metric in metrics}
     return {
         name: Estimate(value, *_interval(draws, value, count, kinds[name.split("/")[0]] in _SHARES), count)
@@ -168,7 +167,7 @@ def _interval(draws: Any, value: float, count: int, is_share: bool) -> tuple[flo
     if len(kept) < 2:
         return math.nan, math.nan
     low, high = np.percentile(kept, [2.5, 97.5])
-    return wilson(value, count) if is_share and low == high else (float(low), float(high))
+    return formulas.wilson(value, count) if is_share and low == high else (float(low), float(high))
 
 
 def _grouped(rows: Sequence[Judged], by: str | None) -> dict[str, list[Judged]]:
@@ -205,12 +204,12 @@ def _combined(metric: Metric, units: Any) -> float:
     if not len(units):
         return math.nan
     if metric.of in ("pearson", "spearman"):
-        compare = pearson if metric.of == "pearson" else spearman
+        compare = formulas.pearson if metric.of == "pearson" else formulas.spearman
         counts = range(1, units.shape[1]) if metric.draws == "prefixes" else [units.shape[1] - 1]
         values = [compare(units[:, :n].T.ravel(), np.tile(units[:, -1], n)) for n in counts]
         return float(np.median(values))
     if metric.of == "ties":
-        return ties_score(units)
+        return formulas.ties_score(units)
     if metric.of == "distance" and metric.draws == "prefixes":
         means = units.mean(0)
         return float(max(means[:n].mean() for n in range(1, len(means) + 1)))
@@ -248,12 +247,15 @@ def _hits(metric: Metric, row: Judged) -> Iterable[float | None]:
     if metric.orders == "both":
         return [float(all(one == gold for one in both)) for both in zip(*orders, strict=True)]
     if metric.orders == "sum":
-        return [float(sum(_signed(one, gold) for one in both) > 0) for both in zip(*orders, strict=True)]
+        signed = ([0 if not one else 1 if one == gold else -1 for one in both] for both in zip(*orders, strict=True))
+        return [float(sum(both) > 0) for both in signed]
     return [_hit(metric, one, gold, 2) for own in orders for one in own]
 
 
 def _drawn(metric: Metric, outcomes: list[Any]) -> list[Any]:
     """The outcomes of one order's draws, or what they add up to."""
+    if metric.draws == "majority":
+        return [formulas.majority(outcomes)]
     if metric.draws == "vote":
         said = [one for one in outcomes if one is not None or metric.failed == "worst"]
         return [Counter(said).most_common(1)[0][0] if said else None]
@@ -261,10 +263,6 @@ def _drawn(metric: Metric, outcomes: list[Any]) -> list[Any]:
         total = sum(one or 0 for one in outcomes)
         return [(total > 0) - (total < 0)]
     return outcomes
-
-
-def _signed(one: int | None, gold: int) -> int:
-    return 0 if not one else 1 if one == gold else -1
 
 
 def _hit(metric: Metric, one: Any, gold: Any, count: int) -> float | None:
@@ -281,6 +279,7 @@ def _best_hits(metric: Metric, row: Judged) -> Iterable[float | None]:
     """The share of right candidates among those with the highest score (RewardBench 2).
 
     Right are the best ones, and rows without a difference are left out; as a class of their own, right is above 0.
+    Where failures are left out, so is a lone candidate without a score, and the others compete (PAMPA).
     """
     best = max(row.merits)
     right = {index for index, merit in enumerate(row.merits) if merit == best}
@@ -290,12 +289,10 @@ def _best_hits(metric: Metric, row: Judged) -> Iterable[float | None]:
         return []
     hits: list[float | None] = []
     for judgement in (one for order in _selected(metric, row) for one in order):
-        scores = judgement.whole
-        if scores is None:
-            hits.append(_hit(metric, None, None, len(row.merits)))
-            continue
-        top = [index for index, score in enumerate(scores) if score == max(scores)]
-        hits.append(fmean(index in right for index in top))
+        scores = (judgement.scores if metric.failed == "left_out" else judgement.whole) or ()
+        highest = max((score for score in scores if score is not None), default=math.nan)
+        top = [index for index, score in enumerate(scores) if score == highest]
+        hits.append(fmean(index in right for index in top) if top else _hit(metric, None, None, len(row.merits)))
     return hits
 
 
@@ -309,10 +306,10 @@ def _pair_hits(metric: Metric, row: Judged) -> Iterable[float | None]:
     hits: list[float | None] = []
     for i, j in combinations(range(len(row.merits)), 2):
         gold = (row.merits[i] > row.merits[j]) - (row.merits[i] < row.merits[j])
-        judgements = (one for order in _selected(metric, row) for one in order)
-        said = [None if one.scores is None else (one.scores[i], one.scores[j]) for one in judgements]
-        signs = [None if s is None or None in s else (s[0] > s[1]) - (s[0] < s[1]) for s in said]  # type: ignore[operator]
-        hits += [_hit(metric, sign, gold, 2) for sign in signs] if gold else []
+        for order in _selected(metric, row) if gold else []:
+            said = [None if one.scores is None else (one.scores[i], one.scores[j]) for one in order]
+            signs = [None if s is None or None in s else (s[0] > s[1]) - (s[0] < s[1]) for s in said]  # type: ignore[operator]
+            hits += [_hit(metric, sign, gold, 2) for sign in _drawn(metric, signs)]
     return hits
 
 
@@ -320,6 +317,8 @@ def _score_units(metric: Metric, rows: Sequence[Judged]) -> list[list[float]]:
     """Per row, or per system, the judge's scores and the label; a failure is left out or -1."""
     units = []
     for row in rows:
+        if len(row.merits) != 1:
+            raise ValueError("a row has several candidates")
         said = [order.scores[0] if order.scores else None for draw in row.draws for order in draw[:1]]
         if metric.failed == "worst":
             said = [-1.0 if one is None else one for one in said]
@@ -338,12 +337,12 @@ def _score_units(metric: Metric, rows: Sequence[Judged]) -> list[list[float]]:
 
 def _distances(metric: Metric, row: Judged) -> list[float]:
     """Per draw the edit distance of the judge's order to the label's, over the length."""
-    label = order_of(row.merits)
+    label = formulas.order_of(row.merits)
     found = []
     for draw in row.draws:
         own = [draw[row.listed if len(draw) > 1 else 0]] if metric.orders == "listed" else draw
-        said = [None if (scores := one.whole) is None else order_of(scores) for one in own]
-        lengths = [1.0 if one is None else edit_distance(one, label) / len(label) for one in said]
+        said = [None if (scores := one.whole) is None else formulas.order_of(scores) for one in own]
+        lengths = [1.0 if one is None else formulas.edit_distance(one, label) / len(label) for one in said]
         kept = [one for one, order in zip(lengths, said, strict=True) if order or metric.failed != "left_out"]
         found.append(fmean(kept) if kept else math.nan)
     return found

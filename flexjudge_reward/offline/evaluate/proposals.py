@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flexjudge_reward.errors import ConfigError, EngineError
+from flexjudge_reward.errors import ConfigError, EngineError, need
 from flexjudge_reward.formats.onecall import Labels
 from flexjudge_reward.formats.reply import THINK_CLOSE
 from flexjudge_reward.judge.judge import Judge
@@ -43,7 +43,8 @@ def preferences(rows: Sequence[Labelled]) -> list[Labelled]:
 
 def halves(rows: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
     """The rows to propose and choose from, and those to report; rows with one question are in the same half."""
-    keys = [row.example.with_candidates([]).digest(("half", seed)) for row in rows]
+    need("numpy", "evaluate")  # for the intervals of what is reported
+    keys = [Example(row.example.question, ()).digest(("half", seed)) for row in rows]  # whatever the reference is
     place = {key: number for number, key in enumerate(sorted(set(keys)))}
     first, second = ([row for row, key in zip(rows, keys, strict=True) if place[key] % 2 == half] for half in (0, 1))
     return first, second

@@ -41,7 +41,7 @@ from typing import Any
 from flexjudge_reward.data.cells import is_empty, is_number, source_media, with_media
 from flexjudge_reward.data.content import content_of, options_of, rubric
 from flexjudge_reward.data.lines import Lines, permutation
-from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
+from flexjudge_reward.data.rows import BadRow, RowOptions, Rows
 from flexjudge_reward.data.tables import Table, fingerprint
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import KINDS, Media
@@ -99,6 +99,8 @@ class BenchmarkRows:
         """
         self.benchmark, self._roots = benchmark, () if media_root is None else (media_root,)
         self._wanted, self._seed, self._limit = revision or benchmark.revision or None, seed, limit
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit must be at least 1, found {limit}")
         self.sources = [self._source(part, data) for part in benchmark.parts]
 
     @property
@@ -129,7 +131,8 @@ class BenchmarkRows:
             yield from islice((row for row in rows if row is not None), self._limit)
 
     def _source(self, part: Part, data: Path | None) -> Source:
-        where = data or (self.benchmark.folder / self.benchmark.get if self._is_beside else None)
+        beside = self.benchmark.folder / self.benchmark.get
+        where = data or (beside if beside.is_file() else None)
         if where is None and not self.benchmark.source:
             raise ConfigError(f"{self.benchmark.title} is not on the Hub: {self.benchmark.get}; then give it as --data")
         if where is None:
@@ -145,15 +148,15 @@ class BenchmarkRows:
         version = fingerprint(where)
         return Source(f"{where.name} (content {version[:12]})", version, self._opened(where, part))
 
-    @property
-    def _is_beside(self) -> bool:
-        return bool(self.benchmark.get) and (self.benchmark.folder / self.benchmark.get).is_file()
-
     def _opened(self, path: Path, part: Part) -> Any:
         if path.suffix == ".json":
             return _json_rows(path, part.json)
         if part.header and path.suffix in (".txt", ".csv"):
-            lines = [re.split(r"[,\s]+", line.strip()) for line in path.read_text("utf-8").splitlines() if line.strip()]
+            try:
+                whole = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            except ValueError as error:
+                raise ConfigError(f"{path} cannot be read as text: {error}") from None
+            lines = [re.split(r"[,\s]+", line) for line in whole if line]
             kept = lines[1:] if lines and lines[0] == list(part.header) else lines
             return [(number, dict(zip(part.header, fields, strict=False))) for number, fields in enumerate(kept)]
         if path.is_dir() or path.suffix == ".parquet":
@@ -201,10 +204,11 @@ class BenchmarkRows:
             if len(merits) != len(candidates):
                 raise ConfigError(f"the label is about {len(merits)} candidates, and there are {len(candidates)}")
             example = self._example(spec, raw, candidates)
-        except ConfigError as error:
-            raise ConfigError(f"{source.name}, row {number}: {error}") from None
-        name = _cell(raw, spec["id"]) if "id" in spec else number
-        groups = {group: _group(rule, raw, part) for group, rule in self.benchmark.groups.items()}
+            name = _cell(raw, spec["id"]) if "id" in spec else number
+            groups = {group: _group(rule, raw, part) for group, rule in self.benchmark.groups.items()}
+        except (LookupError, TypeError, ValueError, AttributeError, re.error) as error:  # of a file of the user's own
+            why = error if isinstance(error, ConfigError) else f"{self.benchmark.name} cannot read it: {error!r:.200}"
+            raise ConfigError(f"{source.name}, row {number}: {why}") from None
         return Labelled(number, name, part, merits, groups, example)
 
     def _example(self, spec: Mapping[str, Any], raw: Mapping[str, Any], candidates: Sequence[Any]) -> Example:
@@ -259,17 +263,13 @@ def user_rows(source: str | Path, **options: Any) -> tuple[Rows, list[Labelled],
         except ConfigError as error:
             bad.append(BadRow(row.number, row.id, str(error)))
             continue
-        good.append(Labelled(row.number, _id(row), part, merits, {}, row.example))
+        good.append(Labelled(row.number, row.number if row.id is None else row.id, part, merits, {}, row.example))
     if not good:
         first = f": {rows.unit} {bad[0].number}: {bad[0].why}" if bad else ""
         raise ConfigError(f"{rows.name} has no row with a label that can be used{first}")
     rows.first_bad = bad[0] if bad else None
     rows.report(len(bad), len(good) + len(bad))
     return rows, good, bad
-
-
-def _id(row: Row) -> object:
-    return row.number if row.id is None else row.id
 
 
 def user_label(label: Any, count: int) -> tuple[float, ...]:
@@ -285,7 +285,7 @@ def user_label(label: Any, count: int) -> tuple[float, ...]:
         return tuple(float(index == ord(label.strip()) - 65) for index in range(count))
     if isinstance(label, list) and len(label) == count and all(map(is_number, label)):
         return tuple(map(float, label))
-    raise ConfigError(f"'label' is {form}, where higher is better; found {_shown(label)}")
+    raise ConfigError(f"'label' is {form}, where higher is better; found {label!r:.80}")
 
 
 # ------------------------------------------------------------------------------------------ cells

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from flexjudge_reward.offline.evaluate.formulas import wilson
+from flexjudge_reward.offline.evaluate.formulas import majority, wilson
 from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Judgement, first_place
 from flexjudge_reward.offline.evaluate.rows import Labelled
+from flexjudge_reward.types import Example
 
 Sign = int | None  # 1 if the first of a pair is better, -1 if the second is, 0 for a tie, None for a failure
 _MARKDOWN = re.compile(r"\*\*|^#+ |^\s*[-*] |`|\|", re.MULTILINE)
@@ -29,6 +29,8 @@ class Pair:
     """Two candidates of a row; `gold` is what the labels say, `said` the sign of each order in each draw."""
 
     row: int
+    cluster: int
+    """Of the row; see `clusters`."""
     first: int
     second: int
     gold: int
@@ -81,12 +83,11 @@ def pairs_of(rows: Sequence[Labelled]) -> list[Labelled]:
     return [
         replace(
             row,
-            number=index,
             id=(row.id, i, j),
             merits=(row.merits[i], row.merits[j]),
             example=row.example.with_candidates([row.example.candidates[i], row.example.candidates[j]]),
         )
-        for index, row in enumerate(rows)
+        for row in rows
         for i, j in combinations(range(len(row.merits)), 2)
     ]
 
@@ -94,8 +95,7 @@ def pairs_of(rows: Sequence[Labelled]) -> list[Labelled]:
 def compared(asked: Sequence[Labelled], judged: Sequence[Judged]) -> list[Pair]:
     """The pairs of all rows, from what was judged: pairs by themselves (`pairs_of`), or whole rows."""
     found = []
-    for place, (one, judgement) in enumerate(zip(asked, judged, strict=True)):
-        row = one.number if isinstance(one.id, tuple) else place
+    for one, judgement, cluster in zip(asked, judged, clusters(asked), strict=True):
         for i, j in combinations(range(len(one.merits)), 2):
             first, second = one.id[1:] if isinstance(one.id, tuple) else (i, j)
             gold = (one.merits[i] > one.merits[j]) - (one.merits[i] < one.merits[j])
@@ -103,8 +103,28 @@ def compared(asked: Sequence[Labelled], judged: Sequence[Judged]) -> list[Pair]:
             texts = [_text(one, k) for k in (i, j)]
             longer = (len(texts[0]) > len(texts[1])) - (len(texts[0]) < len(texts[1]))
             marks = [len(_MARKDOWN.findall(text)) for text in texts]
-            found.append(Pair(row, first, second, gold, said, longer, (marks[0] > marks[1]) - (marks[0] < marks[1])))
+            styled = (marks[0] > marks[1]) - (marks[0] < marks[1])
+            found.append(Pair(one.number, cluster, first, second, gold, said, longer, styled))
     return found
+
+
+def clusters(rows: Sequence[Labelled]) -> list[int]:
+    """Per row a number that it shares with the rows that it depends on: those with an answer to a question in common.
+
+    So six pairs of four answers say as much as one row with these four, and a row that is there twice says it once.
+    """
+    parent, seen = list(range(len(rows))), dict[str, int]()
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = place = parent[parent[place]]
+        return place
+
+    for place, row in enumerate(rows):
+        for candidate in row.example.candidates:
+            shown = Example(row.example.question, [candidate]).digest()
+            parent[root(place)] = root(seen.setdefault(shown, place))
+    return [root(place) for place in range(len(rows))]
 
 
 def settings_of(
@@ -126,7 +146,7 @@ def settings_of(
         made.append((True, 1, lambda pair: _swapped(pair.said[0]), [one for row in judged for one in row.draws[0]]))
     if draws > 1:
         used = [draw[0] for row in judged for draw in row.draws]
-        made.append((False, draws, lambda pair: _majority([draw[0] for draw in pair.said]), used))
+        made.append((False, draws, lambda pair: majority([draw[0] for draw in pair.said]), used))
     fresh = not any(one.cached for row in judged for one in row.judgements)
     return [
         _setting(
@@ -157,7 +177,7 @@ def _setting(
 ) -> Setting:
     labelled = [(pair, sign) for pair, sign in zip(pairs, signs, strict=True) if pair.gold]
     values = tuple(0.0 if sign is None else 0.5 if sign == 0 else float(sign == pair.gold) for pair, sign in labelled)
-    orders = [[_majority(own) for own in zip(*pair.said[: asked.votes], strict=True)] for pair in pairs]
+    orders = [[majority(own) for own in zip(*pair.said[: asked.votes], strict=True)] for pair in pairs]
     both = [own for own in orders if len(own) == 2 and None not in own]
     votes = [[draw[0] for draw in pair.said] for pair in pairs if asked.votes > 1]
     return Setting(
@@ -165,7 +185,7 @@ def _setting(
         position_swap=asked.swap,
         votes=asked.votes,
         max_tokens=asked.max_tokens,
-        agreement=agreement_of([pair.row for pair, _ in labelled], values, seed),
+        agreement=agreement_of([pair.cluster for pair, _ in labelled], values, seed),
         values=values,
         failed=_mean(sign is None for sign in signs),
         ties=_mean(sign == 0 for sign in signs if sign is not None),
@@ -174,19 +194,19 @@ def _setting(
         cycles=_cycles(pairs, signs),
         longer=_bias(labelled, lambda pair: pair.longer),
         styled=_bias(labelled, lambda pair: pair.styled),
-        consistency=_mean(one == _majority(own) for own in votes for one in own if one is not None),
+        consistency=_mean(one == majority(own) for own in votes for one in own if one is not None),
         forced=_mean(bool(one.forced) for one in used),
         tokens=1000 * sum(one.tokens for one in used) / rollouts,
         seconds=1000 * seconds / rollouts,
     )
 
 
-def clustered(rows: Sequence[int], values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Estimate:
-    """The mean with an interval of a bootstrap over rows, since the pairs of one row depend on each other."""
+def clustered(members: Sequence[int], values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Estimate:
+    """The mean with an interval of a bootstrap over `clusters`, whose members depend on each other."""
     import numpy as np
 
-    _, place = np.unique(np.array(rows), return_inverse=True)
-    count = int(place.max()) + 1 if len(rows) else 0
+    _, place = np.unique(np.array(members), return_inverse=True)
+    count = int(place.max()) + 1 if len(members) else 0
     sums, sizes = np.zeros(count), np.zeros(count)
     np.add.at(sums, place, np.array(values))
     np.add.at(sizes, place, 1)
@@ -196,12 +216,12 @@ def clustered(rows: Sequence[int], values: Sequence[float], seed: int = 0, resam
     return Estimate(float(sums.sum() / max(1, sizes.sum())), float(low), float(high), len(values))
 
 
-def agreement_of(rows: Sequence[int], values: Sequence[float], seed: int) -> Estimate:
-    """As `clustered`; Wilson's interval where all rows are alike, which a few may be by chance."""
-    found = clustered(rows, values, seed)
+def agreement_of(members: Sequence[int], values: Sequence[float], seed: int) -> Estimate:
+    """As `clustered`; Wilson's interval where all clusters are alike, which a few may be by chance."""
+    found = clustered(members, values, seed)
     if found.low < found.high:
         return found
-    low, high = wilson(found.value, len(set(rows)))
+    low, high = wilson(found.value, len(set(members)))
     return replace(found, low=low, high=high)
 
 
@@ -215,14 +235,6 @@ def _swapped(said: Sequence[Sign]) -> Sign:
     if None in said:
         return None
     return said[0] if len(set(said)) == 1 else 0
-
-
-def _majority(votes: Sequence[Sign]) -> Sign:
-    """The most common outcome of those that could be read; a draw is a tie."""
-    counts = Counter(vote for vote in votes if vote is not None).most_common(2)
-    if not counts:
-        return None
-    return 0 if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
 
 
 def _cycles(pairs: Sequence[Pair], signs: Sequence[Sign]) -> float:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from flexjudge_reward.errors import printable
 from flexjudge_reward.judge.record import json_line
+from flexjudge_reward.offline.journal import replaced
 
 if TYPE_CHECKING:
     from flexjudge_reward.offline.evaluate.benchmark import Benchmark
     from flexjudge_reward.offline.evaluate.job import Evaluation
 
+_WRITTEN = {"name", "data", "metrics", "always", "warnings"}
 _ALWAYS = ("rows", "failed", "ties", "swap_consistent", "first_place", "forced", "tokens")
 
 
@@ -29,9 +31,12 @@ def write(found: Evaluation, folder: Path) -> None:
         **{"judge": found.judge, "data": found.data, "schema": benchmark.schema, "warnings": found.warnings},
         **{"metrics": figures, "always": found.always},
     }
-    _replace(found.files[0].with_suffix(".json"), json_line(entry))
+    replaced(found.files[0].with_suffix(".json"), json_line(entry).encode())
     judges = [read for path in sorted(folder.glob(f"{benchmark.name}.*.json")) if (read := _read(path))]
-    _replace(folder / f"{benchmark.name}.md", markdown(benchmark, judges))
+    for judge in judges:
+        if judge.get("data") != found.data:
+            judge["warnings"] = [*judge["warnings"], f"it judged other rows than {found.name}: do not compare them"]
+    replaced(folder / f"{benchmark.name}.md", markdown(benchmark, judges).encode())
     _plot(benchmark, judges, folder / f"{benchmark.name}.png")
 
 
@@ -40,13 +45,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         entry = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return entry if isinstance(entry, dict) and "metrics" in entry else None
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, "utf-8")
-    fresh.replace(path)
+    return entry if isinstance(entry, dict) and entry.keys() >= _WRITTEN else None
 
 
 def markdown(benchmark: Benchmark, judges: Sequence[Mapping[str, Any]]) -> str:
@@ -129,4 +128,6 @@ def _plot(benchmark: Benchmark, judges: Sequence[Mapping[str, Any]], path: Path)
         axes.text(0, place, shown, va="center", fontsize=8, color=color, parse_math=False)
     axes.set_yticks([])
     axes.set_title(printable(f"{benchmark.title}: {first} (grey: published)"), fontsize=10, parse_math=False)
-    figure.savefig(path, dpi=120)
+    fresh = path.with_name(path.name + ".new")
+    figure.savefig(fresh, dpi=120, format="png")
+    fresh.replace(path)

@@ -29,12 +29,13 @@ from flexjudge_reward.offline.evaluate.doctor import (
     FEWEST,
     Diagnosis,
     Thresholds,
+    check_asked,
     check_labels,
+    clusters_of_pairs,
     diagnosed,
     examination,
     examined,
     labelled_rows,
-    rows_of_pairs,
 )
 from flexjudge_reward.offline.evaluate.metrics import Estimate
 from flexjudge_reward.offline.evaluate.proposals import (
@@ -125,7 +126,8 @@ def tune(
     for half in (own, held):
         check_labels(f"half of {source}", half, FEWEST)
     for format in formats:
-        _rubric_of(judge(format, None))
+        _rubric_of(built := judge(format, None))
+        check_asked(built, rows)
     with owned(output):
         diagnosis = examination(held, judge, formats, budgets, thresholds, seed)
         present = diagnosis.recommended or max(diagnosis.settings, key=lambda one: one.agreement.value)
@@ -137,7 +139,7 @@ def tune(
 
 def _reported(found: Tuning, tuner: _Tuner, held: Sequence[Labelled], thresholds: Thresholds, seed: int) -> Tuning:
     """The best proposal judged on the reported half, and written if it is better there."""
-    after, numbers, before = tuner.setting(held, found.criteria), rows_of_pairs(held), found.diagnosis
+    after, numbers, before = tuner.setting(held, found.criteria), clusters_of_pairs(held), found.diagnosis
     gained = [new - old for new, old in zip(after.values, tuner.present.values, strict=True)]
     found = replace(found, gain=clustered(numbers, gained, seed))
     if not found.kept:

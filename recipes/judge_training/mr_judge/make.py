@@ -19,6 +19,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,14 @@ def _cell(text: str) -> str:
 
 
 def engines_of(options: argparse.Namespace) -> Engines:
-    """One engine per part, each behind the cache of replies."""
+    """An engine for each part, behind the cache of replies. Parts with the same settings share one."""
     common = {name: getattr(options, name) for name in ("model", "base_url", "cache") if getattr(options, name)}
-    found: dict[str, Engine] = {}
-    for part in PARTS:
-        found[part] = JudgeConfig.resolve(common | mapping(getattr(options, part))).build().engine
-    return Engines(**found)
+    wanted = {part: common | mapping(getattr(options, part)) for part in PARTS}
+    built: list[tuple[dict[str, Any], Engine]] = []
+    for settings in wanted.values():
+        if all(settings != other for other, _ in built):
+            built.append((settings, JudgeConfig.resolve(settings).build().engine))
+    return Engines(**{part: next(one for own, one in built if own == wanted[part]) for part in PARTS})
 
 
 def rows_of(options: argparse.Namespace) -> Iterator[Row | BadRow]:
@@ -146,12 +149,14 @@ def main() -> None:
     if not options.output.suffix == ".parquet":
         raise ConfigError(f"the output is a .parquet file, found {str(options.output)!r}")
     sampling = Sampling(options.temperature, max_tokens=options.max_tokens, seed=options.seed)
-    with owned(options.output):
+    with owned(options.output), ExitStack() as opened:
         if options.source == "nano":
             rows: Iterator[Row | BadRow] = nano_rows(options.limit or 200, options.seed)
             engines, sampling = nano_engines(), replace(sampling, temperature=0.0, max_tokens=300)
         else:
             rows, engines = rows_of(options), engines_of(options)
+        for part in PARTS:
+            opened.callback(getattr(engines, part).close)
         format = MultipleChoice(prompt_set=options.prompt_set)
         synthesis = Synthesis(engines, format, options.instructions, sampling)
         kept = write(synthesis(rows), format, options.output)

@@ -15,6 +15,7 @@ finds nothing in it.
 
 from __future__ import annotations
 
+import random
 import re
 import tomllib
 from collections import Counter
@@ -271,12 +272,12 @@ class Synthesis:
 
 
 def draft_of(row: Row | BadRow) -> Draft:
-    """The draft of a row with one good answer, a text. One to three faults, of different kinds, by its number."""
+    """The draft of a row with one good answer, a text. One to three faults of different kinds, by its number."""
     if isinstance(row, BadRow):
         return Draft(row.id, row.number, (), "", [], why=f"row: {row.why}")
     answer = "".join(part for part in row.example.candidates[0] if isinstance(part, str)).strip()
     count = 1 + row.number // 12 % 3  # every place with every number of options: both cycles are of 12 rows
-    faults = [FAULTS[(row.number + step) % len(FAULTS)] for step in range(count)]
+    faults = random.Random(f"faults {row.number}").sample(FAULTS, count)  # which ones must not tell the best letter
     draft = Draft(row.id, row.number, row.example.question, answer, faults)
     if not answer:
         draft.why = "row: the answer is empty"

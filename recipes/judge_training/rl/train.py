@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flexjudge_recipes.common import Restored, begin, loading, parsed, plot, publish
 from flexjudge_recipes.dpo_vlm.sampling import policy_engine
@@ -70,7 +70,7 @@ class RecipeArguments:
     resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir."})
 
     def __post_init__(self) -> None:
-        for name, known in (("reward", REWARDS), ("format", FORMATS)):
+        for name, known in (("reward", REWARDS), ("format", FORMATS), ("stage", get_args(items.Stage))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, found {getattr(self, name)!r}")
         asked = FORMATS[self.format]
@@ -80,6 +80,11 @@ class RecipeArguments:
             raise ConfigError(f"the reward {self.reward} compares candidates, and {self.format!r} judges one at a time")
         if not 0 <= self.pass_low < self.pass_high <= 1:
             raise ConfigError(f"0 <= pass_low < pass_high <= 1, found {self.pass_low} and {self.pass_high}")
+        if not 0 <= self.replay <= 1:
+            raise ConfigError(f"replay is a share, 0 to 1, found {self.replay}")
+        for name, least in (("items", 1), ("measured", 1), ("measure_every", 0), ("pass_draws", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is at least {least}, found {getattr(self, name)}")
 
     def asked(self) -> Format:
         """The format, in its wording."""

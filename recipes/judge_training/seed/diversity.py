@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexjudge_reward import ConfigError
+from flexjudge_reward.data.cells import is_number
 from flexjudge_reward.formats.builtin import LETTERS
 from flexjudge_reward.formats.reply import THINK_CLOSE, THINK_OPEN, reasoning
 
@@ -70,6 +71,16 @@ class Diversity:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mix, Mapping) or not self.mix:
+            raise ConfigError(f"mix is a share of each format, found {self.mix!r}")
+        numbers = {name: getattr(self, name) for name in ("size", "pair_tokens", "single_tokens", "halved", "seed")}
+        if odd := {name: one for name, one in (numbers | dict(self.mix)).items() if not is_number(one)}:
+            raise ConfigError(f"the mix has {next(iter(odd))}={next(iter(odd.values()))!r}, which is no number")
+        for pattern in (self.first, self.second):
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
         if unknown := set(self.mix) - set(_KINDS):
             raise ConfigError(f"mix names {min(unknown)!r}; the formats made of pairs are {', '.join(_KINDS)}")
         if abs(sum(self.mix.values()) - 1) > 1e-6 or min(self.mix.values()) < 0 or self.size < 1:

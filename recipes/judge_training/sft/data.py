@@ -10,7 +10,7 @@ as one token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, Image, List
 
 from flexjudge_reward import ConfigError, Example, Generation, MediaError, OneCall, Prompt, Rubric, Scale
-from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, source_media, with_media
+from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, is_number, source_media, with_media
 from flexjudge_reward.data.tables import Table
 from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
 from flexjudge_reward.formats.builtin import FORMATS
@@ -26,14 +26,11 @@ from flexjudge_reward.formats.reply import THINK_CLOSE, THINK_OPEN, reasoning
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import encodable, neutralise
 
-COLUMNS = ("format", "question", "candidates", "criteria", "low", "high", "reply")
-"""What every trace has."""
-
 
 def stored(name: str, split: str | None = None) -> Iterable[Mapping[str, Any]]:
     """The rows of a parquet file, a folder or a data set of the Hub. Raises ConfigError: a column is missing."""
     table = Table.open(name, split)
-    if missing := [column for column in COLUMNS if column not in table.columns]:
+    if missing := [column for column in _FITS if column not in table.columns]:
         raise ConfigError(
             f"{name} has no column {missing[0]!r}, so it holds no traces; flexjudge traces rows.jsonl -o traces.parquet"
             " makes such a file"
@@ -98,6 +95,8 @@ class Renderer:
 
     def _judgement(self, row: Mapping[str, Any]) -> tuple[Prompt, str]:
         """The prompt of a trace in this wording, and its reply with the end of the turn."""
+        if wrong := next((name for name, fits in _FITS.items() if not fits(row[name])), None):
+            raise ConfigError(f"column: {wrong!r} cannot be {row[wrong]!r:.80}")
         format = _format(row["format"], row["criteria"], row["low"], row["high"], self.prompt_set)
         example = Example(_question(row), row["candidates"], row.get("reference"))
         format.check(example)
@@ -115,6 +114,22 @@ class Renderer:
     def _writes(self, opening: str) -> bool:
         ids = self.chat.tokenizer("")["input_ids"]
         return bool(ids) and self.chat.tokenizer.convert_ids_to_tokens(ids[0]) == opening
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("format", "question", "criteria", "reply"), _is_text),
+    **dict.fromkeys(("low", "high"), is_number),
+    "candidates": _are_texts,
+}
+"""What each column of a trace holds."""
 
 
 def _question(row: Mapping[str, Any]) -> list[str | Media]:

@@ -69,6 +69,8 @@ def check(options: RecipeArguments, args: SFTConfig) -> None:
     if options.prompt_set not in prompt_sets() and not Path(options.prompt_set).is_dir():
         known = ", ".join(prompt_sets())
         raise ConfigError(f"prompt_set is one of {known}, or a folder of your own, found {options.prompt_set!r}")
+    if options.measure < 0 or (options.rows is not None and options.rows < 1):
+        raise ConfigError(f"rows is at least 1, and measure at least 0: found {options.rows} and {options.measure}")
     if args.packing or args.padding_free:
         raise ConfigError("packing and padding_free let the sequences of a vision model see each other: leave them out")
     if not args.max_length:

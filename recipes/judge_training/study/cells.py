@@ -2,8 +2,9 @@
 
 A cell is one training and what is measured of it. All cells of a seed draw from one list of prompts, so that two cells
 differ in one thing only: n traces are the first n prompts, and text and image-text traces have the same questions,
-answers and thoughts. All trainings have the same length: a small set is shown more often. No question asks for a
-description, as these traces are the longest by far.
+answers and thoughts. Two exceptions are drawn anew: the prompts of lists and choices, and the order in which a scene in
+words names its places, where a cell misreads or shortens traces. All trainings have the same length: a small set is
+shown more often. No question asks for a description, as these traces are the longest by far.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def trace(cell: Cell, seed: int, number: int) -> dict[str, Any]:
     count = {"score": 1, "pair": 2}.get(form) or rng.choice((2, 3, 4))
     asked = shapes.question(rng, shapes.scene(rng), KINDS)
     replies = shapes.candidates(rng, asked, count, single_best=form == "choice")
-    own = random.Random(f"study {seed} {number} trace")  # what a cell changes does not change its prompts
+    own = random.Random(f"study {seed} {number} trace")  # so that its question and answers stay the same
     read = misread(own, asked, replies, high) if own.random() < cell.wrong else replies
     thought = shortened(asked, read, form, high, own.choice(cell.lengths))
     row = {

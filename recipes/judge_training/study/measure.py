@@ -23,6 +23,7 @@ from flexjudge_reward import (
     Engine,
     Example,
     Format,
+    Generation,
     Judge,
     Listwise,
     MajorityVote,
@@ -138,9 +139,10 @@ def first_answers(engine: Engine, format: Format, examples: Sequence[Example]) -
     replies = engine.generate([Request(replace(one, messages=(*one.messages, tag)), sampling) for one in prompts])
     found: list[Scores] = []
     for example, reply in zip(examples, replies, strict=True):
-        said = _ANSWER.findall("<answer>" + reply.text)[: len(example.candidates)]
-        whole = len(said) == len(example.candidates) and all(one.isdigit() for one in said)
-        found.append(tuple(map(float, said)) if whole else None)
+        tags = _ANSWER.findall("<answer>" + reply.text)[: len(example.candidates)]
+        # In the format's own grammar: a score off the scale is none here either.
+        whole = "<think>-</think>" + "".join(f"<answer>{one}</answer>" for one in tags)
+        found.append(format.read(example, [Generation(whole)]).scores)  # type: ignore[attr-defined]
     return found
 
 
@@ -175,7 +177,10 @@ def of_votes(folder: Path, count: int, cache: Path) -> Figures:
     with CachedEngine(opened(folder), cache) as engine:  # k votes are the first of the next larger k
         for k in VOTES:
             for format, name, chosen in on_images(count):
-                found |= group(engine, MajorityVote(format, k), chosen, f"{name}_votes_{k}", temperature=1.0)
+                counted = group(engine, MajorityVote(format, k), chosen, f"{name}_votes_{k}", temperature=1.0)
+                if format is PAIR:  # a vote on several answers has shares in place of their scores
+                    del counted[f"{name}_votes_{k}_exact"]
+                found |= counted
     return found
 
 
@@ -202,14 +207,18 @@ def waited(engine: Engine, format: OneCall, examples: Sequence[Example]) -> list
     A reply without a closed thought stays as it is.
     """
     prompts = [prompt for example in examples for prompt in format.render(example)]
-    sampling, found = Sampling(max_tokens=LIMIT), []
+    sampling = Sampling(max_tokens=LIMIT)
     replies = engine.generate([Request(prompt, sampling) for prompt in prompts])
-    for _ in range(ROUNDS + 1):
-        read = [format.read(example, [reply]).scores for example, reply in zip(examples, replies, strict=True)]
-        found.append(read)
+    found = [_read(format, examples, replies)]
+    for _ in range(ROUNDS):
         closed = [index for index, reply in enumerate(replies) if THINK_CLOSE in reply.text]
         begun = {index: replies[index].text.rpartition(THINK_CLOSE)[0] + " Wait" for index in closed}
         more = engine.generate([Request(continued(prompts[i], text), sampling) for i, text in begun.items()])
         for index, reply in zip(closed, more, strict=True):
             replies[index] = replace(reply, text=begun[index] + reply.text)
+        found.append(_read(format, examples, replies))
     return found
+
+
+def _read(format: OneCall, examples: Sequence[Example], replies: Sequence[Generation]) -> list[Scores]:
+    return [format.read(example, [reply]).scores for example, reply in zip(examples, replies, strict=True)]

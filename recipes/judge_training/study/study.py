@@ -50,6 +50,7 @@ class Study:
             raise ConfigError(f"steps and batch are at least 1, count at least 2: found {steps}, {batch}, {count}")
         self.out, self.results = out, results
         self.settings = {"steps": steps, "batch": batch, "count": count}
+        self.trainings = out / f"{steps}x{batch}"  # a judge of another length is none of this study
 
     def __call__(self, cells: Sequence[str], seeds: Sequence[int]) -> None:
         """Runs what is missing. Raises ConfigError: there is no such cell, or some failed; the others are finished."""
@@ -104,7 +105,7 @@ class Study:
 
     def judge(self, name: str, seed: int) -> Path:
         """The folder of a cell's judge, trained if need be."""
-        cell, folder = CELLS[name], self.out / f"seed_{seed}" / name
+        cell, folder = CELLS[name], self.trainings / f"seed_{seed}" / name
         if cell.work == "none":
             return path("base")
         if cell.work in ("votes", "wait"):

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -99,12 +100,6 @@ WAIT = (
     "Flex-Judge: pairs fall after the first round of waiting and climb back nearly to the start by the fourth; single"
     " scores gain a little (figures, no values)."
 )
-INFERENCE = {
-    ("votes", "votes"): "votes: {}, at temperature 1",
-    ("wait", "budget"): "thought closed after {} tokens",
-    ("wait", "wait"): "rounds of waiting: {}",
-}
-"""The parts of the names of what is measured of the shared judge at inference, and their words."""
 
 
 def read(file: Path, settings: Mapping[str, int]) -> Results:
@@ -161,6 +156,7 @@ def said(numbers: Sequence[float]) -> str:
 def markdown(found: Results, settings: Mapping[str, int]) -> str:
     """All tables."""
     cpu = [sum(entry["cpu_seconds"].values()) for entry in found.values()]
+    error = 50 / sqrt(settings["count"])
     lines = [
         "# The transfer study",
         "",
@@ -168,7 +164,9 @@ def markdown(found: Results, settings: Mapping[str, int]) -> str:
         f" of {settings['batch']} traces from the embedded base, whatever the number of different ones. Pairs:"
         f" {settings['count']} held-out examples, else half as many; greedy; percent, mean ± standard deviation over n"
         " seeds. Pairs and lists: the better answer alone has the highest score; of pairs a coin finds 50 %. A reply"
-        " that cannot be read counts as wrong.",
+        f" that cannot be read counts as wrong. All seeds answer the same examples, so that ± leaves out the choice of"
+        f" these: of a share of pairs it is up to {error:.1f} points (standard error), of a difference of two up to"
+        f" {error * sqrt(2):.1f}, of half as many examples {sqrt(2):.1f} times that.",
     ]
     head = ["cell", "n", *COLUMNS.values()]
     for letter, question in QUESTIONS.items():
@@ -184,6 +182,7 @@ def markdown(found: Results, settings: Mapping[str, int]) -> str:
 
 
 def _inference(found: Results) -> list[list[str]]:
+    pattern = re.compile(r"image_pair_((votes|budget|wait)_(\d+))_better")
     named = {
         "votes": "{} vote(s), temperature 1",
         "budget": "reasoning cut at {} tokens",
@@ -192,10 +191,10 @@ def _inference(found: Results) -> list[list[str]]:
     rows = []
     for cell in ("votes", "wait"):
         names = {name: None for (own, _), entry in found.items() if own == cell for name in entry["figures"]}
-        for how in filter(None, (re.fullmatch(r"image_pair_(votes|budget|wait)_(\d+)_better", name) for name in names)):
-            better = list(values(found, cell, how[0]).values())
-            read_ = list(values(found, cell, how[0].replace("_better", "_formed")).values())
-            rows.append([named[how[1]].format(how[2]), str(len(better)), said(better), said(read_)])
+        for how in filter(None, map(pattern.fullmatch, names)):
+            shown = (how[0], f"image_single_{how[1]}_exact", f"image_pair_{how[1]}_formed")  # as in `markdown`
+            columns = [list(values(found, cell, name).values()) for name in shown]
+            rows.append([named[how[2]].format(how[3]), str(len(columns[0])), *map(said, columns)])
     return rows
 
 

@@ -17,6 +17,7 @@ import pytest
 from flexjudge_reward import ScriptedEngine
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.nano import path as nano_path
+from support.jsonl import write
 from support.judging import scores
 
 NANO = ("--model", "nano", "--cache", "off")
@@ -31,11 +32,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     )
     monkeypatch.setattr("flexjudge_reward.engines.transformers.TransformersEngine", lambda *_, **__: scripted)
     return scripted
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +178,7 @@ def test_an_embedded_judge_says_where_it_is(words: list[str], folder: Any, capsy
 @pytest.mark.parametrize(("name", "clips"), [("nano", False), ("nano-omni", True)])
 def test_an_embedded_judge_is_served_under_its_name(name: str, clips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr("flexjudge_reward.cli.nano.util.find_spec", lambda package: package)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
     monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
     main(["nano", name, "--serve", "--port", "8123"])
     (words,) = started

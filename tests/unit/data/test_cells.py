@@ -57,6 +57,25 @@ IMAGE = Media.image(noise())
         pytest.param({"question": ["q", {"type": "image", "url": URI}]}, id="part_by_url"),
         pytest.param({"question": ["q", {"type": "image"}], "images": [URI]}, id="place"),
         pytest.param({"question": ["q", {"type": "image_url", "image_url": {"url": URI}}]}, id="as-the-api-has-it"),
+        pytest.param({"question": ["q", {"type": "image_url", "image_url": URI}]}, id="address-alone"),
+        pytest.param(
+            {"question": [{"type": "input_text", "text": "q"}, {"type": "input_image", "image_url": URI}]},
+            id="newer-api",
+        ),
+        pytest.param(
+            {
+                "question": [
+                    {"type": "output_text", "text": "q"},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": URI.split(",")[1]},
+                    },
+                ]
+            },
+            id="anthropic",
+        ),
+        pytest.param({"question": ["q", {"type": "image", "source": {"type": "url", "url": URI}}]}, id="anthropic-url"),
+        pytest.param({"question": [{"from": "human", "value": "<image>q"}], "image": URI}, id="sharegpt"),
         pytest.param({"question": [{"role": "user", "content": ["q", {"image": URI}]}]}, id="message"),
         pytest.param({"question": "q", "image": {"bytes": None, "path": URI}}, id="struct"),
         pytest.param({"question": "q", "images": [URI.replace("data:image", "DATA:image")]}, id="capital_letters"),
@@ -125,6 +144,33 @@ def test_a_damaged_data_uri_fails_its_row_only(tmp_path: Path, uri: str, message
 def test_data_uris_and_addresses_are_text_where_a_text_is_expected(tmp_path: Path) -> None:
     _, engine = score(write(tmp_path / "in.jsonl", {"question": URI, "answer": "https://example.org/a.png"}))
     assert not engine.prompts[0].media
+
+
+MARKS: dict[str, tuple[Any, int, list[str]]] = {
+    "one": ("<image>\nWhat?", 1, ["image", "\nWhat?"]),
+    "two within the text": ("Is <image> lighter than <image>?", 2, ["Is ", "image", " lighter than ", "image", "?"]),
+    "side by side": ("<image><image>Same?", 2, ["image", "image", "Same?"]),
+    "in a message": ([{"role": "user", "content": "Look: <image>"}], 1, ["Look: ", "image"]),
+    "in a part": ([{"type": "text", "text": "Look: <image>"}, "now"], 1, ["Look: ", "image", "now"]),
+    "fewer than images": ("<image>What?", 2, ["image", "image", "<image>What?"]),
+    "more than images": ("<image> or <image>?", 1, ["image", "<image> or <image>?"]),
+    "beside a place": ([{"type": "image"}, "a <image> tag?"], 1, ["image", "a <image> tag?"]),
+    "no images": ("What does <image> do?", 0, ["What does <image> do?"]),
+}
+
+
+@pytest.mark.parametrize(("question", "count", "shown"), MARKS.values(), ids=MARKS)
+def test_an_image_is_shown_where_a_mark_in_the_text_says(
+    tmp_path: Path, question: Any, count: int, shown: list[str]
+) -> None:
+    """As LLaVA's sets have it, and so LLaMA-Factory's, ms-swift's and verl's; files and trainers alike."""
+    row = {"question": question, "answer": "a", **({"images": [URI] * count} if count else {})}
+    (read,) = Rows(write(tmp_path / "in.jsonl", row)).read(lambda row: None)
+    assert isinstance(read, Row)
+    assert [one if isinstance(one, str) else one.kind for one in read.example.question] == shown
+    prompt = question if isinstance(question, str) or "role" in question[0] else [{"role": "user", "content": question}]
+    (trained,) = examples([prompt], ["a"], {"images": [[URI] * count]}, Columns())
+    assert trained.question == read.example.question
 
 
 def test_trainers_and_files_read_pictures_alike(tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[str]], list[Any], list[Any
         [GOOD, MORE, GOOD],
         [BAD],
     ),
+    "sharegpt": (
+        {
+            "conversations": [{"from": "system", "value": "be short"}, {"from": "human", "value": "0 hi"}],
+            "chosen": [{"from": "gpt", "value": "9 a"}],
+            "rejected": [{"from": "gpt", "value": "3 b"}],
+        },
+        {"question": ["conversations"], "candidates": ["chosen", "rejected"]},
+        [SYSTEM, USER],
+        [GOOD],
+        [BAD],
+    ),
     "lone_messages": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, PREFERENCES, [USER], [GOOD], [BAD]),
     "blanks_at_the_end_of_the_prompt": (
         {"prompt": "0 hi\n", "chosen": [USER, GOOD], "rejected": [USER, BAD]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 import zlib
@@ -191,14 +192,46 @@ def test_a_picture_that_is_known_is_decoded_where_it_is_shown(cache_file: Path) 
     assert seen == [noise(seed=3).tobytes()]
 
 
-@pytest.mark.parametrize("digest", [b"short", 7, "text", 1.5])
-def test_a_damaged_picture_is_not_known(digest: object, cache_file: Path) -> None:
-    file = saved(noise())
-    judged(cache_file, [file])
-    with sqlite3.connect(cache_file) as db:
-        db.execute("UPDATE pictures SET digest = ?", (digest,))
-    db.close()
-    assert judged(cache_file, [file]) == ([(7.0,)], 0)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("digest = x'0102'", id="short"),
+        pytest.param("digest = 7", id="a_number"),
+        pytest.param("digest = 'text'", id="a_text"),
+        pytest.param("digest = substr(digest, 1, 32)", id="of_an_earlier_release"),
+        pytest.param("digest = (SELECT max(digest) FROM pictures)", id="that_of_another_picture"),
+        pytest.param("digest = zeroblob(32) || substr(digest, 33)", id="other_bits"),
+    ],
+)
+def test_a_damaged_picture_is_not_known(change: str, cache_file: Path, decoded: list[Any]) -> None:
+    """It is decoded again, and named again with the next reply about it."""
+    files = [saved(noise(seed=seed)) for seed in range(2)]
+
+    def by_pixels(request: Request) -> str:
+        image = request.prompt.media[0].images()[0]
+        return f"<think></think><answer>{1 + (image.tobytes() == noise(seed=1).tobytes())}</answer>"
+
+    judged(cache_file, files, by_pixels)
+    with contextlib.closing(sqlite3.connect(cache_file)) as db, db:
+        db.execute(f"UPDATE pictures SET {change}")
+    decoded.clear()
+    assert judged(cache_file, files, by_pixels) == ([(1.0,), (2.0,)], 0) and decoded
+    with (engine := cached(cache_file, by_pixels)[0]):
+        Judge(Pointwise(), engine)([Example([Media.image(file), "other?"], ["a"]) for file in files])
+    decoded.clear()
+    assert judged(cache_file, files, by_pixels) == ([(1.0,), (2.0,)], 0) and not decoded
+
+
+def test_verify_removes_damaged_pictures(cache_file: Path) -> None:
+    engine, _ = cached(cache_file)
+    with engine:
+        ask_all(engine, NAMES[:1])
+        engine.store.name_pictures({name * 32: b"d" * 32 for name in (b"f", b"g")})
+        with contextlib.closing(sqlite3.connect(cache_file)) as db, db:
+            db.execute("UPDATE pictures SET digest = zeroblob(48) WHERE file = ?", (b"f" * 32,))
+        assert engine.store.verify(is_intact) == (1, 0)
+        with contextlib.closing(sqlite3.connect(cache_file)) as db:
+            assert db.execute("SELECT file FROM pictures").fetchall() == [(b"g" * 32,)]
 
 
 def test_a_damaged_file_is_not_known(cache_file: Path) -> None:

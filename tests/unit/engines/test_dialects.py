@@ -456,21 +456,21 @@ class Limited:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "headers", "attempts"),
+    ("headers", "attempts"),
     [
-        pytest.param(0.05, {}, 5, id="no-header"),
-        pytest.param(0.05, {"Retry-After": "0.05"}, 5, id="seconds"),
-        pytest.param(0.05, {"Retry-After-Ms": "50"}, 5, id="milliseconds"),
-        pytest.param(0.05, {"Retry-After": "0"}, 5, id="zero"),
-        pytest.param(0.05, {}, 1, id="one-attempt"),
+        pytest.param({}, 5, id="no-header"),
+        pytest.param({"Retry-After": "0.02"}, 5, id="seconds"),
+        pytest.param({"Retry-After-Ms": "20"}, 5, id="milliseconds"),
+        pytest.param({"Retry-After": "0"}, 5, id="zero"),
+        pytest.param({}, 1, id="one-attempt"),
     ],
 )
 def test_a_steady_rate_limit_loses_no_row(
-    seconds: float, headers: dict[str, str], attempts: int, monkeypatch: pytest.MonkeyPatch
+    headers: dict[str, str], attempts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throttle, "_pause", lambda nth, demanded: 0.02 if demanded is None else demanded)
-    with Vendor(Limited(seconds, headers=headers)) as server:
-        assert kinds(judged(server, 48, max_attempts=attempts)) == [None] * 48
+    monkeypatch.setattr(throttle, "_pause", lambda nth, demanded: 0.01 if demanded is None else demanded)
+    with Vendor(Limited(0.02, headers=headers)) as server:
+        assert kinds(judged(server, 32, max_attempts=attempts)) == [None] * 32
 
 
 def test_a_limit_that_never_ends_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,3 +559,34 @@ def test_a_photograph_is_sent_about_as_large_as_it_is(options: dict[str, Any], k
         Judge(Pointwise(), engine)([Example([Media.image(data), "What is it?"], ["a"])])
     (url,) = [part["image_url"]["url"] for part in server.requests[0]["messages"][1]["content"] if "image_url" in part]
     assert url.startswith(f"data:{kind};base64,") and len(url) < most * len(data)
+
+
+@pytest.mark.parametrize(
+    ("per_image", "sees", "kind"),
+    [
+        pytest.param(0, False, "unsupported", id="dropped"),
+        pytest.param(64, False, None, id="read-as-tokens"),
+        pytest.param(0, True, None, id="seen-and-not-counted"),
+        pytest.param(None, False, None, id="nothing-counted"),
+    ],
+)
+def test_a_server_that_drops_images_gives_no_score(per_image: int | None, sees: bool, kind: str | None) -> None:
+    """A judge that reads text only would score a picture that it was never shown."""
+
+    def answer(body: dict[str, Any]) -> Fault:
+        contents = [message["content"] for message in body["messages"]]
+        parts = [
+            part for one in contents for part in ([{"type": "text", "text": one}] if isinstance(one, str) else one)
+        ]
+        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        tokens = sum(len(part.get("text", "").split()) for part in parts) + len(images) * (per_image or 0) + 30
+        said = GOOD.replace("fine", str(images)) if sees else GOOD
+        usage = {"prompt_tokens": 0 if per_image is None else 2 * tokens, "completion_tokens": 5}
+        return Fault(body=json.dumps(json.loads(reply(said)) | {"usage": usage}))
+
+    rows = [Example([Media.image(Image.new("RGB", (32, 32), (9 * n, 0, 0))), "Is it red?"], ["yes"]) for n in range(4)]
+    with Vendor(answer) as server, ServerEngine(server.url, "judge") as engine:
+        verdicts = [*Judge(Pointwise(), engine)(rows), *Judge(Pointwise(), engine)([Example("q", ["a"])])]
+    assert kinds(verdicts) == [kind] * 4 + [None]
+    assert kind is None or "shows its model no images" in str(verdicts[0].failure)
+    assert len(server.requests) == 5 + {None: 0, 64: 2, 0: 3}[per_image]  # asked once

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import pickle
 import signal
 import subprocess
@@ -40,6 +42,7 @@ from flexjudge_reward import (
     read_record,
 )
 from flexjudge_reward.cli.main import main
+from flexjudge_reward.judge.record import _append
 from support.fault_server import FaultServer
 from support.judging import scores, tags
 
@@ -223,6 +226,28 @@ def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 360  # none empty, none joined
     expected = {f"w{w} {batch} {n}" for w in range(3) for batch in range(40) for n in range(3)}
     assert {" ".join(answer.split()[:3]) for answer in answers(path)} == expected
+
+
+def test_a_child_that_was_forked_meanwhile_blocks_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pread, children = tmp_path / "r.jsonl", os.pread, list[int]()
+
+    def forking(*given: Any) -> bytes:
+        if not (child := os.fork()):
+            signal.pause()
+        children.append(child)
+        return pread(*given)
+
+    file.write_bytes(b"{}\n")
+    monkeypatch.setattr(os, "pread", forking)
+    try:
+        _append(file, b"{}\n")
+        with file.open("ab") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert file.read_bytes() == b"{}\n" * 2 and len(children) == 1
 
 
 def test_ranks_write_files_of_their_own_and_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

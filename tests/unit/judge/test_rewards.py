@@ -106,7 +106,7 @@ failure = st.sampled_from([BROKEN, REFUSED, NO_IMAGE, LOST, CUT, ODD])
 group = st.lists(st.one_of(st.floats(0, 1), failure), min_size=1, max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(group, min_size=1, max_size=4), st.sampled_from(["lowest", "mean", "abstain"]), st.randoms())
 def test_a_failed_row_moves_no_baseline(groups: list[list[Any]], policy: Any, rng: Any) -> None:
     """In mixed groups, in groups that failed whole, in groups of one, and however the rows are mixed."""

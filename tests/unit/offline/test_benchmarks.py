@@ -18,6 +18,8 @@ from flexjudge_reward.offline.evaluate.rows import BenchmarkRows
 from support import benchmark_cases
 from support.benchmark_cases import CASES
 
+METRIC = "[[metric]]\nname='a'\nof='pairs'\n"
+
 
 def test_every_benchmark_has_a_case_and_a_file_of_under_80_lines() -> None:
     assert sorted(CASES) == list(benchmark_names())
@@ -182,6 +184,26 @@ def test_a_row_becomes_what_a_judge_is_shown(tmp_path: Path) -> None:
             "does not fit its metrics",
             id="figures without a metric",
         ),
+        *(
+            pytest.param(f"title='x'\ntask='pair'\n{entry}", says, id=name)
+            for name, (entry, says) in {
+                "a number for a title": ("licence=3", "'licence' must be of the type str, found 3"),
+                "a text for a number": ("scale='many'", "'scale' must be of the type float, found 'many'"),
+                "a number for a column": ("where={a=3}", "'where' must be of the type Mapping.*, found"),
+                "a text for tables": ("metric='x'", r"'metric' must be tables, \[\[metric\]\]"),
+                "a metric twice": (METRIC * 2, "metric 'a' is there twice"),
+                "an unknown part": (METRIC + "parts=['b']\n", "no part has that name"),
+                "an average of nothing": (METRIC.replace("pairs", "average"), "name metrics that are above it"),
+                "an average of later ones": (
+                    METRIC.replace("pairs", "average") + "over=['b']\n" + METRIC.replace("'a'", "'b'"),
+                    "name metrics that are above it",
+                ),
+                "a weight too few": (
+                    METRIC + METRIC.replace("pairs", "average").replace("'a'", "'b'") + "over=['a','a']\nweights=[1]",
+                    "needs a weight for each",
+                ),
+            }.items()
+        ),
     ],
 )
 def test_a_benchmark_file_that_is_wrong_says_what(text: str, says: str, tmp_path: Path) -> None:
@@ -189,6 +211,32 @@ def test_a_benchmark_file_that_is_wrong_says_what(text: str, says: str, tmp_path
     path.write_text(text.replace("task", "columns = {}\nexample = {}\nlabel = {}\ntask"))
     with pytest.raises(ConfigError, match=says):
         Benchmark.load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param('{ text = "scene" }', '{ txt = "scene" }', id="an unknown kind of part"),
+        pytest.param('[{ text = "scene" }, { image = "image" }, { text = "question" }]', '"scene"', id="no list"),
+        pytest.param('column = "medium"', 'column = "medium"\npattern = "("', id="an open pattern"),
+        pytest.param('column = "medium"', 'column = "medium"\npattern = "i"', id="a pattern without a group"),
+    ],
+)
+def test_a_benchmark_file_that_does_not_fit_its_rows_says_so_before_a_judge_is_asked(
+    old: str, new: str, tmp_path: Path
+) -> None:
+    text = (FOLDER / "nano_world.toml").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "own.toml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=r"nano_world.jsonl .*, row \d+: own cannot read it: "):
+        BenchmarkRows(Benchmark.load(tmp_path / "own.toml"), FOLDER / "nano_world.jsonl").check()
+
+
+def test_a_metric_that_does_not_fit_its_rows_is_named() -> None:
+    row = Judged(1, "", (1.0, 0.0, 0.5), {}, ((Judgement((9.0, 1.0, 2.0)),),))
+    for of in ("accuracy", "pearson", "spearman"):
+        with pytest.raises(ConfigError, match=f"metric 'a', {of}, does not fit these rows"):
+            measure([Metric("a", of)], [row])  # type: ignore[arg-type]
 
 
 def test_data_that_is_not_on_the_hub_says_where_it_comes_from(tmp_path: Path) -> None:
@@ -226,6 +274,7 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypat
         return made
 
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # 5 s after a stream that was left
     rows = [{**row, "image": {"bytes": b"png", "path": "x.png"}} for row in CASES["vl_rewardbench"].files["test.jsonl"]]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "test.parquet")
     found = BenchmarkRows(Benchmark.load("vl_rewardbench"), revision="c0ffee")

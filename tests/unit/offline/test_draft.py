@@ -21,8 +21,9 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.offline.evaluate.draft import Met, chosen, draft
-from flexjudge_reward.offline.evaluate.proposals import halves, plain, preferences, replies
+from flexjudge_reward.offline.evaluate.proposals import halves, plain, preferences
 from flexjudge_reward.offline.evaluate.rows import user_rows
+from support.jsonl import write
 from support.judging import candidates, tags
 
 PROPOSED = """Here is the checklist:
@@ -48,11 +49,6 @@ def labelled(count: int = 60, **more: Any) -> list[dict[str, Any]]:
         row = {"id": number, "question": f"q{number}", "candidates": texts[::-1] if right else texts, **more}
         rows.append({**row, "label": "AB"[right]})
     return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def is_proposal(request: Request) -> bool:
@@ -133,6 +129,16 @@ def test_statements_that_say_nothing_of_the_label_are_not_kept(tmp_path: Path) -
     assert not (tmp_path / "rubric.toml").exists() and found.as_dict()["output"] is None
 
 
+def test_a_limit_draws_rows_at_random(tmp_path: Path) -> None:
+    source, seen = write(tmp_path / "rows.jsonl", labelled(120)), []
+    for seed in (1, 2):
+        own = ScriptedEngine(reply)
+        draft(source, judge(own), tmp_path / f"{seed}.toml", seed=seed, limit=45)
+        parts = [part for request in own.requests for part in request.prompt.messages[1].parts]
+        seen.append({part.text for part in parts if isinstance(part, Untrusted) and part.text[0] == "q"})
+    assert seen[0] != seen[1] and not seen[0] <= {f"q{number}" for number in range(46)}
+
+
 def test_another_model_may_propose(tmp_path: Path) -> None:
     source, proposer = write(tmp_path / "rows.jsonl", labelled()), judge()
     own = judge()
@@ -179,8 +185,10 @@ def test_a_proposal_is_plain_words_or_nothing(text: str, expected: str) -> None:
     assert plain(text, 200) == expected
 
 
-def test_equal_questions_are_in_one_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", [False, True], ids=["alone", "each_with_a_reference"])
+def test_equal_questions_are_in_one_half(reference: bool, tmp_path: Path) -> None:
     rows = [{**row, "question": f"q{number % 10}"} for number, row in enumerate(labelled(40))]
+    rows = [{**row, "reference": f"r{row['id']}"} if reference else row for row in rows]
     one, other = halves(preferences(user_rows(write(tmp_path / "rows.jsonl", rows))[1]), 0)
     assert len(one) == len(other) == 20
     assert not {row.example.question for row in one} & {row.example.question for row in other}
@@ -229,10 +237,3 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "should: names a colour (true of 100% of the better and 0% of the worse" in out and "use it with" in out
     assert main(["rubric", "draft", "rows.jsonl", "-o", "y.toml", *FLAGS, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["useful"] is True
-
-
-def test_a_real_model_is_asked(tmp_path: Path) -> None:
-    """The embedded judge, really asked, knows nothing of such a request: its reply is cut or holds no statement."""
-    rows = preferences(user_rows(write(tmp_path / "rows.jsonl", labelled(1)))[1])
-    with Judge.load(model="nano", cache="off", max_tokens=4) as nano:
-        assert replies("criteria", nano, rows, "name the colour", 1) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import (
+    Cascade,
     ConfigError,
     EngineError,
     Format,
@@ -28,7 +30,9 @@ from flexjudge_reward import (
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.media.audio import floats
 from flexjudge_reward.offline.evaluate import job
+from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement, Metric, measure
 from support import benchmark_cases, sounds
+from support.jsonl import write
 from support.judging import candidates, scores, tags
 
 PAIRS = [
@@ -37,11 +41,6 @@ PAIRS = [
     {"id": 3, "question": "q", "candidates": ["4 e", "4 f"], "label": "B"},
     {"id": 4, "question": "q", "candidates": ["1 g", "9 h"], "label": "tie"},
 ]
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def first(request: Request) -> str:
@@ -87,6 +86,58 @@ def test_formats_and_wrappers(format: Format, calls: int, tmp_path: Path) -> Non
     found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), own, tmp_path / "out")
     assert len(own.engine.requests) == calls  # type: ignore[attr-defined]
     assert found.metrics["agreement"].value == 0.5
+
+
+def test_what_is_left_out_counts_in_no_interval_and_gives_no_warning(tmp_path: Path) -> None:
+    """40 ties, and 2 pairs that are decided against the labels."""
+    rows = [{"id": n, "question": f"q{n}", "candidates": ["5 a", "5 b"], "label": "A"} for n in range(40)]
+    rows += [{"id": n, "question": f"q{n}", "candidates": ["1 a", "9 b"], "label": "A"} for n in (40, 41)]
+    found = evaluate(write(tmp_path / "mine.jsonl", rows), judge(), tmp_path / "out")
+    decided, every = found.metrics["decided"], found.metrics["all"]
+    assert (decided.rows, every.rows) == (2, 42) and decided.value == 0 and decided.high > 0.6 and not found.warnings
+
+
+def test_a_metric_of_nothing_leaves_an_average_of_it_without_a_value() -> None:
+    row = Judged(1, "a", (1.0, 0.0), {}, ((Judgement((9.0, 1.0)),),))
+    metrics = [Metric("one", "pairs", parts=["a"]), Metric("none", "pairs", parts=["b"])]
+    found = measure([*metrics, Metric("both", "average", over=["one", "none"])], [row])
+    assert found["one"].value == 1 and math.isnan(found["both"].value) and math.isnan(found["both"].low)
+
+
+def test_both_judges_of_a_cascade_are_asked_and_a_run_is_of_both(tmp_path: Path) -> None:
+    """A small judge that is never sure, and a large one that is right; then another large one."""
+    source = write(tmp_path / "mine.jsonl", PAIRS[:2])
+    values = []
+    for large, model in ((scores, "right"), (reversed_scores, "wrong")):
+        small = Judge(MajorityVote(Pairwise(), 2), Named(coin), Sampling(temperature=1.0))
+        other = Judge(Pairwise(), ScriptedEngine(large))
+        other.engine.identity = lambda name=model: {"engine": "scripted", "model": name}  # type: ignore[method-assign,misc]
+        found = evaluate(source, Cascade(small, other, 1.0), tmp_path / "out", name="one")
+        values.append(found.metrics["both_orders"].value)
+        assert other.engine.requests  # type: ignore[attr-defined]
+    assert values == [0.5, 0.5] and found.metrics["agreement"].rows == 2
+    assert [row.draws[0][0].scores[0] > 0.5 for row in found.rows] == [False, False]  # type: ignore[index]
+
+
+def reversed_scores(request: Request) -> str:
+    return tags(*(10 - int(text.split()[0]) for text in candidates(request)))
+
+
+def coin(request: Request) -> str:
+    """Every second vote the other way."""
+    return tags(*(5 + (request.sampling.seed + place) % 2 for place in range(2)))
+
+
+def test_a_judge_with_votes_is_measured_by_their_majority(tmp_path: Path) -> None:
+    """Two of three votes are right, in every order."""
+    rows = [{"id": n, "question": f"q{n}", "candidates": ["7 a", "3 b"], "label": "A"} for n in range(10)]
+
+    def mostly(request: Request) -> str:
+        return reversed_scores(request) if request.sampling.seed == 1 else scores(request)
+
+    own = judge(mostly, MajorityVote(Pairwise(), 3), temperature=1.0)
+    found = evaluate(write(tmp_path / "mine.jsonl", rows), own, tmp_path / "out")
+    assert [found.metrics[name].value for name in ("agreement", "all", "decided", "both_orders")] == [1, 1, 1, 1]
 
 
 def test_single_answers_are_correlated(tmp_path: Path) -> None:
@@ -201,6 +252,21 @@ def test_several_judges_share_a_table_with_published_figures(tmp_path: Path) -> 
     assert "official code: both orders" in table and (tmp_path / "out/judgebench.png").stat().st_size > 5_000
 
 
+def test_judges_of_other_rows_have_a_warning(tmp_path: Path) -> None:
+    source = write(tmp_path / "mine.jsonl", PAIRS)
+    evaluate(source, judge(), tmp_path / "out", name="all")
+    evaluate(source, judge(first), tmp_path / "out", name="some", limit=2)
+    evaluate(source, judge(first), tmp_path / "out", name="as some", limit=2)
+    table = (tmp_path / "out/mine.md").read_text()
+    assert "* **Warning**, all: it judged other rows than as some" in table and "Warning**, some" not in table
+
+
+def test_files_that_differ_in_a_part_of_their_names_are_two_benchmarks(tmp_path: Path) -> None:
+    for name in ("mine.de.jsonl", "mine.en.jsonl"):
+        evaluate(write(tmp_path / name, PAIRS), judge(), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("mine-??.md"))) == 2 and not list((tmp_path / "out").glob("*.new"))
+
+
 def test_names_and_groups_are_text_in_the_table_and_the_plot(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [{"id": "x", "win": "A", "kind": "<img src=x>![a](b)`$_{"}])
     (tmp_path / "mine.toml").write_text(
@@ -273,6 +339,15 @@ def test_what_cannot_be_evaluated_is_refused_before_a_judge_is_asked(tmp_path: P
 class Deaf(ScriptedEngine):
     def supports(self, modality: str) -> bool:
         return modality != "audio"
+
+
+def test_a_row_at_the_end_that_does_not_fit_is_found_at_the_beginning(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": f"q{n}", "candidates": ["1 a", "2 b"], "label": "A"} for n in range(200)]
+    own = judge()
+    with pytest.raises(ConfigError, match=r"row 201 \(id 9\): Pairwise judges 2 candidates at a time, .* has 3"):
+        more = {"id": 9, "question": "q", "candidates": ["1 a", "2 b", "3 c"], "label": "A"}
+        evaluate(write(tmp_path / "mine.jsonl", [*rows, more]), own, tmp_path / "out")
+    assert not own.engine.requests and not (tmp_path / "out").exists()  # type: ignore[attr-defined]
 
 
 SPEECH = ("nisqa", "bvcc", "somos", "voxsim", "speechjudge_eval")
@@ -363,16 +438,40 @@ def test_votes_need_a_temperature(tmp_path: Path) -> None:
         evaluate(write(tmp_path / "mine.jsonl", PAIRS), judge(scores, MajorityVote(Pairwise(), 3)), tmp_path / "out")
 
 
-# ---------------------------------------------------------------- the command line, and the embedded judge
+# ---------------------------------------------------------------- the command line
 
 
-def test_the_nano_judge_in_its_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Really judged: some rows of the benchmark that needs no download."""
-    out = tmp_path / "out"
-    assert main(["evaluate", "nano_world", "-o", str(out), "--model", "nano", "--limit", "8", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["always"]["rows"] == 8 and found["always"]["failed"] == 0
-    assert found["metrics"]["agreement"]["value"] > 0.7 and found["judge"]["model"]
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        pytest.param(("-o", "mine.jsonl"), "'mine.jsonl' is a file, or below one: give a folder", id="a file"),
+        pytest.param(("-o", "mine.jsonl/x"), "is a file, or below one", id="below a file"),
+        pytest.param(("-o", "out", "--max-failure-rate", "5"), "'max_failure_rate' must be", id="a percentage"),
+        pytest.param(("-o", "out", "--max-failure-rate", "nan"), "'max_failure_rate' must be", id="no share"),
+        pytest.param(("-o", "out", "--data", "x"), "'data' is for a benchmark", id="data of a file"),
+        pytest.param(("-o", "out", "--limit", "0"), "limit must be at least 1", id="no rows of a file"),
+        pytest.param(("nano_world", "-o", "out", "--limit", "0"), "limit must be at least 1", id="no rows"),
+        pytest.param(("nano_world", "-o", "out", "--limit", "-1"), "limit must be at least 1", id="fewer than none"),
+        pytest.param(("nano_world", "-o", "out", "--column", "a=b"), "'columns' is for a labelled file", id="columns"),
+        pytest.param(("bvcc", "-o", "out", "--data", "utf16.csv"), "cannot be read as text", id="no text"),
+    ],
+)
+def test_bad_arguments(
+    words: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = ScriptedEngine(scores)
+    monkeypatch.setattr("flexjudge_reward.engines.transformers.TransformersEngine", lambda *_, **__: engine)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.jsonl", PAIRS)
+    flags = ("--model", "nano", "--cache", "off", "--format", "pairwise")
+    source = () if words[0][0] != "-" else ("mine.jsonl",)
+    (tmp_path / "utf16.csv").write_bytes("a,b".encode("utf-16"))
+    assert main(["evaluate", *source, *words, *flags]) == 2
+    assert says in capsys.readouterr().err and not engine.requests
 
 
 def test_without_a_name_the_benchmarks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,15 +32,11 @@ from flexjudge_reward.cli.main import main
 from flexjudge_reward.data.tables import Table
 from flexjudge_reward.offline.traces import traces_file
 from support import teacher_file
+from support.jsonl import write
 from support.judging import scores, tags
 
 QA = {"id": 1, "question": "q", "candidates": ["7", "4"], "scores": [7, 4]}
 WARM = Sampling(temperature=0.1)
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
@@ -170,20 +166,6 @@ def test_a_judge_that_is_gone_ends_the_run(tmp_path: Path) -> None:
     gone = ScriptedEngine(lambda request: Generation.failed("transport", "no route"))
     with pytest.raises(EngineError, match="answered nothing of 2 rows: no route"):
         traces_file(source, Judge(Pairwise(), gone), tmp_path / "out.parquet")
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
-    world = "top-left red circle top-right nothing bottom-left blue square bottom-right red star\n"
-    rows = [{"n": 1, "q": world + "What is top-left?", "a": "red circle", "b": "nothing", "s": [10, 1]}]
-    source = write(tmp_path / "in.jsonl", [*rows, {"n": 2, "q": "?", "a": "x"}])
-    words = ["traces", str(source), "-o", str(tmp_path / "t.parquet"), "--model", "nano", "--format", "pairwise"]
-    words += ["--seeds", "1,2", "--temperature", "0.1", "--teacher", "s", "--cache", "off"]
-    for name in ("question=q", "candidates=a", "candidates=b", "id=n"):
-        words += ["--column", name]
-    assert main(words) == 0
-    assert "1 traces from 2 rows and 2 replies; left out: 1 row" in capsys.readouterr().err
-    assert kept(tmp_path / "t.parquet")[0]["scores"] == [10, 1]
 
 
 @pytest.mark.parametrize(

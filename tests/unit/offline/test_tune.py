@@ -15,7 +15,8 @@ from flexjudge_reward.cli.main import main
 from flexjudge_reward.offline.evaluate.proposals import halves
 from flexjudge_reward.offline.evaluate.rows import user_rows
 from flexjudge_reward.offline.evaluate.tune import ROUNDS, Tuning, tune
-from support.doctor_cases import scripted, write
+from support.doctor_cases import scripted
+from support.jsonl import write
 from support.judging import candidates, tags
 
 WISE = "Weigh the facts alone, not the length."
@@ -163,7 +164,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     engine = ScriptedEngine(proposing(WISE))
     monkeypatch.setattr("flexjudge_reward.engines.server.ServerEngine", lambda *_, **__: engine)
     monkeypatch.chdir(tmp_path)
-    return write(tmp_path / "rows.jsonl", labelled())
+    return str(write(tmp_path / "rows.jsonl", labelled()))
 
 
 def test_the_command(source: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,7 +258,7 @@ def scored(judge: verl_actor.JudgeActor, *texts: str, uid: str | None = "u", siz
     async def all_rows() -> list[Any]:
         return await asyncio.gather(*(judge.score(Example("q", [text]), uid, size) for text in texts))
 
-    return asyncio.run(all_rows())
+    return [(number, why) for number, why, _ in asyncio.run(all_rows())]
 
 
 @pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=lambda format: format.name)
@@ -331,9 +331,10 @@ def test_the_function_of_verl_is_a_coroutine_with_fixed_keys(judged: Judged, ray
         computed("1", extra_info={})
 
 
-def test_where_verl_cannot_leave_a_sample_out_it_gets_the_middle(judged: Judged, ray: list[Ray]) -> None:
+def test_where_verl_cannot_leave_a_sample_out_it_gets_the_mean_of_the_latest(judged: Judged, ray: list[Ray]) -> None:
     judged(VERL_ABSTAIN="false")
     assert computed("broken") == {"score": 0.5, "flexjudge_score": 0.5, "flexjudge_failed": 1}
+    assert computed("10")["score"] == 1 == computed("broken")["score"]
     with pytest.raises(ConfigError, match="'abstain' does not work in verl's older trainer"):
         computed("broken", on_failure="abstain")
 

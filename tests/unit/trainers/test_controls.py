@@ -30,6 +30,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.trainers.alarms import Alarms
 from flexjudge_reward.trainers.controls import Controls
+from flexjudge_reward.trainers.gather import Deadline
 from flexjudge_reward.trainers.session import RewardSession
 from support.judging import candidates, grade, tags
 
@@ -47,7 +48,15 @@ def first_wins(request: Request, asked: int) -> str:
 def replaced(request: Request, asked: int) -> str:
     """Another model from a point on: what was good is bad."""
     texts = candidates(request)
-    return tags(*((10 - grade(text) if asked > 250 else grade(text)) if text[:1].isdigit() else 1 for text in texts))
+    late = asked > 250 * len(texts)
+    return tags(*((10 - grade(text) if late else grade(text)) if text[:1].isdigit() else 1 for text in texts))
+
+
+def noisy(request: Request, asked: int) -> str:
+    """As a judge at a temperature: no reply is twice the same, and no drift."""
+    noise = random.Random(f"{asked} {request.sampling.seed}")
+    texts = [(grade(text) if text[:1].isdigit() else 1) + noise.gauss(0, 2.5) for text in candidates(request)]
+    return tags(*(min(10, max(1, round(one))) for one in texts))
 
 
 def run(reply: Reply, format: Format, steps: int = 80, record: Path | None = None, **settings: Any) -> FlexJudgeReward:
@@ -70,6 +79,7 @@ FOUND: list[Any] = [
     pytest.param(good, Pairwise(), set(), id="a_good_judge_of_pairs"),
     pytest.param(good, Listwise(), set(), id="a_good_judge_of_lists"),
     pytest.param(good, Pointwise(), set(), id="a_good_judge_of_answers"),
+    pytest.param(noisy, Pointwise(), set(), id="a_noisy_judge_of_answers"),
     pytest.param(first_wins, Pairwise(), {"probe_swapped"}, id="pairs_decided_by_their_order"),
     pytest.param(first_wins, Listwise(), {"probe_swapped"}, id="lists_decided_by_their_order"),
     pytest.param(first_wins, PositionSwap(Pairwise()), {"swap_flips"}, id="counted_where_it_swaps_anyway"),
@@ -105,12 +115,19 @@ def test_they_are_in_the_record_beside_the_rows(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the second judge
 
 
+@pytest.fixture
+def second_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A record that both judges write, as FLEXJUDGE_RECORD says for all."""
+    monkeypatch.setenv("FLEXJUDGE_RECORD", str(tmp_path / "r.jsonl"))
+    return tmp_path / "r.jsonl"
+
+
 def controlled(monkeypatch: pytest.MonkeyPatch, reply: Any, first: Reply = good, **settings: Any) -> FlexJudgeReward:
     """A run whose second judge is scripted, too."""
     monkeypatch.setenv("FLEXJUDGE_STRONG__BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("FLEXJUDGE_STRONG__CACHE", "off")
     monkeypatch.setattr("flexjudge_reward.engines.server.ServerEngine", lambda *_, **__: ScriptedEngine(reply))
-    return run(first, Pointwise(), second_judge="strong", **settings)
+    return run(first, Pointwise(), **{"second_judge": "strong", **settings})
 
 
 def sound(request: Request) -> str:
@@ -126,16 +143,73 @@ def test_the_second_judge(reply: Reply, alarm: bool, monkeypatch: pytest.MonkeyP
     assert ("probe_second_judge" in reward.summary.alarms) is alarm
 
 
-def test_a_second_judge_that_is_down_ends_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("hangs", [False, True], ids=["down", "hangs"])
+def test_a_second_judge_that_does_not_answer_ends_nothing(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def down(request: Request) -> str:
+    asked: list[Request] = []
+
+    def down(request: Request) -> Generation:
+        asked.append(request)
+        if hangs:
+            return Generation.failed("timeout", "it hangs")
         raise EngineError("it is gone")
 
     reward = controlled(monkeypatch, down, steps=60)
-    assert reward.summary.judged == 480
+    assert reward.summary.judged == 480 and 0 < len(asked) <= 2
     said = [record for record in caplog.records if "second judge" in record.message]
     assert len(said) == 1 and said[0].levelno == logging.WARNING
+
+
+def test_a_second_judge_is_recorded_as_a_control(second_record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    controlled(monkeypatch, sound, steps=40, record=second_record)
+    lines = list(read_record(second_record))
+    assert "second_judge" in {line.get("probe") for line in lines}
+    assert all("rows" in line or "probe" in line for line in lines) and sum("rows" in line for line in lines) == 320
+
+
+def test_a_costly_second_judge_waits_until_the_share_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def long(request: Request) -> Generation:
+        return Generation(sound(request), completion_tokens=400)
+
+    controls = controlled(monkeypatch, long, steps=120).session._controls
+    assert controls._made["second_judge"] > 1 and controls.tokens <= controls.share * controls.judged_tokens
+
+
+class Sudden(Deadline):
+    """Passes once it is asked for the controls of a second judge."""
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        found = work()
+        controls = found[1] if isinstance(found, tuple) else ()
+        return None if "second_judge" in [getattr(one, "kind", "") for one in controls] else found
+
+
+def test_controls_that_pass_the_deadline_harm_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexjudge_reward.trainers.session.Deadline", Sudden)
+    reward = controlled(monkeypatch, sound, replaced, steps=120)
+    assert reward.summary.judged == 960 and not reward.summary.failed
+    assert "probe_second_judge" not in reward.summary.alarms
+
+
+@pytest.mark.parametrize("asks_second", [True, False], ids=["the_second_judges", "others"])
+def test_a_second_judge_that_makes_a_deadline_pass_is_left(
+    asks_second: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    controls = controlled(monkeypatch, sound, steps=1).session._controls
+    controls._asks_second = asks_second
+    controls.late()
+    assert (controls.second is None) is asks_second is ("within the deadline" in caplog.text)
+
+
+def test_controls_that_cannot_be_judged_harm_no_row() -> None:
+    def gone_for_controls(request: Request, asked: int) -> str:
+        if request.sampling.seed > 2_000_000:
+            raise EngineError("it is gone for a moment")
+        return good(request, asked)
+
+    reward = run(gone_for_controls, Pointwise())
+    assert reward.summary.judged == 640 and not reward.summary.failed and not reward.session._controls.tokens
 
 
 def test_a_second_judge_without_settings_is_refused_before_anything_is_judged() -> None:

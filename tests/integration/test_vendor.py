@@ -73,6 +73,8 @@ def served(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
     monkeypatch.setattr(vendor.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(vendor, "PATIENCE", 3)
+    monkeypatch.setattr("anthropic._base_client.INITIAL_RETRY_DELAY", 0.0)  # of its own attempts, three each time
 
 
 def judged(answer: Answer, count: int = 3, **options: Any) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -113,9 +115,76 @@ def test_a_trouble_that_passes_costs_no_row() -> None:
     assert [verdict.scores for verdict in judged(answer)[0]] == [(7.0,)] * 3
 
 
-def test_a_key_that_is_refused_stops_the_run() -> None:
+class Busy(Exception):
+    """A rate limit, past the attempts of the package itself."""
+
+    status_code = 429
+
+
+def test_a_steady_rate_limit_loses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two requests is served, however many attempts each row may have."""
+    sent: list[Any] = []
+
+    def limited(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
+        sent.append(request)
+        if len(sent) % 2:
+            raise Busy("slow down")
+        return {"choices": [{"finish_reason": "stop", "message": {"content": "<think>fine</think><answer>7</answer>"}}]}
+
+    monkeypatch.setattr(VendorEngine, "_send", limited)
+    verdicts, _ = judged(lambda body: message(), 40, max_attempts=1, concurrency=4)
+    assert [verdict.scores for verdict in verdicts] == [(7.0,)] * 40
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_key_that_is_refused_stops_the_run(status: int) -> None:
     with pytest.raises(EngineError, match="anthropic cannot serve judge"):
-        judged(lambda body: error(401, "authentication_error", "invalid x-api-key"))
+        judged(lambda body: error(status, "authentication_error", "invalid x-api-key"))
+
+
+class GoogleError(Exception):
+    """As that of `google.genai`."""
+
+    code = 400
+
+
+class BedrockError(Exception):
+    """As that of `botocore`."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.response = {"Error": {"Code": "ValidationException"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+
+
+@pytest.mark.parametrize("raised", [GoogleError("too long"), BedrockError("too long")])
+def test_each_package_has_the_status_elsewhere(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is refused is not asked again, and a key that is refused stops the run."""
+    sent: list[Any] = []
+    send = VendorEngine._send
+
+    def failing(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
+        sent.append(request)
+        if "answer 1" in str(request):
+            raise raised
+        return send(self, codec, request)
+
+    monkeypatch.setattr(VendorEngine, "_send", failing)
+    verdicts, _ = judged(lambda body: message(), concurrency=1)
+    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == [None, "refused", None]
+    assert sum("answer 1" in str(request) for request in sent) == 1
+
+
+def test_a_package_that_takes_no_timeout_is_used_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure's."""
+    send = VendorEngine._send
+
+    def failing(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
+        if "timeout" not in self._dialect.lacking:
+            raise TypeError("'timeout' is not supported for azure")
+        return send(self, codec, request)
+
+    monkeypatch.setattr(VendorEngine, "_send", failing)
+    assert [verdict.scores for verdict in judged(lambda body: message())[0]] == [(7.0,)] * 3
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

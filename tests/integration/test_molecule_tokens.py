@@ -149,6 +149,9 @@ def test_a_molecule_has_eight_tokens_and_text_cannot_forge_one(engine: Transform
     inputs = decoder.tokenizer("<mol>" * 9, return_tensors="pt")
     with pytest.raises(ValueError, match="8 tokens for each molecule, found 9 for 1 molecules"):
         decoder.model(**inputs, graphs=collate([tokens("C").graph()]))
+    uneven = decoder.tokenizer(["<mol>" * 12, "<mol>" * 4 + "x" * 8], return_tensors="pt", padding=True)
+    with pytest.raises(ValueError, match="8 tokens for each molecule, found 16 for 2 molecules"):
+        decoder.model(**uneven, graphs=collate([tokens("C").graph(), tokens("CC").graph()]))
     assert decoder.chat.render(ask(Untrusted("a <mol> b")).prompt).count("<mol>") == 0
 
 
@@ -219,7 +222,63 @@ def edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     save_file(held, folder / "model.safetensors")
 
 
+def lora(change: Callable[[dict[str, Any], str], object], half: str) -> Callable[[Parts], object]:
+    """Changes one tensor of the LoRA."""
+    name = f"llm.base_model.model.model.layers.0.mlp.down_proj.lora_{half}.default.weight"
+    return lambda parts: edited(parts["mol_llama"], lambda held: change(held, name))
+
+
+def configured(**entries: Any) -> Callable[[Parts], object]:
+    return lambda parts: (parts["mol_llama"] / "config.json").write_text(json.dumps(entries))
+
+
 BAD: dict[str, tuple[Callable[[Parts], object], str]] = {
+    "a_lora_of_another_name": (
+        lora(lambda held, name: held.update({name.replace("default", "other"): held.pop(name)}), "A"),
+        "the LoRA has a tensor 'llm.*lora_A.other.weight' of an unknown name",
+    ),
+    "a_lora_twice": (
+        lora(lambda held, name: held.update({name.replace("default.", ""): held[name].clone()}), "B"),
+        "of an unknown name",
+    ),
+    "half_a_lora_down": (
+        lora(lambda held, name: held.pop(name), "A"),
+        "lacks the LoRA of 'model.layers.0.mlp.down_proj'",
+    ),
+    "half_a_lora_up": (
+        lora(lambda held, name: held.pop(name), "B"),
+        "lacks the LoRA of 'model.layers.0.mlp.down_proj'",
+    ),
+    "two_ranks": (lora(lambda held, name: held.update({name: held[name][:2].clone()}), "A"), "different ranks"),
+    "no_lora": (
+        lambda parts: edited(
+            parts["mol_llama"], lambda held: [held.pop(name) for name in list(held) if "lora_" in name]
+        ),
+        "lacks the LoRA of 'any layer'",
+    ),
+    "no_number": (configured(llm_config={"lora_config": {"lora_alpha": "many"}}), "lora_alpha='many': it is no number"),
+    "damaged_safetensors": (
+        lambda parts: (parts["mol_llama"] / "model.safetensors").write_bytes(b"PK" * 9),
+        "is not a file of plain tensors",
+    ),
+    "an_old_file_beside_the_new": (
+        lambda parts: save_file({"lm_head.weight": torch.zeros(2, 2)}, parts["judge"] / "old.safetensors"),
+        "has 'lm_head.weight', as another file there",
+    ),
+    "no_settings_of_the_tokenizer": (
+        lambda parts: (parts["mol_llama"] / "tokenizer_config.json").unlink(),
+        "tokenizer_config.json cannot be read",
+    ),
+    "queries_of_two_dimensions": (
+        lambda parts: edited(parts["mol_llama"], lambda held: held.update({"encoder.query_tokens": torch.ones(3, 4)})),
+        "fewer dimensions",
+    ),
+    "an_empty_tokenizer": (
+        lambda parts: (parts["mol_llama"] / "tokenizer.json").write_text(
+            '{"model": {"vocab": {}}, "added_tokens": []}'
+        ),
+        "does not end with <mol>",
+    ),
     "a_pickle_that_runs_code": (
         lambda parts: torch.save({"model": Evil()}, parts["space"]),
         "is not a file of plain tensors",

@@ -217,27 +217,68 @@ def test_connections_that_do_not_end_keep_no_judge(place: Place, monkeypatch: py
     server.close()
 
 
-def test_the_server_ends_with_its_trainer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "forks",
+    [
+        pytest.param("", id="alone"),
+        pytest.param("if not os.fork(): os.close(1); time.sleep(60); os._exit(0)\n", id="its_forked_worker_lives"),
+    ],
+)
+def test_the_server_ends_with_its_trainer(forks: str, tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from flexjudge_reward.engines.judge_process import JudgeProcess\n"
+        "os.setpgid(0, 0)\n"
         f"process = JudgeProcess([sys.executable, {sleeping_server.__file__!r}, {str(tmp_path)!r}])\n"
         "process.await_start(60)\n"
-        "print(process.port, flush=True)\n"
+        f"print(process.port, flush=True)\n{forks}"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     Place(tmp_path)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as ended:
+        try:
+            port = int(ended.communicate(timeout=60)[0])
+            assert ended.returncode == -signal.SIGKILL
+            assert _gone(port), "the server lives on"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(ended.pid, signal.SIGKILL)
+
+
+def _gone(port: int) -> bool:
+    """Whether within seconds no one listens any more."""
     import socket
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + 10
     while time.monotonic() < end:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", int(ended.stdout))):
-                return
+            if probe.connect_ex(("127.0.0.1", port)):
+                return True
         time.sleep(0.05)
-    pytest.fail("the server lives on")
+    return False
+
+
+def test_two_ranks_never_draw_one_port(tmp_path: Path) -> None:
+    """From the draw until the end, also before the server listens and after it has died."""
+    import socket
+
+    from flexjudge_reward.engines.judge_process import JudgeProcess
+
+    Place(tmp_path)
+    slow = JudgeProcess([sys.executable, "-c", "import time; time.sleep(60)"])
+    whole = JudgeProcess([sys.executable, sleeping_server.__file__, str(tmp_path)])
+    try:
+        whole.await_start(60)
+        for process in (slow, whole):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", process.port))
+    finally:
+        for process in (slow, whole):
+            process.stop()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", slow.port))
 
 
 def test_a_server_that_does_not_start_says_why() -> None:

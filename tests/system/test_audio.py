@@ -169,11 +169,21 @@ def test_a_decoder_under_attack_fails_only_its_sound(
     refused(Media.audio(b"sound", limits=Limits(seconds=1 if "sleep" in program else 20)), message)
 
 
-def test_only_plain_wav_needs_no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert Media.audio(WAV).is_usable
-    with pytest.raises(MissingExtra, match=r"pip install 'flexjudge-reward\[audio\]'"):
-        Media.audio(b"fLaC").load()
+@pytest.mark.parametrize(
+    ("missing", "source", "needs_it"),
+    [
+        pytest.param("av", WAV, False, id="plain_wav_needs_no_pyav"),
+        pytest.param("av", b"fLaC", True, id="flac_needs_pyav"),
+        pytest.param("numpy", WAV, True, id="any_sound_needs_numpy"),
+    ],
+)
+def test_a_sound_needs_the_extra(missing: str, source: bytes, needs_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else name)
+    if needs_it:
+        with pytest.raises(MissingExtra, match=rf"{missing}.*pip install 'flexjudge-reward\[audio\]'"):
+            Media.audio(source).load()
+    else:
+        assert Media.audio(source).is_usable
 
 
 def test_a_decoder_that_fails_is_a_media_error() -> None:
