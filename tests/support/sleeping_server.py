@@ -82,9 +82,10 @@ def answer(body: str, plan: dict[str, str]) -> dict[str, Any]:
     text = "damaged" if wrong else "<think>whole</think><answer>7</answer>"
     tokens = [text, "!"] if wrong and plan["damage"] != "logprobs" else ["<think>", "7"]
     logprobs = [{"token": token, "logprob": -0.3 if wrong else -0.1, "top_logprobs": []} for token in tokens]
-    note("asked" if "logprobs" in body else f"judged by a {'damaged' if State.damaged else 'whole'} one")
+    if "What colour is the picture?" not in body:  # else it is asked whether it sees images, once
+        note("asked" if "logprobs" in body else f"judged by a {'damaged' if State.damaged else 'whole'} one")
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 500, "completion_tokens": 2}
+    usage = {"prompt_tokens": 500 + 64 * body.count("image_url"), "completion_tokens": 2}
     return {"choices": [{**choice, "logprobs": {"content": logprobs}}], "usage": usage}
 
 
