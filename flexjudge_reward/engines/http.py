@@ -284,7 +284,11 @@ class Client:
         codec = batch.codec
         if not request.prompt.media:
             return codec.encode(request, self.dialect, capped)
-        named = await self._references.turn(codec.nameable(request), misses)
+        nameable = codec.nameable(request)
+        named = await self._references.turn(nameable, misses)
+        if making := [batch.making[one] for one in named if one in batch.making]:
+            await asyncio.wait(making)  # the name must not be there before the bytes
+            named = await self._references.turn(nameable, misses)
         await self._room.enter()
         held = 0
         try:
@@ -303,6 +307,7 @@ class Client:
             making = batch.making[media] = self._loop.run_in_executor(self._encoders, batch.codec.made, media)
             making.add_done_callback(lambda _: batch.making.pop(media))  # the codec keeps it, and only the last ones
         await asyncio.shield(making)
+        self._references.made(media)
 
     def _sent(self, body: Body) -> None:
         """Gives up what a large body with media holds."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from flexjudge_reward.media.base import Media
 
@@ -55,9 +55,18 @@ class References:
         while len(self._sent) > _HELD:
             del self._sent[next(iter(self._sent))]
         if known:
-            unread = max(self._sent.get(one.digest, 0.0) for one in known) + _FIRST_S - now
-            await asyncio.sleep(max(0.0, unread, _FIRST_S * 2**misses if misses else 0.0))
+            await asyncio.sleep(_FIRST_S * 2**misses if misses else 0.0)
+            while (unread := self._read_at(known) - asyncio.get_running_loop().time()) > 0:  # `made` may put it off
+                await asyncio.sleep(unread)
         return known
+
+    def _read_at(self, media: Collection[Media]) -> float:
+        return max(self._sent.get(one.digest, 0.0) for one in media) + _FIRST_S
+
+    def made(self, media: Media) -> None:
+        """Its bytes go out only now: encoding them took its time."""
+        if media.digest in self._sent:
+            self._sent[media.digest] = asyncio.get_running_loop().time()
 
     def served(self, named: bool, misses: int) -> None:
         """A request has its reply, after so many misses; `named` says whether it named media then."""

@@ -66,7 +66,7 @@ def requests(pictures: int, each: int, **sampling: Any) -> list[Request]:
 def test_each_picture_is_sent_once(
     server: Server, most_bytes: int, most_names: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexjudge_reward.engines.references._FIRST_S", 0.005)
+    monkeypatch.setattr("flexjudge_reward.engines.references._FIRST_S", 0.02)
     with server, ServerEngine(server.url, concurrency=2) as engine:
         assert all(reply.failure is None for reply in engine.generate(requests(3, 8)))
     assert server.by_bytes <= most_bytes and server.by_name <= most_names
