@@ -8,6 +8,7 @@ So a judge server ends with its trainer, however that ends: the pipe closes with
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,13 +16,16 @@ import sys
 import threading
 
 _GRACE_S = 15.0
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """The exit code of the command."""
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())  # before there is a child that it could leave behind
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_keeper
+    )
     for wait in (sys.stdin.buffer.read, child.wait):
         threading.Thread(target=_then, args=(wait, over), daemon=True).start()
     over.wait()
@@ -35,6 +39,12 @@ def main() -> int:
     with contextlib.suppress(ProcessLookupError):  # engine processes that outlived their server
         os.killpg(child.pid, signal.SIGKILL)
     return child.returncode or 0
+
+
+def _end_with_keeper() -> None:
+    """Lets Linux send SIGTERM to the command when this process is killed, which can then end nothing itself."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _then(wait: object, over: threading.Event) -> None:
