@@ -182,7 +182,7 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     samples = {"id": 1, "question": "2 + 2?", "candidates": ["4", "5"]}
     (folder / "samples.jsonl").write_text(json.dumps(samples) + "\n")
-    labelled = samples | {"scores": [5, 1]}
+    labelled = samples | {"label": [5, 1]}
     (folder / "labelled.jsonl").write_text(json.dumps(labelled) + "\n")
     (folder / "rows.parquet").write_bytes(b"PAR1")
     (folder / "judge.yaml").write_text("model: nano\n")

@@ -290,7 +290,7 @@ def _generation(response: Mapping[str, Any]) -> Generation:
     # Some have a detail, as in "content_filter: SPII", or a class, as in "FinishReason.STOP".
     finish = _FINISH.get(said.lower().partition(":")[0].rpartition(".")[2])
     thought, text = _texts(message.get("content"))
-    own = [message[name] for name in _THOUGHTS if isinstance(message.get(name), str | list | dict)]
+    own = [message[name] for name in _THOUGHTS if name in message and isinstance(message[name], (str, list, dict))]
     thought = next(filter(None, map("".join, map(_texts, own))), "") or thought
     if thought:
         # Reasoning that the token limit cut stays open: budget forcing looks for that.
@@ -324,7 +324,7 @@ def _prompt_tokens(usage: Mapping[str, Any]) -> int:
 
 def _count(value: object) -> int:
     """A number of tokens; 0 for whatever else a server tells, since no reply is worse for it."""
-    known = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    known = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
     return int(value) if known else 0  # type: ignore[call-overload,no-any-return]
 
 
@@ -339,6 +339,8 @@ def _thinks_unseen(message: Mapping[str, Any], usage: Mapping[str, Any]) -> bool
 
 def _texts(content: Any) -> tuple[str, str]:
     """The thought and the text of a content: one text, one chunk, or a list of chunks."""
+    if isinstance(content, str):
+        return "", content
     if not isinstance(content, list):
         content = [] if content is None else [content]
     thought, text = "", ""
