@@ -20,6 +20,8 @@ from PIL import Image
 from flexjudge_reward import (
     CachedEngine,
     ConfigError,
+    EngineError,
+    Generation,
     Media,
     Message,
     Prompt,
@@ -308,3 +310,29 @@ def test_damaged_requests_are_named(cache_file: Path) -> None:
 
 
 REPLY = b'{"text": "x", "prompt_tokens": 1, "completion_tokens": 1, "logprobs": null}'
+
+
+@pytest.mark.parametrize("gone", [pytest.param(False, id="there"), pytest.param(True, id="gone_after_the_reply")])
+def test_a_reply_about_a_video_is_stored_if_it_is_known_how_it_was_shown(tmp_path: Path, gone: bool) -> None:
+    replied: list[str] = []
+
+    class Shows(ScriptedEngine):
+        def shows_stills(self, prompt: Prompt) -> bool:
+            if gone and replied:
+                raise EngineError("the server is gone")
+            return False
+
+    clip = Media.video([Image.new("RGB", (56, 56), colour) for colour in ("red", "blue")], fps=2.0)
+    request = Request(Prompt((Message("user", (clip, "What moves?")),)), Sampling(max_tokens=8))
+
+    def reply(asked: Request) -> Generation:
+        replied.append("a square")
+        return Generation("a square")
+
+    inner = CachedEngine(Shows(reply), tmp_path / "inner.sqlite")
+    with CachedEngine(inner, tmp_path / "outer.sqlite") as engine:
+        assert engine.shows_stills(request.prompt) is False
+        assert [one.text for one in engine.generate([request])] == ["a square"]
+        replied.clear()  # the server is there again
+        assert [one.text for one in engine.generate([request])] == ["a square"]
+    assert bool(replied) is gone
