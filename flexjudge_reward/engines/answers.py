@@ -162,9 +162,9 @@ def is_blocked(body: Mapping[str, Any]) -> bool:
 
 
 def _failed(body: Mapping[str, Any]) -> bool:
-    """Whether a body without choices tells of an error in MiniMax's way."""
-    told = body.get("base_resp")
-    return isinstance(told, dict) and bool(told.get("status_code"))
+    """Whether a body without choices reports an error in MiniMax's form."""
+    status = body.get("base_resp")
+    return isinstance(status, dict) and bool(status.get("status_code"))
 
 
 def _error(body: Any) -> Any:

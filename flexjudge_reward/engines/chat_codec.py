@@ -125,7 +125,7 @@ class ChatCodec:
         """
         request = self.shown(request, dialect)
         continued = request.prompt.messages[-1].role == "assistant"
-        rates = _told(request.prompt, self._family)
+        rates = _other_rates(request.prompt, self._family)
         same = (request.sampling, request.answer_tokens, capped, continued, dialect.version, *rates)
         if same not in self._heads:  # most requests of a batch differ in their messages only
             known = request if THINKING not in dialect.lacking else replace(request, answer_tokens=0)
@@ -178,7 +178,7 @@ class ChatCodec:
             fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if request.prompt.messages[-1].role == "assistant":  # the names of vLLM and SGLang
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        for rate in _told(request.prompt, self._family):
+        for rate in _other_rates(request.prompt, self._family):
             own = ("mm_processor_kwargs", {"fps": rate}), ("media_io_kwargs", {"video": {"fps": rate}})
             fields |= own[:1] if self._family == "omni" else own[1:]
         return fields | {name: value for name, value in self._shared.items() if name != "model"}
@@ -247,11 +247,11 @@ class ChatCodec:
 def as_stills(prompt: Prompt, family: Family, dialect: Dialect) -> bool:
     """Whether videos of a prompt go as images: the server can be given none, or not their own frame rates."""
     rates = {media.fps for media in prompt.shown if media.kind == "video"}
-    keeps = family != "other" and not (_told(prompt, family) and dialect.lacking & RATES)
+    keeps = family != "other" and not (_other_rates(prompt, family) and dialect.lacking & RATES)
     return bool(rates) and not (keeps and len(rates) == 1)
 
 
-def _told(prompt: Prompt, family: Family) -> list[float]:
+def _other_rates(prompt: Prompt, family: Family) -> list[float]:
     """The frame rates of its videos other than the one that the server takes them to have, each once."""
     if not prompt.media:
         return []
@@ -316,10 +316,10 @@ def _generation(response: Mapping[str, Any]) -> Generation:
 def _prompt_tokens(usage: Mapping[str, Any]) -> int:
     """The tokens that the server read; some leave those out of `prompt_tokens` that a cache held."""
     details = usage.get("prompt_tokens_details")
-    told = _count(usage.get("prompt_tokens"))
+    counted = _count(usage.get("prompt_tokens"))
     apart = sum(_count(usage.get(name)) for name in _CACHED)
     cached = max(apart, _count(details.get("cached_tokens")) if isinstance(details, Mapping) else 0)
-    return told + (cached if cached > told else 0) if told else _count(usage.get("input_tokens")) + apart
+    return counted + (cached if cached > counted else 0) if counted else _count(usage.get("input_tokens")) + apart
 
 
 def _count(value: object) -> int:

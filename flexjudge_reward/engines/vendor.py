@@ -143,10 +143,11 @@ class VendorEngine(StatefulEngine):
 
 
 def _status(error: Exception) -> int | None:
-    """The status that an error of a vendor's package tells: Google calls it code, Bedrock has it in the response."""
+    """The HTTP status in an error of a vendor's package: Google calls it code, Bedrock has it in the response."""
     response = getattr(error, "response", None)
-    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    known = (getattr(error, "status_code", None), getattr(error, "code", None), told)
+    metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
+    of_bedrock = metadata.get("HTTPStatusCode") if isinstance(metadata, dict) else None
+    known = (getattr(error, "status_code", None), getattr(error, "code", None), of_bedrock)
     return next((status for status in known if isinstance(status, int)), None)
 
 

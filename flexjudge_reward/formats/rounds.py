@@ -55,7 +55,7 @@ def gather(*coroutines: Judging[T]) -> Rounds[list[T]]:
     replies: list[tuple[int, Any]] = [(index, None) for index in range(len(coroutines))]  # None starts a coroutine
     try:
         while replies:
-            waiting: list[tuple[int, int]] = []  # how many requests of which coroutine
+            waiting: list[tuple[int, int]] = []  # a number of requests, and the coroutine that waits
             batch: list[Request] = []
             for index, given in replies:
                 try:

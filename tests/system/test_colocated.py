@@ -155,20 +155,26 @@ def test_a_judge_that_was_killed_is_started_again(place: Place) -> None:
     assert place.step() == ["started", *CANARY, WHOLE, SLEEP]
 
 
-def test_a_call_that_outlives_its_window_asks_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a trainer's deadline: the judge is started by a thread that no caller waits for any more."""
-    monkeypatch.setattr(colocated, "_PATIENCE_S", 0.01)
-    errors: list[BaseException] = []
+def late_call(place: Place) -> tuple[threading.Thread, list[EngineError]]:
+    """A running call that may outlive its window, and what it raises."""
+    errors: list[EngineError] = []
 
-    def late() -> None:
+    def call() -> None:
         try:
             place.engine.generate([request()])
         except EngineError as error:
             errors.append(error)
 
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, errors
+
+
+def test_a_call_that_outlives_its_window_asks_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a trainer's deadline: the judge is started by a thread that no caller waits for any more."""
+    monkeypatch.setattr(colocated, "_PATIENCE_S", 0.01)
     with place.engine.window():
-        thread = threading.Thread(target=late)
-        thread.start()
+        thread, errors = late_call(place)
         while not place.engine._lock.locked():
             time.sleep(0.001)
     thread.join()
@@ -181,17 +187,8 @@ def test_a_judge_that_wakes_past_its_window_is_not_started_again(place: Place, m
     place.step()
     place.plan("hangs", "")
     monkeypatch.setattr(colocated, "_PATIENCE_S", 0.01)
-    errors: list[BaseException] = []
-
-    def late() -> None:
-        try:
-            place.engine.generate([request()])
-        except EngineError as error:
-            errors.append(error)
-
     with place.engine.window():
-        thread = threading.Thread(target=late)
-        thread.start()
+        thread, errors = late_call(place)
         while not (place.folder / "events").read_text().endswith("wake_up\n"):
             time.sleep(0.001)
     thread.join(20)

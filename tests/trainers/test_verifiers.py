@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from flexjudge_reward import FlexJudgeReward, Generation, Judge, Pointwise, Request, RewardSession, ScriptedEngine
-from support.judging import tags
-from support.serving import Serving
+from support.stars import expected, rolled_out
 from support.trainer_checks import Record, same_rewards
-from support.trainer_venvs import run
 
 JOB = Path(__file__).with_name("verifiers_job.py")
 
 
-def answer(request: Request) -> str | Generation:
-    """The score of an answer is its number; 2 cannot be judged."""
-    number = next(number for number in range(1, 5) if f"red star {number}" in str(request.prompt))
-    return Generation.failed("transport", "no route") if number == 2 else tags(number)
-
-
 @pytest.mark.timeout(300)
 def test_a_task_scores_rollouts_with_the_judge(tmp_path: Path, record_property: Record) -> None:
-    engine = ScriptedEngine(answer)
-    with Serving(RewardSession(Judge(Pointwise(), engine))) as serving:
-        run("verifiers", ["python", str(JOB), "result.json"], tmp_path, FLEXJUDGE_REWARD_SERVER=serving.url)
-    found = json.loads((tmp_path / "result.json").read_text())
+    found, engine = rolled_out("verifiers", JOB, tmp_path)
     assert found["scores"][1] is None
-    expected = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(answer)))(
-        ["What is top left?"] * 3, [f"red star {number}" for number in (1, 3, 4)]
-    )
-    same_rewards(record_property, [one for one in found["scores"] if one is not None], expected, 0.5)
+    same_rewards(record_property, [one for one in found["scores"] if one is not None], expected(), 0.5)
     assert found["rewards"] == pytest.approx([0, 0, 4 / 9, 6 / 9])  # twice, by the weight
     assert ["TaskError" in one and "no route" in one for one in found["errors"]] == [False, True, False, False]
     assert all(len(prompt.media) == 1 and "the left" in str(prompt) for prompt in engine.prompts)
