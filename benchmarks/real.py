@@ -20,15 +20,16 @@ from figures import record
 ROOT = Path(__file__).resolve().parent.parent
 VENDORS = "engines/test_vendor_replies.py"
 DIALECTS, TEMPLATES = "engines/test_dialects.py", "engines/test_templates.py"
+TIERS = ("system/", "integration/")  # of the tests that are not in unit/
 CASES = {
     "the refusal of a row is that row's": [
         f"{DIALECTS}::test_a_refused_row_fails_alone",
-        "engines/test_vendor.py::test_a_row_that_fails_fails_alone",
-        "engines/test_vendor.py::test_each_package_has_the_status_elsewhere",
+        "integration/test_vendor.py::test_a_row_that_fails_fails_alone",
+        "integration/test_vendor.py::test_each_package_has_the_status_elsewhere",
     ],
     "a server that serves nothing": [
         f"{DIALECTS}::test_a_server_that_serves_nothing_stops_the_run",
-        "engines/test_vendor.py::test_a_key_that_is_refused_stops_the_run",
+        "integration/test_vendor.py::test_a_key_that_is_refused_stops_the_run",
     ],
     "a whole reply in any dialect": [
         f"{DIALECTS}::test_a_reply_in_any_dialect_is_read_and_paid_once",
@@ -78,8 +79,9 @@ def outcomes(nodes: list[str]) -> dict[str, list[bool]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        files = sorted({f"tests/{node}" if node.startswith("system/") else f"tests/unit/{node}" for node in nodes})
-        subprocess.run([*command, *files], cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        files = sorted({f"tests/{node if node.startswith(TIERS) else f'unit/{node}'}" for node in nodes})
+        if subprocess.run([*command, *files], cwd=ROOT, stdout=subprocess.DEVNULL).returncode not in (0, 1):
+            sys.exit("pytest did not run: a test named in CASES is not there")
         found: dict[str, list[bool]] = defaultdict(list)
         for case in ElementTree.parse(report).iter("testcase"):
             file = case.attrib["classname"].removeprefix("tests.").removeprefix("unit.").replace(".", "/") + ".py"

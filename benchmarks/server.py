@@ -76,7 +76,10 @@ class Killed:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
+        # Without probes: controls judge earlier rows once more on purpose, which would count as judged again.
+        self.process = subprocess.Popen(
+            self._command, env={**os.environ, "FLEXJUDGE_PROBES": "0"}, stderr=subprocess.DEVNULL
+        )
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
