@@ -207,14 +207,14 @@ PARTS = {"loss": loss, "scale": scale, "prefix": prefix}
 def main() -> None:
     """Runs the named parts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", default=[*PARTS], choices=[*PARTS, []])
+    parser.add_argument("parts", nargs="*", default=[], choices=[*PARTS, []])
     parser.add_argument("--router", default=shutil.which("vllm-router"), help="the program vllm-router")
     parser.add_argument("--dry", action="store_true", help="record nothing")
     options = parser.parse_args()
     if not options.router:
         parser.error("vllm-router is not on the path: pip install vllm-router in an environment of its own, --router")
     put = (lambda name, value, **_: print(f"{name} = {value:g}")) if options.dry else record
-    for name in options.parts:
+    for name in options.parts or PARTS:
         print(f"{name}:", flush=True)
         PARTS[name](put, options.router)
 

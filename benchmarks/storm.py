@@ -287,11 +287,11 @@ PARTS = {"storm": (storm, ROWS), "ratelimit": (ratelimit, 90), "router": (router
 def main() -> None:
     """Runs the named parts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", default=[*PARTS], choices=[*PARTS, []])
+    parser.add_argument("parts", nargs="*", default=[], choices=[*PARTS, []])
     parser.add_argument("--rows", type=int, help="a smaller size; nothing is recorded")
     options = parser.parse_args()
     put = record if options.rows is None else lambda name, value, **_: print(f"{name} = {value:g}")
-    for name in options.parts:
+    for name in options.parts or PARTS:
         part, rows = PARTS[name]
         print(f"{name}:", flush=True)
         part(put, options.rows or rows)
