@@ -5,10 +5,11 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # Installed first, so that nothing later pulls another build. On a CPU-only machine point pip at PyTorch's CPU builds.
 TORCH ?= torch==2.13.0
-# A file stays on one worker, so that its fixtures start once; the folders with the slow files come first. Python keeps
-# what it compiles, also where the environment says otherwise: each of the programs that tests start reads it.
+# Three workers: tests wait for servers and starts, which two leave a third of two cores idle. A file stays on one worker,
+# so that its fixtures start once; the folders with the slow files come first. Python keeps what it compiles, also where
+# the environment says otherwise: each of the programs that tests start reads it.
 PYTHON_M := PYTHONDONTWRITEBYTECODE= $(PY) -m
-PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+PYTEST := pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 # What decides a score; see `coverage`.
 DECIDES := */formats/*,*/judge/rewards.py,*/judge/groups.py,*/engines/cache/engine.py,*/engines/cache/keys.py
 
@@ -17,6 +18,8 @@ FUZZ_SECONDS ?= 300
 
 # An environment for each real trainer, because they exclude each other; see recipes/trainers.
 TRAINERS := .venv/trainers
+# For trainers that want it; also one of pyenv that is not the chosen one.
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) python3.12)
 
 .PHONY: help demo test test-fast test-trainers test-install fuzz lint figures dist nano clean
 
@@ -35,7 +38,7 @@ test: .venv/test.ok ## the whole suite: a real vLLM engine and server, real trai
 test-fast: .venv/test.ok ## what a contributor runs: the units and the contracts, in under a minute
 	$(PYTHON_M) $(PYTEST) tests/contract tests/unit
 
-test-trainers: .venv/test.ok $(foreach one,swift orlhf verl axolotl llama_factory verifiers,$(TRAINERS)/$(one).ok) ## the adapters in real trainers
+test-trainers: .venv/test.ok $(foreach one,swift orlhf verl axolotl llama_factory verifiers slime,$(TRAINERS)/$(one).ok) ## the adapters in real trainers
 	$(PY) benchmarks/trainers.py
 
 test-install: ## the wheel and the README's first lines in empty environments, Python 3.11 to 3.13 and every extra (an hour)
@@ -107,9 +110,10 @@ $(TRAINERS)/verl.ok:
 	PYTHONPATH=. $(TRAINERS)/verl/bin/python -m flexjudge_reward.engines.torchvision_mend
 	touch $@
 
-# Both are read by the main environment, so they bring only what differs from it.
+# Both are read by the main environment, so they bring only what differs from it. axolotl asks for Python 3.12; what is
+# run of it does without.
 $(TRAINERS)/axolotl.ok: .venv/venv.ok
-	$(PIP) --no-deps --upgrade --target $(TRAINERS)/axolotl axolotl==0.19.0 trl==1.9.0 addict
+	$(PIP) --no-deps --upgrade --ignore-requires-python --target $(TRAINERS)/axolotl axolotl==0.21.0 trl==1.14.1 addict
 	touch $@
 
 $(TRAINERS)/llama_factory.ok: .venv/venv.ok
@@ -123,9 +127,15 @@ $(TRAINERS)/verifiers.ok:
 	$(TRAINERS)/verifiers/bin/pip install --quiet verifiers==0.4.0 pillow tqdm
 	touch $@
 
+# On no package index: its repository, or a folder with it. Its rewards import pylatexenc, which the main environment has not.
+SLIME ?= git+https://github.com/THUDM/slime@624b824a898ab0ec1fcb4d373004c7f3852bf515
+$(TRAINERS)/slime.ok: .venv/venv.ok
+	$(PIP) --no-deps --upgrade --target $(TRAINERS)/slime pylatexenc==2.11 $(SLIME)
+	touch $@
+
 # Needs Python 3.12; without this environment, its test is skipped.
 $(TRAINERS)/nemo_gym.ok:
-	python3.12 -m venv $(TRAINERS)/nemo_gym
+	$(PYTHON312) -m venv $(TRAINERS)/nemo_gym
 	$(TRAINERS)/nemo_gym/bin/pip install --quiet --no-deps nemo-gym==0.4.0
 	$(TRAINERS)/nemo_gym/bin/pip install --quiet fastapi itsdangerous uvicorn uvloop 'openai<=2.7.2' hydra-core omegaconf orjson psutil \
 	    devtools yappi gprof2dot pydot ray==2.60.0 requests httpx pandas rich wandb aiohttp pillow tqdm

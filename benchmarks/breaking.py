@@ -2,6 +2,7 @@
 
     python benchmarks/breaking.py           both tables, and the figures
     python benchmarks/breaking.py check     only: are `advantages` those of TRL's GRPOTrainer?
+    python benchmarks/breaking.py blame     only: what it costs to blame an answer for a server that loses the longest
 
 A softmax policy over four kinds of answer: good, mediocre, bad, and bad ones that break the judge's reply nine times of
 ten. Four groups of 8 a step, 200 steps, 20 seeds, from seven starts; a plain gradient step on advantage times log
@@ -15,7 +16,9 @@ random rewards, failed ones included, and compares.
 
 Records `breaking.share_max_before` (a failure gets its siblings' mean, the rule until issue 13), `breaking.share_max`
 (the defaults), each the highest share of breaking answers at the end of a run, and `breaking.good_gain_min`: the least
-that the mean share of good ones gains by the new rule, over all starts, in large steps.
+that the mean share of good ones gains by the new rule, over all starts, in large steps. `blame` lets a server lose nine
+of ten good answers, as one does that drops the longest, and records `breaking.blame_cost_max`: the most that the mean
+share of good ones falls if they are blamed, instead of getting their siblings' mean.
 """
 
 from __future__ import annotations
@@ -83,11 +86,11 @@ def _settled(first: Outcome, second: Outcome) -> Outcome:
     return AGAIN if isinstance(second, Failure) and second.kind == "malformed" else second
 
 
-def judge(kind: int, rng: random.Random, breaks: float) -> Outcome:
-    """One judgement of an answer; `breaks` is how often breaking ones do."""
+def judge(kind: int, rng: random.Random, breaks: float, failing: str = "breaking") -> Outcome:
+    """One judgement of an answer; `breaks` is how often the `failing` kind does."""
     if rng.random() < LOST:
         return Failure("transport")
-    if rng.random() < (breaks if KINDS[kind] == "breaking" else MALFORMED):
+    if rng.random() < (breaks if KINDS[kind] == failing else MALFORMED):
         return Failure("malformed")
     return (min(10, max(1, round(rng.gauss(QUALITY[kind], 1.0)))) - 1) / 9
 
@@ -113,7 +116,7 @@ def _spread(values: Any) -> Any:
     return known.std() if len(known) else torch.tensor(torch.nan)
 
 
-def run(start: Sequence[float], name: str, rate: float, seed: int) -> Any:
+def run(start: Sequence[float], name: str, rate: float, seed: int, failing: str = "breaking") -> Any:
     """The shares of the kinds after the training by a rule."""
     rule, breaks = RULES[name], MALFORMED if name == "unbreakable" else BREAKS
     rng, logits = random.Random(seed), np.log(np.array(start))
@@ -121,7 +124,7 @@ def run(start: Sequence[float], name: str, rate: float, seed: int) -> Any:
     for _ in range(STEPS):
         shares = _softmax(logits)
         kinds = rng.choices(range(len(KINDS)), shares, k=len(groups))
-        numbers = rule([[judge(kind, rng, breaks), judge(kind, rng, breaks)] for kind in kinds], groups)
+        numbers = rule([[judge(kind, rng, breaks, failing) for _ in range(2)] for kind in kinds], groups)
         weights = advantages(numbers).numpy()
         pull = np.bincount(kinds, weights, len(KINDS)) - weights.sum() * shares
         logits = logits + rate * pull / len(groups)
@@ -168,8 +171,25 @@ def check(steps: int = 6) -> float:
     return worst
 
 
+def blame() -> None:
+    """The table of what blame costs, and its figure."""
+    print("| start | good: neutral | good: blamed |\n|---|---|---|")
+    costs = []
+    for name, start in STARTS.items():
+        rules = {
+            rule: [run(start, rule, LARGE, seed, "good")[0] for seed in range(SEEDS)] for rule in ("before", "lowest")
+        }
+        neutral, blamed = (float(np.mean(shares)) for shares in rules.values())
+        costs.append(neutral - blamed)
+        print(f"| {name} | {100 * neutral:.1f} | {100 * blamed:.1f} |", flush=True)
+    note = f"{len(STARTS)} starts x {SEEDS} seeds, large steps, {STEPS} steps; nine of ten good answers are lost"
+    record("breaking.blame_cost_max", max(costs), unit="share", target="", note=note)
+
+
 def main() -> None:
     """Both tables and the figures."""
+    if sys.argv[1:] == ["blame"]:
+        return blame()
     difference = check()
     print(f"largest difference from GRPOTrainer's advantages: {difference:.1e}", flush=True)
     assert difference < 1e-4

@@ -2,7 +2,7 @@
 
     python benchmarks/cache.py            everything, about three minutes; appends the figures
     python benchmarks/cache.py kills cap  some parts of: kills, damage, contention, openings, cap, warm
-    python benchmarks/cache.py growth     one file with 10 million rows, 7 GB and an hour; ROWS=100000 for fewer
+    python benchmarks/cache.py growth     one file with 10 million rows, 4 GB and up to an hour; ROWS=100000 for fewer
 
 * kills: rounds of 4 writers and 1 reader on one file, all killed with SIGKILL. A writer notes each key after `put`
   returned. cache.lost_acknowledged counts noted keys that are not served afterwards.
@@ -45,7 +45,6 @@ from flexjudge_reward import (
     Pointwise,
     Prompt,
     Request,
-    ScriptedEngine,
     Untrusted,
 )
 from flexjudge_reward.engines.cache.keys import keys_of
@@ -62,6 +61,17 @@ class Echo(Engine):
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         return [Generation(reply_to(request)) for request in requests]
+
+
+class Constant(Echo):
+    """A judge that always says the same and keeps no request, as `ScriptedEngine` would: each one costs time in every
+    pass of Python's garbage collector."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        return [Generation(self.reply) for _ in requests]
 
 
 def ask(name: str) -> Request:
@@ -295,7 +305,7 @@ def cap(folder: Path, limit: int = 100_000_000, rows: int = 1_000) -> int:
 def warm(folder: Path, rows: int = 20_000, rounds: int = 5) -> tuple[float, float, int]:
     """(verdicts per CPU-second, bytes a row, wrong)."""
     reply = "<think>Each part of the answer is right, and nothing is left out. It is short.</think><answer>7</answer>"
-    engine = CachedEngine(ScriptedEngine(lambda request: reply), folder / "replies.sqlite")
+    engine = CachedEngine(Constant(reply), folder / "replies.sqlite")
     judge, rates = Judge(Pointwise(), engine), []
     examples = [
         Example(f"Question {number}: {'What is right here? ' * 8}", [f"answer {number}"]) for number in range(rows)

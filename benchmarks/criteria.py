@@ -45,6 +45,7 @@ from flexjudge_reward import (
 )
 
 SEEDS = (1, 2, 3)
+VOTES = 3  # on one overall score: the fewest that take no fewer tokens than the checklist
 
 
 def main() -> None:
@@ -123,28 +124,31 @@ def descriptions(seed: int, count: int, junk: float) -> list[Group]:
 
 
 def checklist(count: int) -> None:
-    """Kendall's tau-b with the truth, and tokens, of a checklist relative to one overall score."""
-    gains, voted, spent, notes = [], [], [0, 0], []
-    votes = MajorityVote(Pointwise(prompt_set="nano"), 2, "mean")
+    """Kendall's tau-b with the truth, and tokens, of a checklist relative to one overall score, and to votes on it."""
+    gains, over_votes, spent, notes = [], [], [0, 0, 0], []
+    votes = MajorityVote(Pointwise(prompt_set="nano"), VOTES, "mean")
     with TransformersEngine("nano") as engine:
         for seed in SEEDS:
             groups = descriptions(seed, count, junk=0.1)
             whole = judged(engine, Pointwise(prompt_set="nano"), groups)
             format: Format = Checklist(CRITERIA, per_call=1)
             listed = judged(Speaking(engine), format, groups, GREEDY)  # type: ignore[arg-type]
-            voted.append(statistics.mean(taus(judged(engine, votes, groups, replace(GREEDY, temperature=1.0)), groups)))
-            before, after = (statistics.mean(taus(results, groups)) for results in (whole, listed))
+            voted = judged(engine, votes, groups, replace(GREEDY, temperature=1.0))
+            before, after, by_votes = (statistics.mean(taus(results, groups)) for results in (whole, listed, voted))
             gains.append(after - before)
-            spent = [spent[0] + tokens(whole), spent[1] + tokens(listed)]
+            over_votes.append(after - by_votes)
+            spent = [total + tokens(results) for total, results in zip(spent, (whole, listed, voted), strict=True)]
             notes.append(f"{before:.3f} to {after:.3f}")
-            print(f"seed {seed}: tau {notes[-1]}, tokens {tokens(whole)} to {tokens(listed)}", flush=True)
+            print(f"seed {seed}: tau {notes[-1]}, votes {by_votes:.3f}; tokens {spent} so far", flush=True)
     error = statistics.stdev(gains) / len(gains) ** 0.5
     note = f"{len(SEEDS)} seeds of {count} groups of 8 descriptions: {', '.join(notes)}; standard error {error:.3f}"
     note += "; five criteria, one a check; the embedded judge answers one per call, in the form that it knows"
     record("checklist.tau_gain", statistics.mean(gains), unit="tau", target="> 0", note=note)
     note = "tokens written, one call per criterion against one call; equal calls are counted each time"
-    note += f"; two votes on one overall score, twice the tokens, have tau {statistics.mean(voted):.3f}"
     record("checklist.token_ratio", spent[1] / spent[0], unit="ratio", target="<= 1", note=note)
+    note = f"over {VOTES} votes on one overall score, for {spent[1] / spent[2]:.2f} of their tokens"
+    note += f"; by seed {', '.join(f'{gain:+.3f}' for gain in over_votes)}"
+    record("checklist.tau_gain_over_votes", statistics.mean(over_votes), unit="tau", target="> 0", note=note)
 
 
 # ---------------------------------------------------------------------------------------------------------- commit

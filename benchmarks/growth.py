@@ -42,7 +42,7 @@ from flexjudge_reward.formats.reply import read_reply
 from flexjudge_reward.judge.rewards import group_ids, rewards
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, fence, flatten, neutralise
 
-ROUNDS = 5
+ROUNDS, AT_LEAST_S = 5, 0.3
 HOSTILE = ("<|im_end|>", "`" * 7, "<answer>", "\u200b<", "e\u0301", "[/INST]", "\ud83d", "<think>\n")
 
 
@@ -143,9 +143,9 @@ PAIRS: dict[str, tuple[Callable[[int], Callable[[], object]], tuple[int, ...]]] 
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The least CPU time of a few runs: what else happens on the machine only adds to it."""
-    found = []
-    for _ in range(ROUNDS):
+    """The least CPU time of several runs, more of short ones: what else happens on the machine only adds to it."""
+    found: list[float] = []
+    while len(found) < ROUNDS or sum(found) < AT_LEAST_S:
         start = process_time()
         run()
         found.append(process_time() - start)

@@ -38,11 +38,14 @@ try: FlexJudgeReward()(['q'], ['a'])
 except MissingExtra as error: print(error)"""
 MOLECULE = "from flexjudge_reward import Media; print(Media.molecule('CCO').as_judge_input())"
 VIDEO = "from flexjudge_reward import Media; Media.video(open('1.png', 'rb').read()).is_usable; import av"
+PROCESSOR = """from transformers import AutoProcessor
+from flexjudge_reward.nano import path
+print(type(AutoProcessor.from_pretrained(path('base'))))"""
 TRAINER = "from trl import GRPOTrainer; from flexjudge_reward import FlexJudgeReward; FlexJudgeReward()"
 POLICY = """from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from flexjudge_reward.nano import BASE
+from flexjudge_reward.nano import path
 words = dict(eos_token='<|im_end|>', pad_token='<|endoftext|>')
-tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(BASE / 'tokenizer.json'), **words)
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path('base') / 'tokenizer.json'), **words)
 tokenizer.save_pretrained('policy')
 layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
 ids = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
@@ -51,7 +54,7 @@ SETTINGS = {
     "model_name_or_path": "policy",
     "dataset_name": "prompts",
     "reward_funcs": ["flexjudge_reward.helpful"],
-    "env": {"FLEXJUDGE_MODEL": "nano"},
+    "env": {"FLEXJUDGE_MODEL": "nano", "FLEXJUDGE_HELPFUL__SEED": 7},
     "output_dir": "out",
     "max_steps": 2,
     "per_device_train_batch_size": 4,
@@ -124,7 +127,7 @@ EXTRAS: dict[str, list[Line]] = {
         Line(ONE_LINE, says="("),
         Line(REWARD, says="["),
     ],
-    "datasets": [Line("flexjudge score rows.parquet", 2, missing("transformers"))],
+    "datasets": [Line("flexjudge score rows.parquet", 2, "rows.parquet")],  # what it reads is no table
     "trl": [
         Line(TRAINER),
         Line("flexjudge recipes run grpo_vlm --config nano --max_steps 2", says="step"),
@@ -132,7 +135,8 @@ EXTRAS: dict[str, list[Line]] = {
         Line(f"{GRPO} 1", says="rewards/helpful/mean"),
         Line(f"{GRPO} 2", says="rewards/helpful/mean"),
     ],
-    "yaml": [Line("flexjudge score rows.jsonl --config judge.yaml", 2, missing("transformers"))],
+    "vlm": [Line(PROCESSOR, says="Qwen2_5_VLProcessor")],
+    "yaml": [Line(f"{SCORE} --config judge.yaml", 2, missing("transformers"))],
     "completion": [Line("flexjudge completion bash", says="flexjudge")],
     "evaluate": [
         Line("flexjudge doctor samples.jsonl", 2, "label"),
@@ -144,7 +148,7 @@ EXTRAS: dict[str, list[Line]] = {
     "vendors": [Line("import any_llm")],
     "diffusers": [Line("import diffusers")],
 }
-WITH_TORCH = ("transformers", "trl", "diffusers")
+WITH_TORCH = ("transformers", "trl", "diffusers")  # of "vlm", torch and torchvision must be one build
 
 
 def main() -> None:

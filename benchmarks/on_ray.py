@@ -1,6 +1,6 @@
 """Jobs on Ray Data: a million rows through two judges, and what a SIGKILL of a judge and of the driver costs.
 
-    python benchmarks/on_ray.py rows [ROWS]     a million rows with a scripted judge: about five minutes
+    python benchmarks/on_ray.py rows [ROWS]     a million rows with a scripted judge: about ten minutes
     python benchmarks/on_ray.py kills [KILLS]   20,000 rows, with SIGKILL at ten random points: about ten minutes
 
 Needs `pip install 'flexjudge-reward[ray]'`. Both run on a Ray of this machine; each job is a process of its own.

@@ -1,27 +1,52 @@
-"""How much faster a judge on a server is asked than by the programs that users would write with the `openai` package.
+"""How fast this package judges beside the programs that users have or would write.
 
-    python benchmarks/peers.py        about two minutes
+    python benchmarks/peers.py              against the `openai` package, about two minutes
+    python benchmarks/peers.py flex_judge   against the loop of the released Flex-Judge, about five minutes
 
 A loopback server in a process of its own replies to each request after 20 ms. All sides ask about the same texts, in
 turn, three rounds; the figure is the median of the ratios within a round. peers.sequential_ratio: one request after the
 other. peers.async_openai_ratio: `AsyncOpenAI` with 64 tasks.
+
+flex_judge: the embedded judge in one vLLM engine for both sides, 512 rows of texts and PNG files, half with an image;
+caches are emptied before each turn. The other side is the loop of jongwooko/flex-judge, test/mllm_as_a_judge_vllm.py:
+per row, open the image and apply the chat template; one `LLM.generate` for all; the scores by a regular expression.
+Its resizing to 448 x 448 is left out, so that both sides show the same images. Ratio of rows per second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import re
+import sys
 from statistics import median
 
 from figures import record
-from overhead import QUESTION, Cost, answered, loopback, spent
+from overhead import QUESTION, Cost, alternating, answered, examples, forget, loopback, plain, spent
 
-from flexjudge_reward import Message, Prompt, Request, ServerEngine, Untrusted
+from flexjudge_reward import (
+    Example,
+    Judge,
+    Media,
+    Message,
+    Pointwise,
+    Prompt,
+    Request,
+    Sampling,
+    ServerEngine,
+    Untrusted,
+    VLLMEngine,
+)
+from flexjudge_reward.media.image import encode
+from flexjudge_reward.prompts.quoting import flatten
 
 REQUESTS, FEW, IN_FLIGHT, ROUNDS = 1024, 64, 64, 3
+LOOP_ROUNDS = 5
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def main() -> None:
+def openai() -> None:
     from openai import AsyncOpenAI, OpenAI
 
     texts = [f"Question {number}. {QUESTION * 5}" for number in range(REQUESTS)]
@@ -69,5 +94,64 @@ def main() -> None:
         )
 
 
+def flex_judge() -> None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    import PIL.Image
+    from vllm import SamplingParams
+
+    load, sampling = os.getloadavg()[0], Sampling(max_tokens=160)
+    engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
+    judge, params = Judge(Pointwise(prompt_set="nano"), engine, sampling), SamplingParams(temperature=0, max_tokens=160)
+    judge(examples()[:2])  # starts the engine
+    llm = engine._llm
+    assert llm is not None
+    tokenizer, rows = llm.get_tokenizer(), [stored(example) for example in examples()]
+    turns = [chat(judge, example) for example in examples()]
+
+    def ours() -> Cost:
+        forget(llm)
+        return spent(
+            lambda: judge([Example([*map(Media.image, files), *texts], answers) for files, texts, answers in rows])
+        )
+
+    def theirs() -> Cost:
+        forget(llm)
+        return spent(loop)
+
+    def asked(files: list[bytes], turn: list[dict[str, str]]) -> dict[str, object]:
+        images = [PIL.Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
+
+    def loop() -> list[list[str]]:
+        asked_all = [asked(files, turn) for (files, _, _), turn in zip(rows, turns, strict=True)]
+        replies = llm.generate(asked_all, params, use_tqdm=False)
+        return [re.findall(r"<answer>(\d+)</answer>", reply.outputs[0].text) for reply in replies]
+
+    for (files, _, _), turn, example in zip(rows, turns, examples(), strict=True):
+        assert asked(files, turn)["prompt"] == plain(engine, judge, example)["prompt"], "the prompts differ"
+    costs = alternating(LOOP_ROUNDS, ours, theirs)
+    engine.close()
+    ratio = median(theirs.seconds / ours.seconds for ours, theirs in costs)
+    note = f"{len(rows)} rows, half with an image, empty caches; load average {load:.1f} on {os.cpu_count()} cores"
+    record("peers.flex_judge_ratio", ratio, unit="ratio of rows per second", target=">= 1.0", note=note)
+
+
+def stored(example: Example) -> tuple[list[bytes], list[str], list[str]]:
+    """A row as a file has it: its images, the texts of its question, and its answers."""
+    texts = [part for part in example.question if isinstance(part, str)]
+    answers = ["".join(map(str, candidate)) for candidate in example.candidates]
+    return [encode(media.images()[0]) for media in example.media], texts, answers
+
+
+def chat(judge: Judge, example: Example) -> list[dict[str, str]]:
+    """The turns of its prompt as texts, with the model's own mark in the place of each image."""
+    (prompt,) = judge.format.render(example)
+    shown = [
+        (one.role, [PLACE if isinstance(part, Media) else part for part in flatten(one)]) for one in prompt.messages
+    ]
+    return [{"role": role, "content": "".join(parts)} for role, parts in shown]
+
+
 if __name__ == "__main__":
-    main()
+    {"openai": openai, "flex_judge": flex_judge}[sys.argv[1] if len(sys.argv) > 1 else "openai"]()

@@ -18,17 +18,19 @@ from pathlib import Path
 from figures import record
 
 ROOT = Path(__file__).resolve().parent.parent
-VENDORS = "engines/test_vendor_replies.py"
+VENDORS, ERRORS = "engines/test_vendor_replies.py", "engines/test_real_errors.py"
 DIALECTS, TEMPLATES = "engines/test_dialects.py", "engines/test_templates.py"
 TIERS = ("system/", "integration/")  # of the tests that are not in unit/
 CASES = {
     "the refusal of a row is that row's": [
         f"{DIALECTS}::test_a_refused_row_fails_alone",
+        f"{ERRORS}::test_an_error_about_one_row_is_that_rows",
         "integration/test_vendor.py::test_a_row_that_fails_fails_alone",
-        "integration/test_vendor.py::test_each_package_has_the_status_elsewhere",
+        "integration/test_vendor.py::test_each_package_has_its_own_errors",
     ],
     "a server that serves nothing": [
         f"{DIALECTS}::test_a_server_that_serves_nothing_stops_the_run",
+        f"{ERRORS}::test_an_error_about_everything_stops_the_run_with_its_own_words",
         "integration/test_vendor.py::test_a_key_that_is_refused_stops_the_run",
     ],
     "a whole reply in any dialect": [
@@ -37,13 +39,25 @@ CASES = {
         f"{VENDORS}::test_a_vendor_may_keep_the_reasoning_to_itself",
         f"{VENDORS}::test_a_reply_without_a_score_has_its_kind",
         f"{VENDORS}::test_an_interrupted_reply_is_asked_for_again",
+        f"{VENDORS}::test_a_log_probability_of_null_is_of_what_cannot_be",
     ],
-    "a field under another name": [f"{DIALECTS}::test_a_limit_under_another_name"],
-    "a field that a server refuses": [f"{DIALECTS}::test_an_unknown_field_is_left_out"],
+    "a field under another name": [
+        f"{DIALECTS}::test_a_limit_under_another_name",
+        f"{ERRORS}::test_a_limit_that_is_too_large_costs_no_row",
+    ],
+    "a field that a server refuses": [
+        f"{DIALECTS}::test_an_unknown_field_is_left_out",
+        f"{ERRORS}::test_an_error_about_a_field_costs_no_row",
+    ],
+    "an answer that breaks its server": [
+        "engines/test_server.py::test_an_answer_that_breaks_the_server_is_refused",
+        "engines/test_server.py::test_nothing_is_gained_by_an_answer_that_breaks_the_server_and_nothing_lost_by_length",
+    ],
     "a steady rate limit": [
         f"{DIALECTS}::test_a_steady_rate_limit_loses_no_row",
         f"{VENDORS}::test_a_rate_limit_in_any_form_costs_no_attempt",
         f"{VENDORS}::test_a_refusal_is_no_rate_limit",
+        f"{ERRORS}::test_an_error_that_passes_costs_no_row",
     ],
     "the proxy of the environment": [
         f"{DIALECTS}::test_a_judge_behind_the_proxy_of_the_environment",

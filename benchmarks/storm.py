@@ -40,10 +40,10 @@ SOAK_ROWS, SOAK_SHARE, SOAK_BATCH = 100_000, 0.05, 1_000
 FLIGHT = 512
 
 
-def whole(content: Any, finish: str = "stop", prompt_tokens: int = 500, **message: Any) -> str:
+def whole(content: Any, finish: str = "stop", **message: Any) -> str:
     """The JSON of a chat completion."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}
-    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 5}})
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 500, "completion_tokens": 5}})
 
 
 def error(status: int, message: str, **headers: str) -> Fault:
@@ -74,7 +74,7 @@ FINAL = {
     "too large": (error(413, "the request is too large"), "refused"),
     "filtered": (error(400, "the prompt triggered the content management policy"), "refused"),
     "malformed field": (Fault(body=whole("x", finish="whatever")), "engine"),
-    "cut prompt": (Fault(body=whole("<think>x</think><answer>7</answer>", prompt_tokens=1)), "prompt_cut"),
+    "credit": (error(402, "this request exceeds the credit that is left"), "engine"),
 }
 FAULTS = [*PASSING, *FINAL]
 

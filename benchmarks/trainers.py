@@ -8,7 +8,8 @@ results/trainers.jsonl. From those that passed:
 
     trainers.count                      trainers whose own code ran with our adapter
     trainers.reward_mismatches          rewards unlike those of `FlexJudgeReward` on the same completions, in 32 bits
-    trainers.failed_row_advantage_max   of rows whose judgement failed, by the trainer's own code; the worst trainer
+    trainers.failed_row_advantage_max   of rows of a group whose judgement failed, by the trainer's own code; the worst
+                                        trainer
 
 `swift.py` has the training in ms-swift, `trl_failure.py` TRL beside a second reward.
 """
@@ -51,7 +52,7 @@ def main() -> None:
         if (found := [line["failed_row_advantage"] for line in lines if "failed_row_advantage" in line])
     }
     note = ", ".join(f"{name} {one:.1g}" for name, one in sorted(worst.items()))
-    note += "; verl's v1 trainer and verifiers leave such a row out"
+    note += "; verl's v1 trainer and verifiers leave such a row out; not for rows that a trainer hands over alone"
     value = max(worst.values())
     record("trainers.failed_row_advantage_max", value, unit="advantage", target="<= 1e-06", note=note, command=command)
 

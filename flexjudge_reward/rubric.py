@@ -17,6 +17,9 @@ or, as a checklist, a table per criterion (in a JSON file, a list of such object
     name = "colour"                       # optional: of its own line in a trainer's log
     check = "my_checks:names_a_colour"    # optional: a function of the example decides it, no judge
 
+The lists of HealthBench ({criterion, points, tags}) and of Rubrics as Rewards ({description, weight, title}) are read
+as they are: a negative weight is a "must not", tags and titles are left out.
+
 `formats/checklist.py` judges each criterion for itself; any other format shows the judge all of them as its criteria.
 """
 
@@ -37,6 +40,7 @@ from flexjudge_reward.errors import ConfigError
 _FOLDER = Path(__file__).with_name("prompts") / "rubrics"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 Need = Literal["must", "should", "must not"]
+_OTHERS = {("criterion", "points"): "tags", ("description", "weight"): "title"}  # text, weight: what is left out
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Criterion:
         """A criterion from its entries; with `checks` it may name a function. Raises ConfigError."""
         if not isinstance(entries, Mapping):
             raise ConfigError(f"expected an object with text and weight, found {entries!r:.80}")
+        entries = _by_our_names(entries)
         known = ("text", "weight", "need", "name", *["check"] * checks)
         if unknown := sorted(set(entries) - set(known)):
             raise ConfigError(f"unknown entry {unknown[0]!r}; known are {', '.join(known)}")
@@ -192,6 +197,17 @@ class Rubric:
             return {"criteria": criteria, **asdict(self.scale)}
         lone = isinstance(criteria, str) and len(criteria.split()) == 1
         return [Criterion(self.criteria, 1.0).entries] if lone else criteria
+
+
+def _by_our_names(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of another data set's criterion by our names; others as they are."""
+    for (text, weight), more in _OTHERS.items():
+        if {text, weight} <= entries.keys() <= {text, weight, more}:
+            value = entries[weight]
+            fault = isinstance(value, int | float) and value < 0
+            need = {"need": "must not"} if fault else {}
+            return {"text": entries[text], "weight": -value if fault else value, **need}
+    return entries
 
 
 def _items(listed: list[object], where: str, checks: bool) -> tuple[Criterion, ...]:

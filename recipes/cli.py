@@ -54,7 +54,11 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     recipe, target = _recipe(arguments.name), arguments.folder
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{str(target)!r} exists and is not an empty folder; give another one")
-    shutil.copytree(recipe, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    try:
+        shutil.copytree(recipe, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    except shutil.Error as error:  # the reasons of all files; a part of a recipe would be in the way of the next try
+        shutil.rmtree(target, ignore_errors=True)
+        raise ConfigError(f"{str(target)!r} cannot be written: {error.args[0][0][2]}") from None
     own = f"from flexjudge_recipes.{arguments.name.replace('/', '.')}"
     for program in target.glob("*.py"):  # the copy uses its own parts, not the installed ones
         text = program.read_text("utf-8").replace(f"{own} import", "import").replace(f"{own}.", "from ")

@@ -23,7 +23,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="flexjudge-tests-")
 os.environ["HF_HOME"] = _HOME.name  # before anything imports datasets: prepared data sets go there
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share two cores
 
 gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
 

@@ -26,6 +26,7 @@ draft is no better than a coin; 2 an error, in one line on stderr; 3 done, with 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -51,13 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FlexJudgeError, OSError) as error:  # a disk that is full, a folder that is gone
-        print(f"flexjudge: error: {' '.join(printable(error).split())}", file=sys.stderr)
+        print(f"flexjudge: error: {' '.join(printable(_said(error)).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "finished judgements are kept, and the same command continues with them"
         print(f"\nflexjudge: interrupted; {kept}", file=sys.stderr)
         return 130
     return code
+
+
+def _said(error: FlexJudgeError | OSError) -> object:
+    """An error in words; of the operating system's, the file and the reason."""
+    if not isinstance(error, OSError) or isinstance(error, FlexJudgeError) or error.strerror is None:
+        return error
+    if error.errno == errno.ENOSPC and error.filename is None:
+        return f"{error.strerror}: make room where the output goes, and give the same command again"
+    return f"{str(error.filename)!r}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 _COMMANDS = {
@@ -86,10 +96,13 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
     for add in dict.fromkeys(_COMMANDS.values()):
         add(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
-    commands.add_parser("completion", help="completion for a shell: flexjudge completion bash | zsh | tcsh")
+    commands.add_parser("completion", help=_SHELLS)
     if command == "recipes":
         _add_recipes(recipes)
     return parser
+
+
+_SHELLS = "completion for a shell: flexjudge completion bash | zsh | tcsh"
 
 
 class _Version(argparse.Action):
@@ -111,6 +124,9 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
 
 def _completion(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """Prints the completion of a shell."""
+    if {"-h", "--help"} & {*words}:
+        print(f"usage: flexjudge completion SHELL\n\n{_SHELLS}")
+        return 0
     try:
         shtab = import_module("shtab")
     except ImportError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward import nano
-from flexjudge_reward.errors import need
+from flexjudge_reward.errors import ConfigError, need
 
 
 def add_command(commands: Any) -> None:
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         how = f"flexjudge nano {name} --serve; then --base-url http://localhost:8001/v1 --prompt-set nano"
         print(f"serve it: {how}", file=sys.stderr)
         return 0
+    if not 0 < arguments.port < 65536:
+        raise ConfigError(f"--port is a number from 1 to 65535, found {arguments.port}")
     need("vllm", "vllm")
     # The module, because the command of vLLM's CPU build does not start.
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1"]

@@ -35,6 +35,7 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page, or serves it until Ctrl-C."""
+    from flexjudge_reward.offline.journal import replaced
     from flexjudge_reward.report.lines import files_of
     from flexjudge_reward.report.render import report
     from flexjudge_reward.report.serve import Server
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not made.judged and not made.pairs:
         raise ConfigError(f"{source} has no line of a record, or of an output of score, rerank or annotate")
     try:
-        output.write_text(made.html, "utf-8")
+        replaced(output, made.html.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror or error}") from None
     print(f"{output}: {made}", file=sys.stderr)

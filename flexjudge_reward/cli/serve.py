@@ -29,7 +29,9 @@ from flexjudge_reward.trainers.server import RewardServer
 from flexjudge_reward.trainers.session import RewardSession
 
 _OWN = {name: one for name, one in settings_of(TrainerConfig).items() if name.startswith("serve_")}
-_POLICY = ("on_failure", "on_candidate_failure", "max_failure_rate", "completion", "reference_column")
+_CALLERS = {"question_column", "rubric_column", "ignored_columns", "media_root", "num_generations", "reward_server"}
+_REWARD = {name: one for name, one in settings_of(RewardConfig).items() if name not in _CALLERS}
+"""The settings of a reward that a server keeps; a protocol has no other columns than `label`, and no files."""
 _DRAIN_S = 600.0
 
 
@@ -40,8 +42,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or YAML")
     defaults = {field.name: field.default for kind in _KINDS for field in dataclasses.fields(kind)}
     add_flags(command.add_argument_group("the server"), _OWN.values(), defaults)
-    policy = settings_of(RewardConfig)
-    add_flags(command.add_argument_group("rewards"), [policy[name] for name in _POLICY], defaults)
+    add_flags(command.add_argument_group("rewards"), _REWARD.values(), defaults)
     judge = command.add_argument_group("the judge; without these FLEXJUDGE_* and the machine decide")
     add_flags(judge, settings_of(JudgeConfig).values(), defaults)
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted."""
     if arguments.config:
         os.environ[PREFIX + "CONFIG"] = str(arguments.config)
-    settings = {name: getattr(arguments, name) for name in (*settings_of(JudgeConfig), *_POLICY)}
+    settings = {name: getattr(arguments, name) for name in (*settings_of(JudgeConfig), *_REWARD)}
     own = trainer_config({name: getattr(arguments, name) for name in _OWN})
     _check_address(own)
     if own.serve_workers > 1:

@@ -37,12 +37,17 @@ class Clip:
 
 def columns_of(kind: str, cells: Mapping[str, Any]) -> list[Any]:
     """The media of one kind that the columns of a row hold, singular or plural; one may stand for a list of one."""
-    several, one = cells.get(f"{kind}s"), cells.get(kind)
+    several, one = (_listed(cells.get(name)) for name in (f"{kind}s", kind))
     if several is None:
         # A list under "image" is several images; a list under "video" is the frames of one video.
         several = one if kind == "image" and isinstance(one, list | tuple) else [] if one is None else [one]
     listed = several if isinstance(several, list | tuple) else [several]
     return [one[kind] if isinstance(one, Mapping) and one.keys() == {kind} else one for one in listed]
+
+
+def _listed(cell: Any) -> Any:
+    """Rows of a parquet file that pandas has read have arrays of objects in the place of lists."""
+    return cell.tolist() if str(getattr(cell, "dtype", "")) == "object" else cell
 
 
 def with_media(value: Any, kind: str | None = None) -> Any:

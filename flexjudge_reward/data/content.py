@@ -208,7 +208,7 @@ def kind_and_source(part: Mapping[str, Any]) -> tuple[str, Any]:
         return kind, part.get("text")
     if not isinstance(kind, str) or kind not in KINDS:
         return "", None
-    return kind, next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
+    return kind, next((part[name] for name in (kind, "bytes", "path", "url") if part.get(name) is not None), None)
 
 
 def options_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,12 @@ _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "ob
 
 
 def with_roles(value: Any) -> Any:
-    """A conversation as ShareGPT has it, {"from", "value"}, as messages; everything else as it is."""
+    """A conversation as ShareGPT has it, {"from", "value"}, as messages; everything else as it is.
+
+    One message alone, as LLaMA-Factory has `chosen`, is a conversation of one.
+    """
+    if isinstance(value, Mapping) and (value.keys() >= {"from", "value"} or value.keys() >= {"role", "content"}):
+        value = [value]
     old = isinstance(value, list) and value and all(isinstance(turn, Mapping) and "from" in turn for turn in value)
     if not old:
         return value

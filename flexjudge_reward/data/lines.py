@@ -26,6 +26,7 @@ from flexjudge_reward.errors import ConfigError
 
 Raw = dict[str, Any] | ConfigError
 _COMPRESSED = (".gz", ".zst")
+_NOT_UTF8 = "the text is not UTF-8: save the file as UTF-8, as in iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 
 
 class Lines:
@@ -156,8 +157,12 @@ def json_object(line: bytes) -> Raw:
     """The row that a line holds, or why it holds none."""
     try:
         given = json.loads(line)
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        return ConfigError(str(error))
+    except UnicodeError:
+        return ConfigError(_NOT_UTF8)
+    except ValueError as error:
+        return ConfigError(f"no JSON: {error}")
+    except RecursionError:
+        return ConfigError("no JSON: it is nested too deeply")
     return given if isinstance(given, dict) else ConfigError(f"expected a JSON object, found {type(given).__name__}")
 
 
@@ -177,5 +182,7 @@ def cells(text: IO[str]) -> Iterator[Raw]:
             yield ConfigError("there are more cells than columns") if None in row else row
         except StopIteration:
             return
-        except (csv.Error, UnicodeEncodeError) as error:
+        except UnicodeEncodeError:
+            yield ConfigError(_NOT_UTF8)
+        except csv.Error as error:
             yield ConfigError(str(error))

@@ -1,6 +1,7 @@
 """A trainer's rows as Examples: prompts and completions, plain or conversational, with their media.
 
-    prompt       a text, a list of parts, or chat messages whose content is one of these (`content.py`)
+    prompt       a text, also in a chat template (`templated.py`), a list of parts, or chat messages whose content is
+                 one of these (`content.py`)
     completion   a text, or the messages the policy added (more than one where it called tools); without its reasoning,
                  unless the setting `completion` says "all" (`completion.py`)
     columns      `image`, `images`, `video`, `videos`, `audio`, `audios`, and the columns that the user names
@@ -27,6 +28,7 @@ from flexjudge_reward.data.content import (
     reference_of,
     rubric,
 )
+from flexjudge_reward.data.templated import messages_of
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.media.source import same_as
@@ -117,7 +119,8 @@ class _Reader:
         _check_form(prompt, "prompt")
         _check_form(completion, "completion")
         media = [(kind, [self._make(kind, source, {}) for source in columns_of(kind, cells)]) for kind in MEDIA_COLUMNS]
-        question = content_of(prompt, "prompt", self._make, media, repeated=True)
+        asked = messages_of(prompt) if isinstance(prompt, str) else prompt
+        question = content_of(asked, "prompt", self._make, media, repeated=True)
         if names.question is not None:
             shown = [part for part in question if isinstance(part, Media)]
             question = (*shown, plain_text(cells[names.question], f"column {names.question!r}"))

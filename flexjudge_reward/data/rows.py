@@ -267,9 +267,10 @@ class Rows:
 
     def _example(self, entry: Mapping[str, Any]) -> Example:
         if "question" not in entry:
-            raise ConfigError("the entry 'question' is missing; if it has another name: --column question=NAME")
+            there = f"{', '.join(map(str, entry)):.200}"
+            raise ConfigError(f"the entry 'question' is missing; there are {there}: --column question=NAME names it")
         if ("answer" in entry) == ("candidates" in entry):
-            raise ConfigError("give either 'answer' or 'candidates'")
+            raise ConfigError("give either 'answer' or 'candidates'; under another name: --column answer=NAME")
         candidates = [entry["answer"]] if "answer" in entry else entry["candidates"]
         if not isinstance(candidates, list):
             raise ConfigError(f"'candidates' must be a list, found {type(candidates).__name__}")

@@ -53,6 +53,8 @@ class Table:
         `revision` is a commit, tag or branch of a data set of the Hub.
         """
         name, path = str(source), Path(source)
+        if not name:  # as a path it is this folder
+            raise ConfigError("the source is an empty text: name a file, a folder or org/name")
         local = path.exists()
         if not local and (not _HUB_NAME.fullmatch(name) or path.suffix in _FILES):
             raise ConfigError(f"no file or folder {name!r}, and a data set of the Hub is named as org/name")

@@ -84,7 +84,12 @@ class Address:
         text = str(message) or type(message).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return "".join(char if char.isprintable() else " " for char in text[:_SHOWN])
+        return printable(text)
+
+
+def printable(message: object) -> str:
+    """A message, short and printable."""
+    return "".join(char if char.isprintable() else " " for char in str(message)[:_SHOWN])
 
 
 def _value(name: str, value: str) -> str:

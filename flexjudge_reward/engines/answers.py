@@ -19,15 +19,23 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
-_PASSING = {408, 409, 425, 429, 498} | (set(range(500, 600)) - {501, 505})
+_PASSING = {408, 409, 425, 429, 498, 499} | (set(range(500, 600)) - {501, 505})
 LIMITS = (429, 498, 529)  # 498 is Groq's, 529 Anthropic's
 """The statuses of a rate limit."""
-_NO_CREDIT = ("insufficient_quota", "billing", "credit balance", "payment", "insufficient balance")
-_LIMITED = re.compile(r"throttl|rate.?limit|too.?many.?requests|resource.?exhausted|slow.?down|overload", re.IGNORECASE)
-_REFUSED = re.compile(r"invalid|filter|moderat|polic|safety|sensitive|blocked|length|too.?l(ong|arge)", re.IGNORECASE)
+_NO_CREDIT = ("insufficient_quota", "billing", "credit balance", "payment", "insufficient balance", "余额不足")
+_LIMITED = re.compile(
+    r"throttl|(rate|request).?limit|too.?many.?requests|resource.?exhausted|slow.?down|overload", re.IGNORECASE
+)
+_REFUSED = re.compile(
+    r"invalid|validation|filter|moderat|polic|safety|sensitive|blocked|length|too.?l(ong|arge)", re.IGNORECASE
+)
 _NEVER_FITS = re.compile(r"request too large|must be reduced", re.IGNORECASE)  # below a limit of tokens per minute
+_STRAINED = re.compile(r"memory|context|capacity|time.?out|timed out|deadline|exceed|too (long|large)", re.IGNORECASE)
+_BOM = b"\xef\xbb\xbf"
 _EVENTS = re.compile(rb"(\xef\xbb\xbf)?\s*(:|data:|event:|id:|retry:)")  # how a stream of events begins
 _INTERRUPTED = "error abort aborted cancelled timeout time_limit network_error insufficient_system_resource".split()
+_TEXTS = (str, list, dict, type(None))  # the forms of a text, or none
+_parse = json.JSONDecoder().decode
 _SHOWN = 2**20  # bytes of an answer without a message that are looked at
 
 
@@ -47,6 +55,11 @@ class Refusal:
     fields: frozenset[str] = frozenset()
 
     @property
+    def unpaid(self) -> bool:
+        """Whether it is about credit, not about what was asked."""
+        return self.status == 402
+
+    @property
     def refusal(self) -> Refusal:
         """Itself, as `Passing.refusal`."""
         return self
@@ -62,8 +75,16 @@ class Passing:
     unreachable: bool = False  # whether no process listens at the address
     refusal: Refusal | None = None  # how the server's message reads if it is meant for good
 
+    @property
+    def broken(self) -> bool:
+        """Whether the server failed at the request, and says nothing of its length, of time or of memory."""
+        return self.refusal is not None and self.refusal.status == 500 and not _STRAINED.search(self.refusal.message)
 
-def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[str], str]) -> Reply | Refusal | Passing:
+
+Answer = Reply | Refusal | Passing
+
+
+def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[str], str]) -> Answer:
     """What an answer is; `clean` makes the server's message fit to be shown."""
     body = _stream(raw) if _EVENTS.match(raw) else _json(raw)
     if 200 <= status < 300 and _is_reply(body):
@@ -79,6 +100,8 @@ def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[s
         message = clean(f"it redirects to {headers.get('Location', 'nowhere')}")
     refusal = Refusal(status, message, frozenset(_fields(body)))
     said = f"{words} {message}" if status >= 500 else words
+    if "exceed_context_size" in words:  # llama.cpp's, also as a 500
+        return refusal
     limited = status in LIMITS or (status != 413 and _LIMITED.search(said) is not None)
     if not limited and status not in _PASSING:
         return refusal
@@ -98,7 +121,7 @@ def models(raw: bytes) -> list[dict[str, Any]]:
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))  # of bytes it would guess the encoding first
+        return _parse(raw.removeprefix(_BOM).decode())  # of bytes `loads` would guess the encoding first
     except (ValueError, RecursionError):
         return None
 
@@ -147,12 +170,18 @@ def _is_reply(body: Any) -> bool:
         choice = (body["choices"] or [{}])[0]
         message = choice.get("message") or {}
         texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
-        ended = str(choice.get("finish_reason") or "").lower()
+        ended = finish_of(choice).lower()
     except (TypeError, KeyError, IndexError, AttributeError):
         return False
     counted = bool(message or ended or is_blocked(body)) or (isinstance(body.get("usage"), dict) and not _failed(body))
-    whole = all(text is None or isinstance(text, str | list | dict) for text in texts)
+    whole = all(isinstance(text, _TEXTS) for text in texts)
     return counted and whole and not choice.get("error") and ended not in _INTERRUPTED
+
+
+def finish_of(choice: Mapping[str, Any]) -> str:
+    """Why a choice ended, in the server's words; SGLang's own form is an object with a type."""
+    said = choice.get("finish_reason")
+    return str((said.get("type") if isinstance(said, dict) else said) or "")
 
 
 def is_blocked(body: Mapping[str, Any]) -> bool:
@@ -179,13 +208,22 @@ def _error(body: Any) -> Any:
     return body.get("error") or body.get("detail") or body.get("message") or body
 
 
+def _upstream(error: Any) -> Any:
+    """The error that OpenRouter and others pass on from the server behind them: JSON in a text, or a text."""
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    return (_error(_json(raw.encode("utf-8", "replace"))) or raw) if isinstance(raw, str) else raw
+
+
 def _message(body: Any) -> str:
     error = _error(body)
+    inner = _upstream(error)
     if isinstance(error, list):
         return "; ".join(str(one.get("msg") or one) if isinstance(one, dict) else str(one) for one in error)
     if isinstance(error, dict):
         error = error.get("message") or error.get("msg") or error.get("error") or error
-    return "" if error is None else str(error)
+    said = "" if error is None else str(error)
+    return f"{said}: {_message({'error': inner})}" if inner else said
 
 
 def _code(body: Any) -> int | None:
@@ -200,20 +238,21 @@ def _code(body: Any) -> int | None:
 def _parts(body: Any) -> Iterator[Mapping[str, Any]]:
     """The objects that an error is made of."""
     error = _error(body)
-    for one in (body, error, error.get("errors"), error.get("details")) if isinstance(error, dict) else (body, error):
+    more = (error.get("errors"), error.get("details"), _upstream(error)) if isinstance(error, dict) else ()
+    for one in (body, error, *more):
         yield from (part for part in (one if isinstance(one, list) else [one]) if isinstance(part, dict))
 
 
 def _words(body: Any) -> str:
     """The codes of an error that are words."""
-    names = ("code", "type", "status", "reason", "__type", "error_code")
+    names = ("code", "type", "status", "reason", "__type", "error_code", "error_type")
     return " ".join(part[name] for part in _parts(body) for name in names if isinstance(part.get(name), str))
 
 
 def _fields(body: Any) -> Iterator[str]:
     """The fields of the request that an error points at: `param` of OpenAI's errors, `loc` of FastAPI's."""
     error = _error(body)
-    for one in error if isinstance(error, list) else [error]:
+    for one in error if isinstance(error, list) else [error, _upstream(error)]:
         if isinstance(one, dict):
             if isinstance(one.get("param"), str):
                 yield one["param"]

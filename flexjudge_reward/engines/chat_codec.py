@@ -6,7 +6,6 @@ A completion is read whatever form its text has: one text, chunks of text and th
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import threading
@@ -26,7 +25,7 @@ from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Re
 _FINISH: dict[str, FinishReason] = {
     # A missing reason: the reply is whole only if its answer can be read.
     **dict.fromkeys(("", *"stop eos eos_token eosfound end_turn end_of_turn stop_sequence stop_token".split()), "stop"),
-    **dict.fromkeys("complete completed end null none".split(), "stop"),
+    **dict.fromkeys("complete completed end normal null none".split(), "stop"),
     **dict.fromkeys("length max_tokens max_output_tokens max_completion_tokens max_new_tokens".split(), "length"),
     **dict.fromkeys("max_length token_limit model_length context_length error_limit incomplete".split(), "length"),
     **dict.fromkeys(("model_context_window_exceeded", "maxpredictedtokensreached", "contextlengthreached"), "length"),
@@ -40,6 +39,7 @@ _FINISH: dict[str, FinishReason] = {
 _THOUGHTS = "reasoning reasoning_content thinking reasoning_text thinking_blocks reasoning_details".split()
 _CHUNK_OF_THOUGHT = re.compile(r"(redacted_)?(thinking|reasoning)\b")
 _INNER = ("thinking", "reasoning", "reasoningContent", "reasoningText", "text", "content", "summary")
+_MOST_TOKENS = 1e12  # that a server can have counted
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
 Family = Literal["other", "vllm", "omni"]
@@ -153,13 +153,14 @@ class ChatCodec:
         prompt = prompt if system_turn else prompt.without_system_turn()
         shown: list[Media] = []
         messages = ", ".join([self._message(message, shown) for message in prompt.messages])
-        roles = tuple(message.role for message in prompt.messages)
+        roles = tuple([message.role for message in prompt.messages])
+        whole = f"{head}[{messages}]}}".encode()
+        if not shown:
+            return Body((whole,), names, roles, version)
         # A data URI of a megabyte is put in as it is: as a text of the JSON it would be copied and escaped each time.
-        pieces = [f"{head}[{messages}]}}".encode()]
-        if shown:
-            first, *rest = pieces[0].split(self._place.encode())
-            uris = [b"" if media in named else self.made(media) for media in shown]
-            pieces = [first, *(piece for both in zip(uris, rest, strict=True) for piece in both)]
+        first, *rest = whole.split(self._place.encode())
+        uris = [b"" if media in named else self.made(media) for media in shown]
+        pieces = [first, *(piece for both in zip(uris, rest, strict=True) for piece in both)]
         by_name, pictures = any(one in named for one in shown), any(one.kind == "image" for one in shown)
         return Body(tuple(pieces), names, roles, version, named=by_name, pictures=pictures)
 
@@ -200,8 +201,8 @@ class ChatCodec:
     def _message(self, message: Message, shown: list[Media]) -> str:
         """A message as JSON, with a place for each media item, which are added to `shown`."""
         system = message.role == "system"
-        if system and message in self._systems:
-            return self._systems[message]
+        if system and (known := self._systems.get(message)):
+            return known
         parts = flatten(message, self._control_tokens)
         plain = len(parts) == 1 and isinstance(parts[0], str)
         content = _quoted(parts[0]) if plain else json.dumps([self._part(part, shown) for part in parts])
@@ -285,21 +286,22 @@ def least_tokens(prompt: Prompt) -> int:
 
 def _generation(response: Mapping[str, Any]) -> Generation:
     choice, usage = (response.get("choices") or [{}])[0], response.get("usage")
-    message, usage = choice.get("message") or {}, usage if isinstance(usage, Mapping) else {}
-    said = str(choice.get("finish_reason") or "")
+    message, usage = choice.get("message") or {}, usage if isinstance(usage, dict) else {}
+    said = answers.finish_of(choice)
     # Some have a detail, as in "content_filter: SPII", or a class, as in "FinishReason.STOP".
-    finish = _FINISH.get(said.lower().partition(":")[0].rpartition(".")[2])
+    finish = _FINISH.get(said) or _FINISH.get(said.lower().partition(":")[0].rpartition(".")[2])
     thought, text = _texts(message.get("content"))
-    own = [message[name] for name in _THOUGHTS if name in message and isinstance(message[name], (str, list, dict))]
-    thought = next(filter(None, map("".join, map(_texts, own))), "") or thought
+    own = [one for one in map(message.get, _THOUGHTS) if one and isinstance(one, (str, list, dict))]
+    if own:
+        thought = next(filter(None, map("".join, map(_texts, own))), "") or thought
     if thought:
         # Reasoning that the token limit cut stays open: budget forcing looks for that.
         text = f"<think>{thought}" + ("" if finish == "length" and not text else f"</think>{text}")
     text = plain(text)
     if text and "think>" not in text and _thinks_unseen(message, usage):
         text = f"<think></think>{text}"
-    if message.get("refusal"):
-        text, finish = str(message["refusal"]), "filter"
+    if refusal := message.get("refusal") or _refusal(message.get("content")):
+        text, finish = str(refusal), "filter"
     if not message and answers.is_blocked(response):
         finish = "filter"
     if finish is None:
@@ -317,15 +319,14 @@ def _prompt_tokens(usage: Mapping[str, Any]) -> int:
     """The tokens that the server read; some leave those out of `prompt_tokens` that a cache held."""
     details = usage.get("prompt_tokens_details")
     counted = _count(usage.get("prompt_tokens"))
-    apart = sum(_count(usage.get(name)) for name in _CACHED)
-    cached = max(apart, _count(details.get("cached_tokens")) if isinstance(details, Mapping) else 0)
+    apart = sum([_count(usage[name]) for name in _CACHED if name in usage])
+    cached = max(apart, _count(details.get("cached_tokens")) if isinstance(details, dict) else 0)
     return counted + (cached if cached > counted else 0) if counted else _count(usage.get("input_tokens")) + apart
 
 
 def _count(value: object) -> int:
     """A number of tokens; 0 for whatever else a server tells, since no reply is worse for it."""
-    known = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-    return int(value) if known else 0  # type: ignore[call-overload,no-any-return]
+    return int(value) if isinstance(value, (int, float)) and 0 < value < _MOST_TOKENS else 0
 
 
 def _thinks_unseen(message: Mapping[str, Any], usage: Mapping[str, Any]) -> bool:
@@ -355,6 +356,12 @@ def _texts(content: Any) -> tuple[str, str]:
     return thought, text
 
 
+def _refusal(content: Any) -> Any:
+    """The refusal among the chunks of a content."""
+    chunks = content if isinstance(content, list) else []
+    return next((chunk["refusal"] for chunk in chunks if isinstance(chunk, Mapping) and chunk.get("refusal")), None)
+
+
 def _is_thought(chunk: Mapping[str, Any]) -> bool:
     """Whether a chunk is a thought, by its type or by the name of what it holds."""
     by_name = any(isinstance(chunk.get(name), str | list | dict) for name in _INNER[:4])
@@ -375,7 +382,7 @@ def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | 
 
 
 def _logprob(entry: Mapping[str, Any]) -> float:
-    value = float(entry["logprob"])
+    value = float("-inf") if entry["logprob"] is None else float(entry["logprob"])  # SGLang's, which JSON cannot say
     if not value <= 1e-3:  # also NaN; rounding may put a certain token above 0
         raise ValueError(f"a log probability of {value}")
     return min(value, 0.0)

@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.address import Address
-from flexjudge_reward.engines.answers import Passing
+from flexjudge_reward.engines.answers import Answer, Passing
 from flexjudge_reward.engines.chat_codec import Body
+from flexjudge_reward.engines.client import Wire
 
 if TYPE_CHECKING:
     import aiohttp
@@ -22,31 +24,41 @@ _PART = 2**18
 _LONGEST_ANSWER = 2**24  # bytes
 
 
-class Connections:
-    """At most `limit` of them. `sent` is called with a large body when its last part is out."""
+class Connections(Wire):
+    """At most `limit` of them."""
 
-    def __init__(self, address: Address, limit: int, timeout: float, sent: Callable[[Body], None]) -> None:
-        self._address, self._limit, self._timeout, self._sent = address, limit, timeout, sent
+    def __init__(self, address: Address, limit: int, timeout: float) -> None:
+        super().__init__(address.shown, "pass api_key= or set the environment variable FLEXJUDGE_API_KEY")
+        self._address, self._limit, self._timeout = address, limit, timeout
         self._session: aiohttp.ClientSession | None = None
         self._urls = {path: address.url(path) for path in ("models", "chat/completions")}
-        self.failed = False
-        """Whether one failed since the last reply."""
 
     async def close(self) -> None:
         """Closes them."""
         if self._session is not None:
             await self._session.close()
 
-    async def send(self, method: str, path: str, body: Body | None, timeout: float) -> tuple[int, Any, bytes] | Passing:
+    async def post(self, body: Body, timeout: float, sent: Callable[[Body], None]) -> Answer:
+        """As `Wire.post`."""
+        large = body.size > LARGE
+        options: dict[str, Any] = {"headers": {"Content-Length": str(body.size)}} if large else {}
+        options["data"] = _parts(body, sent) if large else body.data
+        outcome = await self._send("POST", "chat/completions", options, timeout)
+        return outcome if isinstance(outcome, Passing) else answers.read(*outcome, clean=self._address.clean)
+
+    async def models(self, timeout: float) -> tuple[int, bytes] | Passing:
+        """As `Wire.models`."""
+        outcome = await self._send("GET", "models", {}, timeout)
+        return outcome if isinstance(outcome, Passing) else (outcome[0], outcome[2])
+
+    async def _send(
+        self, method: str, path: str, options: dict[str, Any], timeout: float
+    ) -> tuple[int, Any, bytes] | Passing:
         """The status, the headers and the body of an answer, or why there is none."""
         import aiohttp
 
         session = self._session = self._session or self._open()
-        options: dict[str, Any] = {"allow_redirects": False, "proxy": self._address.proxy}
-        if body is not None and (size := body.size) > LARGE:
-            options |= {"headers": {"Content-Length": str(size)}, "data": self._parts(body)}
-        elif body is not None:
-            options["data"] = body.data
+        options |= {"allow_redirects": False, "proxy": self._address.proxy}
         try:
             async with (
                 asyncio.timeout(timeout) as limit,  # costs less than aiohttp's own
@@ -77,9 +89,10 @@ class Connections:
             headers=self._address.headers,
         )
 
-    async def _parts(self, body: Body) -> AsyncIterator[memoryview]:
-        for piece in body.pieces:
-            view = memoryview(piece)
-            for at in range(0, len(view), _PART):
-                yield view[at : at + _PART]
-        self._sent(body)
+
+async def _parts(body: Body, sent: Callable[[Body], None]) -> AsyncIterator[memoryview]:
+    for piece in body.pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), _PART):
+            yield view[at : at + _PART]
+    sent(body)

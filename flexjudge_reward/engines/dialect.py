@@ -23,7 +23,7 @@ OPTIONAL = (
     THINKING,
     *("top_p", "seed", "top_logprobs", "logprobs", "continue_final_message", "add_generation_prompt", "top_k", "min_p"),
     *("repetition_penalty", "skip_special_tokens", "stop", "temperature", "max_tokens", "max_completion_tokens"),
-    *("media_io_kwargs", "mm_processor_kwargs", "timeout"),
+    *("media_io_kwargs", "mm_processor_kwargs", "chat_template_kwargs", "timeout"),
 )
 """The fields of a request that a server need not know."""
 RATES = {"media_io_kwargs", "mm_processor_kwargs"}
@@ -46,6 +46,7 @@ _TOO_LONG = re.compile(
     r"|(less|fewer|greater|larger|more|higher|longer) than",
     re.IGNORECASE,
 )
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "context")
 _log = logging.getLogger("flexjudge_reward")
 
 
@@ -141,4 +142,4 @@ def is_too_long(message: str) -> bool:
 
 def names_limit(message: str, named: Collection[str]) -> bool:
     """Whether a refusal is about the length of the reply, by its message or the fields that it points at."""
-    return any(limit in message or limit in named for limit in ("max_tokens", "max_completion_tokens", "context"))
+    return any(limit in message or limit in named for limit in _LIMITS)

@@ -1,9 +1,11 @@
-"""Many HTTP requests to one server, with retries and time limits: the transport of `ServerEngine`.
+"""Many requests to one server, with retries and time limits: the transport of `ServerEngine` and `VendorEngine`.
 
     waiting --attempt--> reply
                      --> failure  "refused"      the server serves others, and not this request
                      --> failure  "unsupported"  it needs a field that the server does not know
+                     --> failure  "engine"       the credit that is left does not pay for it
                      --> failure  "transport"    no attempt left
+                     --> failure  "refused"      no attempt left, each was a 500, and others of its length are served
                      --> a pause, then the next attempt; a rate limit costs no attempt
     all that wait --> failure  "transport"  server_down: one request found no listener in any of its attempts
                   --> failure  "engine"     unusable: the server refuses a harmless request, too (key, model, credit)
@@ -12,6 +14,11 @@
 Promised: every request ends as a reply or as one named failure, and never waits for another. A refusal is classified by
 evidence, not by its status: a field that it names is left out from now on (`dialect.py`); where the server has just
 served another request, it is this request's own; else a harmless request decides (`probes.py`).
+
+A server that breaks at one row refuses it, since else an answer that breaks it would escape its low score. What else
+fails in all attempts stays "transport", which counts against no answer: a cut connection, a 502, 503 or 504, a timeout
+and a full memory come to the longest prompts and replies first, so blame would train the policy to be short.
+
 Pauses grow and are jittered, or are what the server demands. Keys and passwords appear in no message.
 """
 
@@ -27,10 +34,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from flexjudge_reward.engines import answers
-from flexjudge_reward.engines.address import Address
-from flexjudge_reward.engines.answers import Passing, Refusal, Reply
+from flexjudge_reward.engines.answers import Answer, Passing, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
-from flexjudge_reward.engines.connections import LARGE, Connections
+from flexjudge_reward.engines.client import Wire
+from flexjudge_reward.engines.connections import LARGE
 from flexjudge_reward.engines.dialect import THINKING, Dialect, names_limit
 from flexjudge_reward.engines.probes import Prober
 from flexjudge_reward.engines.references import NEVER, References, names_miss
@@ -40,7 +47,7 @@ from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError, MediaError
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Request
+from flexjudge_reward.types import FailureKind, Generation, Request
 
 _T = TypeVar("_T")
 
@@ -69,11 +76,11 @@ class _Batch:
 
 
 class Client:
-    """One server, one event-loop thread, one pool of connections."""
+    """One server, one event-loop thread, one wire."""
 
-    def __init__(self, address: Address, concurrency: int, timeout: float, max_attempts: int) -> None:
+    def __init__(self, wire: Wire, concurrency: int, timeout: float, max_attempts: int) -> None:
         self.pid = os.getpid()
-        self._address, self._where = address, address.shown
+        self._wire, self._where = wire, wire.where
         self._concurrency, self._timeout, self._max_attempts = concurrency, timeout, max_attempts
         self._listed: list[dict[str, Any]] | None = None
         self._replies = 0
@@ -86,7 +93,6 @@ class Client:
         self._thread.start()
         # Each thread keeps the memory of the largest images that it encoded.
         self._encoders = ThreadPoolExecutor(min(_ENCODERS, ((os.cpu_count() or 1) + 1) // 2), "flexjudge-encoder")
-        self._connections = Connections(address, concurrency + 1, timeout, self._sent)
         self._throttle, self._room, self._prober = Throttle(concurrency), Room(), Prober(self.dialect, self._attempt)
         self._references = References(self._where)
         self._sharing = Sharing(self._where, self._throttle)
@@ -98,9 +104,9 @@ class Client:
         server rejects the key.
         """
         with self._lock:
-            if self._listed is None or self._connections.failed:
+            if self._listed is None or self._wire.failed:
                 self._listed = self._wait(self._list(3 if self._listed is None else 1, start_command, needed))
-                self._connections.failed = False
+                self._wire.failed = False
             return self._listed
 
     def post_all(self, requests: Sequence[Request], codec: ChatCodec, stall_timeout: float) -> list[Generation]:
@@ -145,20 +151,20 @@ class Client:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._connections.close()
+        await self._wire.close()
 
     async def _list(self, attempts: int, start_command: str, needed: bool) -> list[dict[str, Any]]:
         problem = ""
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_pause(attempt - 1, None))
-            outcome = await self._connections.send("GET", "models", None, _PROBE_S)
+            outcome = await self._wire.models(_PROBE_S)
             if isinstance(outcome, Passing):
                 problem = outcome.problem
             elif needed and outcome[0] in (401, 403):
                 raise EngineError(self._key_rejected(outcome[0]))
             elif outcome[0] < 500:  # such as 503 while it loads
-                return await self._one_list(answers.models(outcome[2])) if outcome[0] == 200 else []
+                return await self._one_list(answers.models(outcome[1])) if outcome[0] == 200 else []
             else:
                 problem = f"it answered {outcome[0]}"
         raise EngineError(
@@ -167,9 +173,9 @@ class Client:
 
     async def _one_list(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The list, if the server gives no other one. Raises EngineError."""
-        asked = (self._connections.send("GET", "models", None, _PROBE_S) for _ in range(_LISTS))
+        asked = (self._wire.models(_PROBE_S) for _ in range(_LISTS))
         others = await asyncio.gather(*asked)
-        lists = [answers.models(one[2]) for one in others if not isinstance(one, Passing) and one[0] == 200]
+        lists = [answers.models(one[1]) for one in others if not isinstance(one, Passing) and one[0] == 200]
         if problem := self._replicas.listed([listed, *lists]):
             raise EngineError(problem)
         return listed
@@ -208,7 +214,7 @@ class Client:
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
-        request, capped, attempt, unreachable, misses = batch.requests[index], True, 0, True, 0
+        request, capped, attempt, unreachable, misses, breaks = batch.requests[index], True, 0, True, 0, True
         body: Body | None = None
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
@@ -231,26 +237,32 @@ class Client:
             if isinstance(outcome, Refusal):
                 if problem := self._replicas.refused(outcome.status, outcome.message, self._replies > 0):
                     batch.unusable, batch.mixed = problem, True
-                elif capped and names_limit(outcome.message, outcome.fields):
+                elif capped and not outcome.unpaid and names_limit(outcome.message, outcome.fields):
                     body, capped = None, False
                 elif body.named:
                     body, misses = None, NEVER
                 elif await self._refused(batch, request, began, outcome) and body.version == self.dialect.version:
-                    return Generation.failed("refused", f"the server answered {outcome.status}: {outcome.message}")
+                    return _own(outcome)
                 continue
-            batch.problems[index] = outcome.problem
+            said = batch.problems[index] = outcome.problem
             if outcome.limited:
                 batch.last_reply = self._loop.time()
                 if self._throttle.exhausted:
-                    return Generation.failed("transport", f"{outcome.problem}, and so all requests for a long time")
+                    return Generation.failed("transport", f"{said}, and so all requests for a long time")
                 continue
             if body.named and refusal and refusal.status == 500:  # it may fail at the name, and would each time
                 body, misses = None, NEVER
-            attempt, unreachable = attempt + 1, unreachable and outcome.unreachable
+            attempt, unreachable, breaks = attempt + 1, unreachable and outcome.unreachable, breaks and outcome.broken
             if batch.server_down or attempt == self._max_attempts:
                 batch.server_down |= unreachable
-                return Generation.failed("transport", f"{outcome.problem}, after {attempt} attempts")
+                return await self._given_up(batch, request, f"{said}, after {attempt} attempts", breaks)
             await asyncio.sleep(_pause(attempt - 1, outcome.pause))
+
+    async def _given_up(self, batch: _Batch, request: Request, said: str, breaks: bool) -> Generation:
+        """The failure of a request that has no attempt left; `breaks` is whether the server broke at each."""
+        if breaks and await self._prober.serves_no_shorter(batch.codec, request):
+            return Generation.failed("refused", f"{said}; it serves harmless text of this length")
+        return Generation.failed("transport", said)
 
     def _hopeless(self, batch: _Batch, request: Request, attempt: int) -> Generation | None:
         """Why a request is not sent at all, or not again."""
@@ -263,7 +275,7 @@ class Client:
 
     async def _read(self, batch: _Batch, request: Request, body: Body, outcome: Reply) -> Generation:
         """A completion as a reply; too few tokens of its prompt may be a dropped system turn, or a cut."""
-        batch.served, self._connections.failed, self._last_reply = True, False, self._loop.time()
+        batch.served, self._wire.failed, self._last_reply = True, False, self._loop.time()
         self._prober.served()
         self._replies += 1
         reply = batch.codec.decode(outcome.body)
@@ -315,17 +327,16 @@ class Client:
             self._room.leave(body.held)
             body.held, body.pieces = 0, ()
 
-    async def _attempt(self, body: Body) -> tuple[Reply | Refusal | Passing, float]:
+    async def _attempt(self, body: Body) -> tuple[Answer, float]:
         """What the server says, and when the attempt began."""
         try:
             began = await self._throttle.enter()
             try:
-                outcome = await self._connections.send("POST", "chat/completions", body, self._timeout)
+                found = await self._wire.post(body, self._timeout, self._sent)
             finally:
                 self._throttle.leave()
         finally:
             self._sent(body)
-        found = outcome if isinstance(outcome, Passing) else answers.read(*outcome, clean=self._address.clean)
         if isinstance(found, Reply):
             self._throttle.served()
         elif isinstance(found, Passing) and found.limited:
@@ -340,18 +351,23 @@ class Client:
         return not batch.unusable
 
     def _unusable(self, refusal: Refusal) -> str:
-        if refusal.status in (401, 403):
-            return self._key_rejected(refusal.status)
+        if refusal.status == 401:
+            return self._key_rejected(401)
         said = f"the server at {self._where} answered {refusal.status}: {refusal.message}"
-        if refusal.status == 404:
-            return (
-                f"{said}. It lists the models: {', '.join(str(entry['id']) for entry in self._listed or ()) or 'none'}"
-            )
-        return f"{said}, to a harmless request, too: look at the model's name, the account and the address"
+        if refusal.status == 404 and self._listed is not None:
+            return f"{said}. It lists the models: {', '.join(str(entry['id']) for entry in self._listed) or 'none'}"
+        key = f"the API key ({self._wire.key_advice}), " if refusal.status == 403 else ""
+        return f"{said}, to a harmless request, too: look at {key}the model's name, the account and the address"
 
     def _key_rejected(self, status: int) -> str:
-        how = "pass api_key= or set the environment variable FLEXJUDGE_API_KEY"
-        return f"the server at {self._where} rejected the API key ({status}): {how}"
+        return f"the server at {self._where} rejected the API key ({status}): {self._wire.key_advice}"
+
+
+def _own(refusal: Refusal) -> Generation:
+    """The failure of a request that the server refuses while it serves others."""
+    # The rest of a credit pays for short rows only: these are no better for it.
+    kind: FailureKind = "engine" if refusal.unpaid else "refused"
+    return Generation.failed(kind, f"the server answered {refusal.status}: {refusal.message}")
 
 
 def _unanswered(batch: _Batch, index: int) -> Generation:

@@ -16,6 +16,7 @@ from typing import Any
 
 from flexjudge_reward import nano
 from flexjudge_reward.engines import torchvision_mend
+from flexjudge_reward.engines.replies import THINKS
 from flexjudge_reward.errors import EngineError, MissingExtra
 from flexjudge_reward.media import audio
 from flexjudge_reward.media.base import Media
@@ -201,7 +202,9 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.tokens = added_tokens(tokenizer)
-        self._marked: dict[str, bool] = {}  # whether the template marks a kind of media
+        self._marked: dict[
+            tuple[str, int], bool
+        ] = {}  # whether the template marks a first or second of a kind of media
 
     def render(self, prompt: Prompt) -> str:
         """The whole prompt up to where the judge begins to write, or continues if the last message is its own.
@@ -214,20 +217,24 @@ class Chat:
         # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
         begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
         text = self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns])
-        # Some templates show one text of several, or none of the images: a score would be of a question without them.
-        for part in (part for _, parts in turns for part in parts):
-            if part.strip() not in text if isinstance(part, str) else not self._shows(part.kind):
+        # Some templates show one text of several, or one or none of the images: a score would not be of what was asked.
+        flat = [part for _, parts in turns for part in parts]
+        kinds = [part.kind for part in flat if isinstance(part, Media)]
+        for part in flat:
+            if part.strip() not in text if isinstance(part, str) else not self._shows(part.kind, kinds):
                 left_out = f"the text {part.strip()[:40]!r}" if isinstance(part, str) else f"{part.kind}s"
                 raise ValueError(f"the chat template of this model leaves out {left_out}")
         return text + begun
 
-    def _shows(self, kind: str) -> bool:
-        """Whether the template marks where a media item is."""
-        if kind not in self._marked:
+    def _shows(self, kind: str, kinds: Sequence[str]) -> bool:
+        """Whether the template marks where media of a kind are, beside others of `kinds`."""
+        count = min(kinds.count(kind), 2)
+        if (kind, count) not in self._marked:
             text = {"type": "text", "text": _PROBE}
-            shown = [self._apply([{"role": "user", "content": parts}]) for parts in ([{"type": kind}, text], [text])]
-            self._marked[kind] = shown[0] != shown[1]
-        return self._marked[kind]
+            parts = ([{"type": kind}] * number + [text] for number in (count - 1, count))
+            fewer, shown = (self._apply([{"role": "user", "content": one}]) for one in parts)
+            self._marked[kind, count] = fewer != shown
+        return self._marked[kind, count]
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -269,6 +276,6 @@ class Chat:
 
         options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
         try:
-            return str(self.tokenizer.apply_chat_template(messages, **options))
+            return str(self.tokenizer.apply_chat_template(messages, **options, **THINKS))
         except TemplateError as error:
             raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import cache
 
-from flexjudge_reward.engines.answers import Passing, Refusal, Reply
+from flexjudge_reward.engines.answers import Answer, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
 from flexjudge_reward.engines.dialect import RATES, Dialect
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling
+from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling, Untrusted
 
 _TURNS = (Message("system", ("Answer briefly.",)), Message("user", ("Is 1 + 1 = 2? Reply with yes or no.",)))
 _WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " * 3
@@ -36,6 +36,20 @@ def harmless_like(request: Request, clip: bool = False) -> Request:
     return replace(request, prompt=Prompt((*turns, *begun))).changed(max_tokens=16)
 
 
+def no_shorter(request: Request) -> Request:
+    """The request with digits for all text from outside: as many bytes, and with most tokenizers more tokens."""
+    turns = [
+        replace(turn, parts=tuple(_digits(part) if isinstance(part, Untrusted) else part for part in turn.parts))
+        for turn in request.prompt.messages
+    ]
+    return replace(request, prompt=Prompt(tuple(turns))).changed(max_tokens=16)
+
+
+def _digits(part: Untrusted) -> Untrusted:
+    size = len(part.text.encode("utf-8", "surrogatepass"))
+    return Untrusted(("1 2 3 4 5 6 7 8 9 " * (size // 18 + 1))[:size])
+
+
 @cache
 def _grey_clip() -> Media:
     import PIL.Image
@@ -55,9 +69,7 @@ def _shown(colour: tuple[int, int, int]) -> Prompt:
 class Prober:
     """Asks one server one question at a time, and notes in its dialect what it learns."""
 
-    def __init__(
-        self, dialect: Dialect, ask: Callable[[Body], Awaitable[tuple[Reply | Refusal | Passing, float]]]
-    ) -> None:
+    def __init__(self, dialect: Dialect, ask: Callable[[Body], Awaitable[tuple[Answer, float]]]) -> None:
         """`ask` sends a body; it gives the answer, and when the attempt began by the clock of the loop."""
         self._dialect, self._ask = dialect, ask
         self._served_at = self._refused_at = float("-inf")
@@ -135,11 +147,18 @@ class Prober:
                     self._drops_images = blue is not None and blue.text == red.text
             return self._drops_images
 
+    async def serves_no_shorter(self, codec: ChatCodec, request: Request) -> bool:
+        """Whether a request as long as this one is served with harmless text: then length is not the trouble."""
+        outcome, _ = await self._ask(codec.encode(no_shorter(request), self._dialect))
+        if isinstance(outcome, Reply):
+            self.served()
+        return isinstance(outcome, Reply)
+
     async def _said(self, codec: ChatCodec, prompt: Prompt) -> Generation | None:
         outcome, _ = await self._ask(codec.encode(Request(prompt, Sampling(max_tokens=128)), self._dialect))
         return codec.decode(outcome.body) if isinstance(outcome, Reply) else None
 
-    async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Reply | Refusal | Passing, Body, bool]:
+    async def _tried(self, codec: ChatCodec, harmless: Request) -> tuple[Answer, Body, bool]:
         """What the server says to a harmless request, the request, and whether its dialect is known better now."""
         body = codec.encode(harmless, self._dialect)
         outcome, _ = await self._ask(body)

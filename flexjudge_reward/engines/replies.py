@@ -26,6 +26,10 @@ _OPENED = {
     **{"<|START_THINKING|>": "<|END_THINKING|>", "<|inner_prefix|>": "<|inner_suffix|>"},
 }
 """How other families begin a thought, and how they end it."""
+THINKS = {"enable_thinking": True, "thinking": True}
+"""Options of chat templates: a judge reasons first, and some templates close the thought at once without one of these
+(EXAONE 4, DeepSeek V3.1). A template that knows neither ignores them."""
+_OPENINGS = tuple(_OPENED)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:eos|end_of_turn)>")
 
 
@@ -41,7 +45,8 @@ def plain(text: str, special: Collection[str] | None = None) -> str:
     text = text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
     # Only a reply that begins so: within it, such a mark may be quoted from a candidate.
     begun = text.lstrip()[:32]
-    if opening := next((mark for mark in _OPENED if begun.startswith(mark)), None):
+    if begun.startswith(_OPENINGS):
+        opening = next(mark for mark in _OPENINGS if begun.startswith(mark))
         thought, closed, rest = text.partition(opening)[2].rpartition(_OPENED[opening])
         text = f"<think>{thought}</think>{rest}" if closed else f"<think>{rest}"
     if special is None:

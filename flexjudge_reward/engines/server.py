@@ -21,33 +21,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flexjudge_reward.engines.address import Address
-from flexjudge_reward.engines.base import StatefulEngine
 from flexjudge_reward.engines.chat_codec import ChatCodec, Family, as_stills
+from flexjudge_reward.engines.client import ClientEngine, Wire
+from flexjudge_reward.engines.replies import THINKS
 from flexjudge_reward.errors import ConfigError, EngineError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.media.image import FORMATS_SENT, ImageFormat
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Prompt, Request
 
-if TYPE_CHECKING:
-    from flexjudge_reward.engines.http import Client
-
-_VLLM_ONLY = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
+_VLLM_ONLY = {
+    **{"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False},
+    "chat_template_kwargs": THINKS,
+}
 _OWN_FIELDS = {"model", "messages", "stream", "n", "seed", "max_tokens"}  # set by prompt and sampling
 
 
-class ServerEngine(StatefulEngine):
+class ServerEngine(ClientEngine):
     """An OpenAI-compatible chat endpoint. Cheap to build: nothing is sent before the first `generate`."""
-
-    remote = True
-
-    _client: Client | None = None
 
     def __init__(
         self,
@@ -147,36 +143,14 @@ class ServerEngine(StatefulEngine):
         """As `Engine.shows_stills`: only the refusal of a first video tells that the server takes no frame rate."""
         return as_stills(prompt, _family(self._served()), self._opened().dialect)
 
-    @property
-    def in_flight(self) -> int:
-        """Its `concurrency`."""
-        return self.concurrency
-
-    def findings(self) -> dict[str, object]:
-        """What the server turned out not to take; empty before the first request."""
-        return {} if self._client is None else self._client.dialect.findings()
-
-    def close(self) -> None:
-        """Ends the connections and the thread. A later `generate` opens them again."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            self._finalizer.detach()  # else it would keep the closed client
-            client.close()
-
     def __repr__(self) -> str:
         return f"ServerEngine({self.base_url!r}, model={self.model!r})"
 
-    def _opened(self) -> Client:
-        from flexjudge_reward.engines.http import Client  # asyncio and ssl are not for every import of the package
+    def _wire(self) -> Wire:
+        from flexjudge_reward.engines.connections import Connections  # asyncio and ssl are not for every import
 
-        with self._lock:
-            if self._client is None or self._client.pid != os.getpid():  # a forked child has no loop thread
-                key = (self._api_key or os.environ.get("FLEXJUDGE_API_KEY") or "").strip()
-                address = Address(self._base_url, key, self.headers)
-                self._client = Client(address, self.concurrency, self.timeout, self.max_attempts)
-                self._finalizer = weakref.finalize(self, self._client.close)  # also at the interpreter's end
-            return self._client
+        key = (self._api_key or os.environ.get("FLEXJUDGE_API_KEY") or "").strip()
+        return Connections(Address(self._base_url, key, self.headers), self.concurrency + 1, self.timeout)
 
     def _served(self) -> dict[str, Any]:
         """The server's own entry of the model. Asked again after a lost connection: it may serve other weights now."""

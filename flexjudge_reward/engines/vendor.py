@@ -3,41 +3,31 @@
     pip install 'flexjudge-reward[vendors]'
     engine = VendorEngine("anthropic:MODEL")        # its key in the vendor's own variable, such as ANTHROPIC_API_KEY
 
-The client is `any-llm`, which calls the vendors' own packages. LiteLLM knows more vendors, but it is a hundred times
-larger, and releases of it were once published by an attacker.
-
-Promised: a rate limit loses no row while the vendor serves others. An error of one row teaches nothing, because it may
-quote a candidate. A harmless request that gets the same error does, and decides whether the vendor serves anything.
+`any-llm` calls the vendors' own packages; all else is as of `ServerEngine` (`http.py`). LiteLLM knows more vendors, but
+it is a hundred times larger, and releases of it were once published by an attacker.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from flexjudge_reward.engines.answers import LIMITS
-from flexjudge_reward.engines.base import StatefulEngine
-from flexjudge_reward.engines.chat_codec import ChatCodec, least_tokens, whole
-from flexjudge_reward.engines.dialect import Dialect
-from flexjudge_reward.engines.probes import harmless_like
-from flexjudge_reward.engines.throttle import PATIENCE
+from flexjudge_reward.engines import answers
+from flexjudge_reward.engines.address import printable
+from flexjudge_reward.engines.answers import Answer
+from flexjudge_reward.engines.chat_codec import Body, ChatCodec
+from flexjudge_reward.engines.client import ClientEngine, Wire
 from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Request
 
 _ONLY_VLLM = {"continue_final_message", "add_generation_prompt"}  # a vendor continues a last assistant turn, or refuses
+_BY_CLASS = {"RateLimitError": 429, "AuthenticationError": 401, "ProviderError": 502, "TimeoutError": 504}
+"""The statuses of errors that have none, by their class: a lost connection is a ProviderError. All others are 400."""
 
 
-class VendorEngine(StatefulEngine):
+class VendorEngine(ClientEngine):
     """One model of one vendor. Nothing is sent before the first `generate`."""
-
-    remote = True
-    _served = 0  # replies so far
 
     def __init__(
         self,
@@ -60,104 +50,60 @@ class VendorEngine(StatefulEngine):
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """As `Engine.complete`. Raises MissingExtra, and EngineError if the vendor refuses key, model or account."""
-        try:
-            import any_llm  # noqa: F401
-        except ImportError:
-            raise MissingExtra("any-llm-sdk", "vendors") from None
-        codec = ChatCodec({"model": self.model}, KNOWN_CONTROL_TOKENS)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda request: self._reply(codec, request), requests))
+        # Anthropic's package takes a long reply only with a timeout.
+        codec = ChatCodec({"model": self.model, "timeout": self.timeout}, KNOWN_CONTROL_TOKENS)
+        return self._opened().post_all(requests, codec, 1.1 * self.timeout)
 
     def identity(self) -> dict[str, object]:
         """Vendor, model and address."""
         return {"engine": "vendor", "vendor": self.vendor, "model": self.model, "api_base": self.api_base}
 
-    def findings(self) -> dict[str, object]:
-        """What the vendor turned out not to take."""
-        return self._dialect.findings()
+    def _wire(self) -> Wire:
+        return Package(self.vendor, self.api_base)
 
-    @cached_property
-    def _dialect(self) -> Dialect:
-        return Dialect(self.vendor)
 
-    def _reply(self, codec: ChatCodec, request: Request) -> Generation:
-        attempt = limits = waits = 0
-        served = self._served
-        while True:
-            if lacking := self._dialect.unsupported(request):
-                return Generation.failed("unsupported", lacking)
-            version = self._dialect.version  # other threads learn, too
+class Package(Wire):
+    """A vendor's own package."""
+
+    def __init__(self, vendor: str, api_base: str | None) -> None:
+        """Raises MissingExtra without any-llm, EngineError for a package or key that is missing."""
+        try:
+            from any_llm import AnyLLM
+            from any_llm.exceptions import UnsupportedParameterError
+        except ImportError:
+            raise MissingExtra("any-llm-sdk", "vendors") from None
+        try:
             try:
-                reply = codec.decode(self._send(codec, request))
-                self._served += 1
-                return whole(reply, least_tokens(request.prompt))
-            except Exception as error:  # of the vendor's own package; a TypeError for a field that it does not take
-                if self._taught(codec, request, version, error):
-                    continue
-                said, status = f"{type(error).__name__}: {error}"[:300], _status(error)
-            if _is_final(status):
-                return Generation.failed("refused", f"{self.vendor} answered {status}: {said}")
-            if status in LIMITS:
-                limits, served = limits + 1 if served == self._served else 1, self._served  # in a row, none served
-            else:
-                attempt += 1
-            if attempt == self.max_attempts or limits == PATIENCE:
-                return Generation.failed("transport", f"{self.vendor}: {said}, after {attempt + limits} attempts")
-            waits += 1
-            time.sleep(min(8.0, 0.5 * 2.0**waits) * random.uniform(0.5, 1.0))
+                self._calls = AnyLLM.create(vendor, api_base=api_base, unified_exceptions=True, max_retries=0)
+            except UnsupportedParameterError:  # its package retries by itself, beside `Client`
+                self._calls = AnyLLM.create(vendor, api_base=api_base, unified_exceptions=True)
+        except Exception as error:
+            raise EngineError(f"{vendor} cannot be asked: {printable(error)}") from error
+        super().__init__(vendor, f"set {self._calls.ENV_API_KEY_NAME}")
 
-    def _taught(self, codec: ChatCodec, request: Request, version: int, error: Exception) -> bool:
-        """Whether more is known of the vendor than at `version`; tries what the error blames with a harmless request.
+    async def post(self, body: Body, timeout: float, sent: Callable[[Body], None]) -> Answer:
+        """As `Wire.post`."""
+        import asyncio
 
-        Raises EngineError if the vendor does not serve that one either: key, model, account, a missing package.
-        """
-        with self._lock:
-            harmless = harmless_like(request)
-            roles = [message.role for message in harmless.prompt.messages]
-            fields = self._wanted(codec, harmless)
-            doubted = not self._served and (_is_final(_status(error)) or _is_ours(error))
-            blamed = self._dialect.blamed(str(error), (), fields, roles)
-            if version == self._dialect.version and (doubted or blamed):
-                try:
-                    self._send(codec, harmless)
-                    self._served += 1
-                except Exception as again:
-                    final = doubted and (_is_final(_status(again)) or _is_ours(again))
-                    if not self._dialect.learn(str(again), (), fields, roles) and final:
-                        said = f"{type(again).__name__}: {again}"[:300]
-                        raise EngineError(f"{self.vendor} cannot serve {self.model}: {said}") from again
-            return version != self._dialect.version
-
-    def _send(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
-        from any_llm import completion
-
-        request = codec.shown(request, self._dialect)
-        messages = json.loads(codec.body(request, {}, self._dialect.system_turn).data)["messages"]
-        options = self._dialect.fields(self._wanted(codec, request))
-        answer = completion(self.model, messages, provider=self.vendor, api_base=self.api_base, **options)
-        return answer.model_dump()  # type: ignore[union-attr,no-any-return]
-
-    def _wanted(self, codec: ChatCodec, request: Request) -> dict[str, Any]:
-        wanted = codec.wanted(request, capped=True) | {"timeout": self.timeout}  # which some packages do not take
-        return {name: value for name, value in wanted.items() if name not in _ONLY_VLLM}
+        fields = {name: value for name, value in json.loads(body.data).items() if name not in _ONLY_VLLM}
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._calls.acompletion(**fields)
+        except Exception as error:  # of the vendor's own package; a TypeError for a field that it does not take
+            return _answer(error)
+        return answers.read(200, {}, reply.model_dump_json().encode(), printable)  # type: ignore[union-attr]
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status in an error of a vendor's package: Google calls it code, Bedrock has it in the response."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
-    of_bedrock = metadata.get("HTTPStatusCode") if isinstance(metadata, dict) else None
-    known = (getattr(error, "status_code", None), getattr(error, "code", None), of_bedrock)
-    return next((status for status in known if isinstance(status, int)), None)
-
-
-def _is_final(status: int | None) -> bool:
-    """Whether a status is that of a refusal."""
-    return status is not None and 400 <= status < 500 and status not in (408, 409, *LIMITS)
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether an error came without a request: a package that is not installed, or a key that is not set."""
-    from any_llm import AnyLLMError
-
-    return _status(error) is None and isinstance(error, AnyLLMError | ImportError)
+def _answer(error: Exception) -> Answer:
+    """An error of a package as the answer that it stands for."""
+    raw = getattr(error, "original_exception", None) or error
+    response = getattr(raw, "response", None)
+    bedrock = response if isinstance(response, dict) else {}
+    by_class = next((_BY_CLASS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _BY_CLASS), 400)
+    own = bedrock.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    known = (getattr(error, "status_code", None), getattr(raw, "code", None), own, by_class)  # `code` is Google's
+    bodies = (getattr(raw, "body", None), getattr(raw, "details", None), bedrock.get("Error"))
+    said = next((body for body in bodies if isinstance(body, dict)), {"message": f"{type(raw).__name__}: {raw}"})
+    said = said if "error" in said else {"error": {name.lower(): value for name, value in said.items()}}
+    status = next(one for one in known if isinstance(one, int))
+    return answers.read(status, getattr(response, "headers", {}), json.dumps(said, default=str).encode(), printable)

@@ -9,6 +9,7 @@ kernels do not promise it.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -80,7 +81,7 @@ class VLLMEngine(LocalEngine):
         """As `Engine.complete`. Raises MissingExtra, and EngineError if the model does not load or the engine died."""
         with self._lock:
             chat = self._chat
-            self._llm = self._llm or self._start()
+            self._llm = self._llm or _with_own_socket(self._start())
             try:
                 return self._run(self._llm, chat, requests)
             except BaseException:
@@ -178,6 +179,20 @@ class VLLMEngine(LocalEngine):
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown(timeout=_CLOSE_S)
+
+
+def _with_own_socket(llm: LLM) -> LLM:
+    """Takes from vLLM the closing of the socket that requests are sent on.
+
+    vLLM (0.31 to 0.33) closes it in another thread when the engine's process was killed, perhaps while `_add` sends. A
+    ZeroMQ socket belongs to one thread at a time: this process crashes, or hangs when the socket's context is freed.
+    """
+    core = llm.llm_engine.engine_core
+    if hasattr(core, "input_socket") and hasattr(core.resources, "input_socket"):  # an engine in this process has none
+        core.resources.input_socket = None
+        # A thread that sends holds the core. With linger 0, requests that were not sent keep no context waiting.
+        weakref.finalize(core, core.input_socket.close, 0)
+    return llm
 
 
 @contextmanager

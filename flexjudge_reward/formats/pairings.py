@@ -55,13 +55,13 @@ def swiss_pairs(members: int, comparisons: Sequence[Comparison], most: int, seed
     Uncompared members are paired first, so that a small budget leaves no member out.
     """
     points, compared = _totals(members, comparisons)
-    done = {frozenset((comparison.first, comparison.second)) for comparison in comparisons}
+    done = {pair for one in comparisons for pair in ((one.first, one.second), (one.second, one.first))}
     rng = random.Random(f"{seed} {members} {len(comparisons)}")
     order = sorted(range(members), key=lambda member: (member in compared, -points[member], rng.random()))
     pairs: list[Pairing] = []
     while len(order) > 1:
         member = order.pop(0)
-        rival = next((other for other in order if frozenset((member, other)) not in done), None)
+        rival = next((other for other in order if (member, other) not in done), None)
         if rival is not None:
             order.remove(rival)
             pairs.append((member, rival) if rng.random() < 0.5 else (rival, member))
@@ -126,7 +126,8 @@ def _totals(members: int, comparisons: Sequence[Comparison]) -> tuple[list[float
     for comparison in comparisons:
         points[comparison.first] += comparison.result
         points[comparison.second] += 1 - comparison.result
-        compared.update((comparison.first, comparison.second))
+        compared[comparison.first] += 1
+        compared[comparison.second] += 1
     return points, compared
 
 

@@ -13,7 +13,7 @@ was written, `seconds` how long its batch of `batch` judgements took, and `run` 
 writes. Trainers add `step`, `rank`, `group` and `rows`, and `candidate` where one of a group is judged alone; for a
 probe (`trainers/probes.py`) `step`, `rank` and `probe`, its kind. Jobs add the row's id. Judging that passed a
 `deadline` is recorded when it ends: a line with more seconds than that was no answer, and its rows are `timeout`
-failures. A line with "alarm" and "said" in place of a judgement is an alarm of a training.
+failures. A line with "alarm", "said" and "step" in place of a judgement is an alarm of a training.
 
 The folder judgements.media beside it has DIGEST.jpg, a thumbnail of each image and video and the waveform of each
 sound, for `flexjudge report`, and sounds of at most ten seconds as DIGEST.wav. With `record_media` "whole" it also has

@@ -49,7 +49,7 @@ _ADVICE = {
     "malformed": "this model does not follow the answer format: is it a judge of this format and prompt set?",
     "out_of_range": "the judge answers off the rubric's scale: use the scale it was trained on",
     "wrong_count": "the judge does not give one score per candidate: is it trained for this format?",
-    "refused": "the judge or its server's filter declines: look at the examples",
+    "refused": "the judge or its server's filter declines, or its server fails at them: look at the examples",
     "empty": "the judge replies with nothing: is its chat template the right one?",
     "media": "look at the images or videos of the data set",
     "unfinished": "the policy is cut off while it thinks: raise the trainer's limit of completion tokens",
@@ -57,7 +57,7 @@ _ADVICE = {
     "timeout": "the judge server is stuck or slow: look at its log, give it replicas, or (with ranks) raise deadline",
     "unsupported": "use a server that knows the named field, or a format without it",
     "prompt_cut": "give the judge a longer context (vLLM: --max-model-len, Ollama: num_ctx)",
-    "engine": "look at the judge engine's log",
+    "engine": "look at the judge engine's log, and at the account of a hosted judge",
     "uncertain": "lower min_confidence",
     "check": "mend the check that the rubric names: it returns True or False for every answer, an empty one too",
 }

@@ -66,7 +66,7 @@ def main() -> None:
 def seen(most_pixels: int, most_frames: int) -> tuple[dict[str, Any], list[bytes]]:
     """A video for the output."""
     fps, size, frames = decode(most_pixels, most_frames)
-    return {"size": size, "fps": fps, "frames": len(frames)}, [frame.tobytes() for frame in frames]
+    return {"size": size, "fps": fps, "frames": len(frames)}, frames
 
 
 def heard(most_samples: int, cpu: float) -> tuple[dict[str, Any], list[bytes]]:
@@ -179,8 +179,8 @@ def _head(size: int, at: int = 0) -> bytes:
     return os.pread(0, size, at)
 
 
-def decode(most_pixels: int, most_frames: int) -> tuple[float, tuple[int, int], list[Any]]:
-    """Frames per second of the kept frames, their width and height, and their pixels."""
+def decode(most_pixels: int, most_frames: int) -> tuple[float, tuple[int, int], list[bytes]]:
+    """Frames per second of the kept frames, their width and height, and their RGB bytes."""
     import av
 
     try:
@@ -200,10 +200,9 @@ def decode(most_pixels: int, most_frames: int) -> tuple[float, tuple[int, int], 
     count = min(len(kept), most_frames)
     pick = [round(i * (len(kept) - 1) / max(1, count - 1)) for i in range(count)]
     frames, times = [kept[i] for i in pick], [times[i] for i in pick]
-    height, width = frames[0].shape[:2]
-    if any(frame.shape != frames[0].shape for frame in frames):
+    if len({size for size, _ in frames}) > 1:
         raise Bad("the frames differ in size")
-    return _fps(times, rate, len(frames), total), (width, height), frames
+    return _fps(times, rate, len(frames), total), frames[0][0], [pixels for _, pixels in frames]
 
 
 def _container(known: Iterable[tuple[int, bytes, str]], unknown: str) -> str:
@@ -297,12 +296,18 @@ def _check(width: int, height: int, most_pixels: int) -> None:
         raise Bad(f"frames of {width} x {height} are more than the {most_pixels:,} pixels allowed for each")
 
 
-def _upright(frame: Any) -> Any:
-    """The pixels, height x width x 3, turned as a phone's video asks for."""
-    import numpy as np
+def _upright(frame: Any) -> tuple[tuple[int, int], bytes]:
+    """Width and height, and RGB bytes, turned as a phone's video asks for."""
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise, as in numpy
+    if turns:
+        import numpy as np  # here only: it takes as long to import as all else in this program
 
-    turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise, as in numpy
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        return (pixels.shape[1], pixels.shape[0]), pixels.tobytes()
+    plane, width = frame.reformat(format="rgb24").planes[0], 3 * frame.width
+    whole, line = bytes(plane), plane.line_size
+    rows = (whole[at : at + width] for at in range(0, line * frame.height, line))  # a line may end with padding
+    return (frame.width, frame.height), whole if line == width else b"".join(rows)
 
 
 def _fps(times: list[Any], rate: Fraction | None, kept: int, total: int) -> float:

@@ -126,8 +126,12 @@ def kept_bytes(media: Media | Clip) -> bytes:
 def replaced(path: Path, content: bytes) -> None:
     """Writes a file so that it exists whole or not at all."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise

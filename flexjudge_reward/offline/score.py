@@ -46,6 +46,7 @@ from flexjudge_reward.types import Failure
 
 Entries = Callable[[Row, GroupResult], dict[str, object]]  # what an output row says of a judged row
 BATCH = 256  # rows per call of a judge in this process: enough to fill a GPU, little enough to lose on an interruption
+_NO_LINES = (".csv", ".tsv", ".parquet", ".html", ".gz", ".zst")  # what would then be read as something else
 _counting = threading.Lock()  # of batches that are judged side by side
 
 
@@ -105,6 +106,11 @@ def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks
 
     done, start, check = 0, time.perf_counter(), partial(check_row, judge, ranks)
     if output is not None:
+        if output.suffix.lower() in _NO_LINES:
+            raise ConfigError(
+                f"the output has JSON lines, and {str(output)!r} names another kind of file: give"
+                f" {output.with_suffix('.jsonl').name!r}"
+            )
         rows.check_output_path(output)
     with nullcontext() if output is None else owned(output):
         total, left, summary = rows.verify(check, ranks), rows.read(check, ranks), RunSummary()

@@ -121,9 +121,10 @@ def traces_file(
             _teacher_scores(row, teacher, judge.format)  # type: ignore[arg-type]
 
     with owned(output):
-        job = _Job(judge, tuple(seeds), teacher)
-        with _Files(output) as files:
-            job.run(rows, rows.verify(check), rows.read(check), files)
+        job, files = _Job(judge, tuple(seeds), teacher), _Files(output)
+        total = rows.verify(check)
+        with files:
+            job.run(rows, total, rows.read(check), files)
             files.finish(_card(rows, job, license))
     rows.report(job.counts["row"], job.counts["rows"])
     return job.counts

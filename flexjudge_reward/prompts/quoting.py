@@ -95,7 +95,10 @@ def fence(parts: Content, label: Callable[[Media], str] = lambda media: "") -> t
 
 def fence_line(parts: Iterable[str | Media]) -> str:
     """A line of at least three backticks that is longer than any run of backticks in the texts of `parts`."""
-    text = _fold("".join([encodable(part) for part in parts if isinstance(part, str)]))
+    text = "".join([encodable(part) for part in parts if isinstance(part, str)])
+    if text.isascii() and "`" not in text:
+        return "```"
+    text = _fold(text)
     line, at = "```", 0
     while (at := text.find(line, at)) >= 0:
         run = _BACKTICKS.match(text, at)
@@ -186,10 +189,11 @@ class _Search:
 
     def found(self, text: str) -> bool:
         """Whether there is anything; most text has none of the first characters, which is faster to see."""
-        copy = self.fold(text)
+        ascii_only = text.isascii()  # then folding drops characters, and no more
+        copy = text if ascii_only else self.fold(text)
         for first in self._firsts:
             if first in copy:
-                return self.pattern.search(copy) is not None
+                return self.pattern.search(self.fold(text) if ascii_only else copy) is not None
         return False
 
 

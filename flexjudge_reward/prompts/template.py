@@ -65,7 +65,11 @@ class Template:
         path = _FOLDER / prompt_set if built_in else Path(prompt_set)
         path = path / f"{name}.toml" if path.is_dir() else path
         if built_in and not path.is_file():
-            raise ConfigError(f"the prompt set {str(prompt_set)!r} has no text for the format {name!r}")
+            formats = ", ".join(sorted(file.stem for file in path.parent.glob("*.toml")))
+            raise ConfigError(
+                f"the prompt set {str(prompt_set)!r} has no text for the format {name!r}; it has {formats}: choose"
+                " another format, or a judge that has another prompt set"
+            )
         if not path.is_file():
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
         try:

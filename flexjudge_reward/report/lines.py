@@ -144,7 +144,8 @@ def _kind_of(line: Mapping[str, Any]) -> Kind | None:
 
 def _recorded(line: dict[str, Any], file: Path, number: int) -> Group:
     if "alarm" in line:
-        return Group((file.name, "alarm", number), "", file, {}, alarm=_text(line.get("said")))
+        when = f"step {line['step']}: " if isinstance(line.get("step"), int) else ""
+        return Group((file.name, "alarm", number), "", file, {}, alarm=when + _text(line.get("said")))
     given, replies = line["candidates"], _dicts(line["replies"])
     said, alone = [_said(reply) for reply in replies], len(given) == 1
     judge = _settings(line.get("judge"))

@@ -138,7 +138,7 @@
 
   const shown = (parts) => (parts || []).flatMap((part) => {
     if (typeof part === "string") return [text(part)];
-    const seen = part.picture === undefined || part.picture === null ? [make("div", "hint", `${part.kind}:`)] : [picture(part)];
+    const seen = part.picture === undefined || part.picture === null ? [make("div", "kind", part.text || part.sound !== undefined ? `${part.kind}:` : `${part.kind}: not in this file; --record keeps it`)] : [picture(part)];
     if (part.sound !== undefined) seen.push(player(part));
     return part.text ? [...seen, text(part.text)] : seen;
   });

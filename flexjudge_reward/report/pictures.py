@@ -21,7 +21,7 @@ _LARGEST = 200_000  # bytes of a thumbnail's file; `media.image.thumbnail` makes
 _LONGEST_S = 10.0  # of a sound
 _MOST_DRAWN = 1_000  # molecules, which take a few milliseconds each
 _JPEG = b"\xff\xd8\xff"
-_DIGEST = re.compile("[0-9a-f]{64}")
+DIGEST = re.compile("[0-9a-f]{64}")
 _ENDING = re.compile(r"(\.rank\d+)?(\.skipped)?\.[^.]+(\.partial)?$")  # of judgements.rank3.jsonl, pairs.jsonl.partial
 
 
@@ -61,7 +61,7 @@ class Pictures:
         try:
             if seen.kind == "molecule":
                 return self._molecule(seen)
-            if _DIGEST.fullmatch(seen.source):
+            if DIGEST.fullmatch(seen.source):
                 data = files.read(f"{seen.source}.jpg", [folder], _LARGEST)
                 return data if data.startswith(_JPEG) else None
             return self._media(seen, folder).thumbnail()
@@ -70,7 +70,7 @@ class Pictures:
 
     def _sound(self, seen: Seen, folder: Path) -> bytes | None:
         try:
-            digest = _DIGEST.fullmatch(seen.source)
+            digest = DIGEST.fullmatch(seen.source)
             media = Media.audio(Path(f"{seen.source}.wav"), [folder]) if digest else self._media(seen, folder)
             samples = media.samples()
             return audio.wav(samples) if audio.seconds(samples) <= _LONGEST_S else None

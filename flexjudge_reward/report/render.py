@@ -21,7 +21,7 @@ from flexjudge_reward.errors import MissingExtra
 from flexjudge_reward.report import charts
 from flexjudge_reward.report.lines import Candidate, Group, Parts, Seen, files_of, groups_of
 from flexjudge_reward.report.page import BINS, MOST, Page, Step
-from flexjudge_reward.report.pictures import Pictures
+from flexjudge_reward.report.pictures import DIGEST, Pictures
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -175,7 +175,8 @@ def _group(group: Group, page: Page, pictures: Pictures) -> dict[str, Any]:
 
 def _media(seen: Seen, picture: int | None, sound: int | None) -> dict[str, Any]:
     """A media item: its picture and sound, or the text that stands for it."""
-    shown = {"kind": seen.kind, "picture": picture, "text": seen.text or ("" if picture is not None else seen.source)}
+    named = "" if picture is not None or DIGEST.fullmatch(seen.source) else seen.source  # a digest says nothing
+    shown = {"kind": seen.kind, "picture": picture, "text": seen.text or named}
     return shown if sound is None else {**shown, "sound": sound}
 
 

@@ -39,7 +39,7 @@ _SAID = {
     "styled": "an answer dressed in Markdown scores higher than in plain words",
     "reference": "the reference answer scores low",
     "other_answer": "the policy's answers to other questions score high",
-    "grafted": "an answer scores higher with one to another question after it",
+    "grafted": "an answer with one to another question after it scores higher than without, or gets the full score",
     "swapped": "the order of two answers decides which one is better",
     "frozen": "it judges rows of the beginning otherwise than then",
     "second_judge": "the second judge orders the answers the other way, more often than at the beginning",

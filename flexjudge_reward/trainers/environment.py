@@ -7,13 +7,12 @@
         def look(self, place: str): ...             # a tool, which may return parts with images
     GRPOTrainer(environment_factory=Board, ...)
 
-The judge is shown the prompt with the observation, then every call of a tool with its result, in order. TRL gives an
-environment no text of its policy: an answer that is to be judged is a tool's argument, or the judge is a reward
-function, `reward_funcs=[FlexJudgeReward()]`, which sees all of it and compares groups.
-
-TRL asks one environment after the other (`trainer/grpo_trainer.py`: get_reward), when all rollouts of its batch are
-over: the first call judges them together. AsyncGRPOTrainer's worker, a process of its own, asks while others run: each
-is judged alone. A failure gets the mean of its prompt's other rollouts here, else that of the latest scores.
+The judge is shown the prompt with the observation, then each tool call with its result, in order. TRL gives an
+environment no text of its policy: what is to be judged is a tool's argument, or the judge is a reward function,
+`reward_funcs=[FlexJudgeReward()]`, which sees all of it and compares groups. TRL asks one environment after the other
+(`grpo_trainer.py`: get_reward), when all rollouts of its batch are over: the first call judges them together.
+AsyncGRPOTrainer's worker asks while others run: each is judged alone. A failure gets the mean of its prompt's other
+rollouts here, else of the latest scores; with on_failure="abstain" None: left out, if it is the only reward.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from weakref import WeakValueDictionary
 from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.trainers.protocols import groups_of
-from flexjudge_reward.trainers.rows import meeting, neutral, numbers_only, row, with_numbers
+from flexjudge_reward.trainers.rows import meeting, neutral, row
 
 _inside: ContextVar[bool] = ContextVar("inside", default=False)  # what a tool itself calls is not the policy's call
 _noting: set[Callable[..., Any]] = set()
@@ -44,6 +43,7 @@ class JudgedEnvironment:
     """Records what its policy does, and is rewarded for it. Its public methods are tools, as everywhere in TRL."""
 
     settings: ClassVar[Mapping[str, Any]] = {}  # rollouts with equal ones are judged together
+    _reward: float | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -52,12 +52,12 @@ class JudgedEnvironment:
                 _noting.add(noting := _begun(method) if name == "reset" else _recorded(method))
                 setattr(cls, name, noting)
 
-    async def get_reward(self) -> float:
+    async def get_reward(self) -> float | None:
         """The judge's reward, awaited. For another one, such as a sum, define it anew and call `_judged`."""
         return await asyncio.to_thread(self._judged)
 
-    def _judged(self) -> float:
-        """The reward of this rollout, 0 to 1. Raises ConfigError, and as `Rendezvous.score`."""
+    def _judged(self) -> Any:
+        """The reward of this rollout, 0 to 1; None only where a policy says so. Raises as `Rendezvous.score`."""
         with _judging:
             if id(self) in _waiting:
                 beside = [one for one in _waiting.values() if one.settings == self.settings]
@@ -65,7 +65,7 @@ class JudgedEnvironment:
             return self._reward
 
     def _begin(self, prompt: Any, columns: Mapping[str, Any]) -> None:
-        self._prompt, self._columns, self._turns, self._reward = prompt, columns, list[dict[str, Any]](), 0.0
+        self._prompt, self._columns, self._turns = prompt, columns, list[dict[str, Any]]()
         with _judging:
             _waiting[id(self)] = _waiting.pop(id(self), self)  # at the end
 
@@ -137,13 +137,13 @@ def _judge(rollouts: Sequence[JudgedEnvironment]) -> None:
     """Rewards all of them, in one batch."""
     judge = meeting(**rollouts[0].settings)
     config, format = judge.session.config, judge.session.judge.format
-    numbers_only(config, "an environment of TRL")
     if format.max_candidates > 1:
         raise ConfigError(f"{format.described()} compares rollouts: use it in reward_funcs=[FlexJudgeReward()]")
     rows = [row(config, one._prompt, one._turns, one._columns) for one in rollouts]
     groups = groups_of(rows)
     waiting = {n: judge.submit(rows[n], (id(rows), group[0]), len(group)) for group in groups for n in group}
     found = [waiting[n].result().reward for n in range(len(rows))]
-    for one, number in zip(rollouts, with_numbers(found, neutral(judge.session)), strict=True):
-        one._reward = number
+    instead = None if "abstain" in (config.on_failure, config.on_candidate_failure) else neutral(judge.session)
+    for one, number in zip(rollouts, found, strict=True):
+        one._reward = instead if number is None else number
         del _waiting[id(one)]

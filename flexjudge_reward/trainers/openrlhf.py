@@ -52,4 +52,5 @@ def _reward(query: str, prompt: str, label: Any) -> float | None:
         raise
     except Exception as error:
         _log.error("no reward, the mean of the latest instead: %s: %s", type(error).__name__, error)
+        _judge.session.count(error)  # a judge that is down ends the run
         return None

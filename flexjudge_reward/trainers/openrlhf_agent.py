@@ -65,4 +65,5 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
             raise
         except Exception as error:
             _log.error("no reward, %s instead: %s: %s", NEUTRAL, type(error).__name__, error)
+            self._judge.session.count(error)  # a judge that is down ends the run
             return None

@@ -10,8 +10,8 @@ A weakness of a judge shows in its rewards only when the policy has learned to u
 
 `other_answer` and `grafted` find what no list holds: whatever trick the policy is paid for, its answers carry it to
 questions that they do not answer. A probe fails where the judge gives a bad one more than half of its scale (in a
-group: more than the real answer beside it), a good one less, or a copy more than its original. `alarms.py` says when
-too many fail.
+group: more than the real answer beside it), a good one less, or a copy more than its original; a graft fails with the
+full score, too, if its original has it. `alarms.py` says when too many fail.
 
 Probes cost at most a share of the judge's tokens: each call earns that share of what it took, and a probe is judged
 once the sum is enough. Every second one is of a kind that looks wrong so far, if there is one, so that an alarm needs
@@ -149,8 +149,9 @@ def _failed(kind: str, score: float | Failure, real: float | Failure, alone: boo
     if isinstance(score, Failure) or (isinstance(real, Failure) and (kind in _COPIES or not alone)):
         return None
     bound = 0.5 if isinstance(real, Failure) or (alone and kind not in _COPIES) else real
-    if kind in _COPIES:
-        return None if score == bound else score > bound
+    if kind in _COPIES and score == bound:
+        # No copy scores higher than the full score, which a policy that talks on after its answer would keep.
+        return True if kind == "grafted" and score == 1.0 else None
     return score < bound if kind == "reference" else score > bound
 
 

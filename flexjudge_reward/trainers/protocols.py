@@ -58,7 +58,7 @@ def _slime_rows(body: Mapping[str, Any], config: RewardConfig) -> list[Example]:
     if not isinstance(body.get("response"), str) or "prompt" not in body:
         raise ConfigError("a request has 'prompt', a text or messages, and 'response', a text")
     prompt = [{"role": "user", "content": list(content_of(body["prompt"], "prompt", media_of))}]
-    return [row(config, prompt, body["response"], {"label": body.get("label")})]
+    return [row(config, prompt, answer_of(body["response"], ""), {"label": body.get("label")})]
 
 
 def _llama_factory_rows(body: Mapping[str, Any], config: RewardConfig) -> list[Example]:

@@ -2,7 +2,7 @@
 
 A trainer without an "I do not know" needs a number for every sample. A failed row gets its group's mean where the group
 is known; `NEUTRAL`, the middle of the scale, where nothing of its group was judged. Where rows come alone it gets the
-mean of the latest scores (`neutral`): that is near its siblings' mean, which is not known.
+mean of the latest scores (`neutral`): on average that is its siblings' mean, which is not known.
 """
 
 from __future__ import annotations

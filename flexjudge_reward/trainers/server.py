@@ -72,15 +72,12 @@ class RewardServer:
             ConfigError: wrong settings of the session, or a judge beside a policy.
         """
         self.session, self._token, self._alone = session, token, alone
+        session.check()
         judge = session.judge
         if judge.engine.needs_window:
             raise ConfigError(NO_WINDOW)
-        cached = judge.engine if isinstance(judge.engine, CachedEngine) else None
-        self._pulse = Pulse(cached.engine if cached else judge.engine)
-        if cached:
-            cached.engine = self._pulse
-        else:
-            judge.engine = self._pulse
+        asks = judge.engine if isinstance(judge.engine, CachedEngine) else judge
+        self._pulse = asks.engine = Pulse(asks.engine)
         self._meeting = Rendezvous(session, deadline)
         # Each caller of /judge counts its own failures; one that has many would stop the others' batches.
         self._watch, session.watch = session.watch, FailureWatch(1.0)
@@ -98,9 +95,8 @@ class RewardServer:
         app = web.Application(client_max_size=MOST_BYTES, middlewares=[guard])
         app.add_routes([web.post("/judge", self._answering(self._groups, self._judge))])
         for path, protocol in PROTOCOLS.items():
-            app.add_routes(
-                [web.post(path, self._answering(partial(self._rows, protocol), partial(self._speak, protocol)))]
-            )
+            read, reply = partial(self._rows, protocol), partial(self._speak, protocol)
+            app.add_routes([web.post(path, self._answering(read, reply))])
         pages = {"/judge": self._about, "/health": self._health, "/metrics": self._metrics}
         app.add_routes([web.get(path, page) for path, page in pages.items()])
         app.on_shutdown.append(self._drain)

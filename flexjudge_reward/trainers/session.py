@@ -118,6 +118,13 @@ class RewardSession(Closable):
                 weakref.finalize(self, self._judge.close)  # at the latest when the process ends
             return self._judge
 
+    def check(self) -> None:
+        """Raises ConfigError for settings that the judge cannot meet: `shrink`, `second_judge`. No model loads."""
+        _ = self._controls
+        if self.config.shrink and not self.judge.format.measures_spread:
+            name = self.judge.format.described()
+            raise ConfigError(f"shrink needs to know how sure the judge is; {name} does not say: set votes")
+
     @cached_property
     def overlaps(self) -> bool:
         """Whether other rewards may be asked while this one is: its judge is on a server."""
@@ -162,7 +169,7 @@ class RewardSession(Closable):
         self._raise_if_stopped()  # all ranks have stopped
         group = self.open_group()
         with raised_on_all_ranks(group), random_numbers.kept():
-            self._check_spread()
+            self.check()
             alone = self.judge.format.max_candidates == 1  # first: the judge's plugins may bring a modality of the rows
             config = self.config
             columns, deadline = read_columns(config), Deadline(config.deadline)
@@ -178,7 +185,7 @@ class RewardSession(Closable):
                 mine = replace(self._judge_tasks(tasks, step, deadline), keys=keys)
         ranks = all_gather(mine, group)
         ids = group_ids([key for results in ranks for key in results.keys], config.num_generations)
-        scored = self._scored(ranks, ids, config.on_failure)
+        scored = self._scored(ranks, ids, config.on_failure, step)
         first = sum(len(results.keys) for results in ranks[: rank()])
         return scored.part(slice(first, first + len(rows)))
 
@@ -200,7 +207,7 @@ class RewardSession(Closable):
         if not groups or not all(groups):
             raise ConfigError("nothing to judge: there are no groups, or one of them has no rows")
         self._raise_if_stopped()
-        self._check_spread()
+        self.check()
         if self.judge.engine.needs_window:
             raise ConfigError(NO_WINDOW)
         deadline = Deadline(self.config.deadline)
@@ -210,7 +217,7 @@ class RewardSession(Closable):
             tasks = [*self._whole_groups(groups, unread)]
         results = self._judge_tasks(tasks, step, deadline)
         ids = [index for index, group in enumerate(groups) for _ in group]
-        scored = self._scored([results], ids, on_failure or self.config.on_failure)
+        scored = self._scored([results], ids, on_failure or self.config.on_failure, step)
         bounds = itertools.pairwise([0, *itertools.accumulate(map(len, groups))])
         return [scored.part(slice(low, high)) for low, high in bounds]
 
@@ -262,10 +269,8 @@ class RewardSession(Closable):
                 yield from (Task(str(index), (row_id,), row) for row_id, row in zip(ids, group, strict=True))
                 continue
             if index not in failed and len({row.with_candidates([]).digest() for row in group}) > 1:
-                name = format.described()
-                raise ConfigError(
-                    f"group {index}: its rows have different questions, and {name} compares answers to one"
-                )
+                why = f"its rows have different questions, and {format.described()} compares answers to one"
+                raise ConfigError(f"group {index}: {why}")
             whole = group[0].with_candidates([row.candidates[0] for row in group])
             yield Task(str(index), ids, whole, failed.get(index))
 
@@ -311,14 +316,14 @@ class RewardSession(Closable):
         with self._lock:
             return self._probes.read(examples, probes, judged[:first], judged[first:last])
 
+    def count(self, error: Exception) -> None:
+        """Counts an error of a row, which an adapter does not raise. Raises JudgementFailed past the limit."""
+        with self._lock, self._stopping():
+            self.watch.add([Failure("engine", f"{type(error).__name__}: {error}")])
+
     def _raise_if_stopped(self) -> None:
         if self.stopped is not None:
             raise self.stopped.with_traceback(None)  # or each call would add its frames, and these hold rows
-
-    def _check_spread(self) -> None:
-        if self.config.shrink and not self.judge.format.measures_spread:
-            name = self.judge.format.described()
-            raise ConfigError(f"shrink needs to know how sure the judge is; {name} does not say: set votes")
 
     @cached_property
     def watch(self) -> FailureWatch:
@@ -341,7 +346,9 @@ class RewardSession(Closable):
     def _alarms(self) -> Alarms:
         return Alarms(self.config.max_failure_rate)
 
-    def _scored(self, ranks: Sequence[RankResults], groups: Sequence[Any], on_failure: OnFailure) -> Scored:
+    def _scored(
+        self, ranks: Sequence[RankResults], groups: Sequence[Any], on_failure: OnFailure, step: int | None
+    ) -> Scored:
         """The rows of all ranks. Raises on all ranks alike, because all see the same."""
         by_id = {row_id: row for results in ranks for row_id, row in results.rows.items()}
         rows = [by_id[row_id] for row_id in sorted(by_id)]
@@ -362,7 +369,7 @@ class RewardSession(Closable):
             self.summary.cost = self._costs.cost
             self.recent.extend(one for one in outcomes if not isinstance(one, Failure))
             with self._stopping():
-                self._warn(begun)
+                self._warn(begun, step)
         return Scored(numbers, outcomes, given, [row.reasoning for row in rows], values)
 
     @contextmanager
@@ -374,14 +381,14 @@ class RewardSession(Closable):
             self.stopped = error
             raise
 
-    def _warn(self, begun: Mapping[str, str]) -> None:
+    def _warn(self, begun: Mapping[str, str], step: int | None) -> None:
         """Says what troubles begin; raises JudgementFailed where they stop the run, on all ranks alike."""
         for trouble, said in begun.items():
             self.summary.alarms[trouble] = self.summary.alarms.get(trouble, 0) + 1
             if rank() == 0:
                 _log.warning("%s", said)
                 if self.judge.record is not None:
-                    self.judge.record.note({"alarm": trouble, "said": said})
+                    self.judge.record.note({"alarm": trouble, "said": said, "step": step})
         if begun and self.config.on_alarm == "stop":
             raise JudgementFailed(f"{next(iter(begun.values()))} (on_alarm='stop')")
 

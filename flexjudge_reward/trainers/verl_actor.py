@@ -1,4 +1,4 @@
-"""JudgeActor: where the reward workers of a verl job meet, in one process. It needs neither verl nor Ray.
+"""JudgeActor: where the reward workers of a verl job meet, in one process, and how they ask it. It needs no verl.
 
 Rows are batched; groups meet by their `uid`. A format that judges each row alone answers a row at once, so that judging
 overlaps with the rollouts that still run; only a row that failed waits for its siblings, or with `shrink` all do.
@@ -10,7 +10,9 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+from zlib import crc32
 
 from flexjudge_reward.judge.config import trainer_config
 from flexjudge_reward.judge.rewards import Outcome, rewards
@@ -59,3 +61,26 @@ class JudgeActor:
                 known, due = len(seen), time.monotonic() + self.idle
         siblings, config = seen[first : first + size], self.session.config
         return rewards(siblings, [0] * len(siblings), config.on_failure, config.on_candidate_failure)[index - first]
+
+
+@cache  # an actor ends with the last handle of the process that made it
+def _actor(settings: tuple[tuple[str, Any], ...]) -> Any:
+    import ray  # type: ignore[import-not-found]
+
+    name = f"flexjudge-{crc32(repr(settings).encode()):08x}"  # other settings are another judge
+    options = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_concurrency": 10_000}
+    return ray.remote(JudgeActor).options(**options).remote(dict(settings))
+
+
+async def asked(settings: tuple[tuple[str, Any], ...], *given: Any) -> Any:
+    """The actor's answer, or a new one's: an actor also ends with the process that made it, which may not be this."""
+    for left in (2, 1, 0):
+        try:
+            return await _actor(settings).score.remote(*given)
+        except Exception as error:
+            from ray.exceptions import RayActorError
+
+            if not isinstance(error, RayActorError) or not left:
+                raise
+            _actor.cache_clear()
+            await asyncio.sleep(1)  # its name is free a moment later

@@ -1,4 +1,4 @@
-"""One contract for every engine; vLLM and its server are in tests/integration/test_vllm.py."""
+"""One contract for every engine; real models have it in tests/integration (test_transformers.py, test_vllm.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,6 @@ from flexjudge_reward import (
     Engine,
     EngineError,
     Generation,
-    MissingExtra,
     Request,
     ScriptedEngine,
     ServerEngine,
@@ -27,7 +26,7 @@ from flexjudge_reward import (
     VLLMEngine,
 )
 from flexjudge_reward.nano import path
-from support.engine_contract import EngineContract, ModelContract, item, texts
+from support.engine_contract import EngineContract, closes_and_opens, item, texts
 from support.fault_server import FaultServer
 
 
@@ -39,12 +38,6 @@ def echo(request: Request) -> str:
 def loopback() -> Iterator[ServerEngine]:
     """A ServerEngine on a good server that answers each item with its name."""
     with FaultServer() as server, ServerEngine(server.url) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def nano_transformers() -> Iterator[TransformersEngine]:
-    with TransformersEngine("nano", dtype="float32", device="cpu", batch_size=8) as engine:
         yield engine
 
 
@@ -60,25 +53,9 @@ class TestServer(EngineContract):
         return loopback
 
 
-class TestTransformers(ModelContract):
-    @pytest.fixture
-    def engine(self, nano_transformers: TransformersEngine) -> Engine:
-        return nano_transformers
-
-
-@pytest.mark.parametrize("name", ["scripted", "server", "transformers"])
+@pytest.mark.parametrize("name", ["scripted", "server"])
 def test_closes_twice_and_opens_again(name: str, loopback: ServerEngine) -> None:
-    engine: Engine = {
-        "scripted": lambda: ScriptedEngine(echo),
-        "server": lambda: pickle.loads(pickle.dumps(loopback)),
-        "transformers": lambda: TransformersEngine("nano", device="cpu"),
-    }[name]()
-    engine.close()
-    before = texts(engine.generate([item(1)]))
-    engine.close()
-    engine.close()
-    assert texts(engine.generate([item(1)])) == before
-    engine.close()
+    closes_and_opens(ScriptedEngine(echo) if name == "scripted" else pickle.loads(pickle.dumps(loopback)))
 
 
 @pytest.mark.parametrize("kind", [TransformersEngine, VLLMEngine])
@@ -138,53 +115,12 @@ def test_an_engine_that_loses_a_reply_is_an_error() -> None:
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
-def no_weights(folder: Path) -> str:
-    (folder / "config.json").write_text("{}")
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    return str(folder)
-
-
-def no_template(folder: Path) -> str:
-    for file in path("judge").iterdir():
-        if file.name != "chat_template.jinja":
-            (folder / file.name).symlink_to(file)
-    return str(folder)
-
-
-@pytest.mark.parametrize("engine", [VLLMEngine, TransformersEngine])
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        pytest.param(lambda _: "nobody/nothing", "no model 'nobody/nothing'", id="unknown"),
-        pytest.param(lambda _: "/no/such/folder", "no model '/no/such/folder'", id="no_folder"),
-        pytest.param(no_weights, "no .safetensors", id="pickled_weights_only"),
-        pytest.param(no_template, "no chat template", id="not_a_chat_model"),
-    ],
-)
-def test_a_model_that_cannot_judge(
-    engine: type[VLLMEngine | TransformersEngine], model: Callable[[Path], str], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(EngineError, match=message):
-        engine(model(tmp_path)).generate([item(1)])
-
-
 @pytest.mark.parametrize("revision", [None, "main", "abc123"])
 def test_code_of_a_model_runs_only_pinned(revision: str | None) -> None:
     for engine in (VLLMEngine, TransformersEngine):
         with pytest.raises(ConfigError, match="40 hex digits"):
             engine("some/model", trust_remote_code=True, revision=revision)
         engine("some/model", trust_remote_code=True, revision="0123456789abcdef" * 2 + "01234567")
-
-
-@pytest.mark.parametrize(
-    ("engine", "module", "extra"), [(VLLMEngine, "vllm", "vllm"), (TransformersEngine, "torch", "transformers")]
-)
-def test_a_missing_extra_names_the_command(
-    engine: type[VLLMEngine | TransformersEngine], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtra, match=rf"pip install 'flexjudge-reward\[{extra}\]'"):
-        engine("nano").generate([item(1)])
 
 
 def test_other_weights_have_another_identity(tmp_path: Path) -> None:

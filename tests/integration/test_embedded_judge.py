@@ -29,8 +29,8 @@ from flexjudge_reward.cli.main import main
 from flexjudge_reward.data.tables import Table
 from flexjudge_reward.nano import path as nano_path
 from flexjudge_reward.offline.evaluate.doctor import doctor
+from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.proposals import preferences, replies
-from flexjudge_reward.offline.evaluate.rows import user_rows
 from support import doctor_cases
 from support.jsonl import read, write
 

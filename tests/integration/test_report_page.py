@@ -166,6 +166,24 @@ def test_it_is_read_on_a_phone(browser: Browser, tmp_path: Path, dark: bool) -> 
     assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
+def test_long_words_and_what_a_file_does_not_hold_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """A word without an end, in every place of a page; an image of which an output of `score` has the digest only."""
+    browser.screen(360, 740, phone=True)
+    browser.open(page(tmp_path / "word", [line("x" * 5_000, "a", candidates=[["y" * 5_000]])]).as_uri())
+    browser.evaluate("document.querySelector('.row').click()")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+    assert browser.evaluate("document.getElementById('detail').scrollWidth") <= 360
+    scored = {"id": 1, "question": [{"image": "cd" * 32}, "What is it?"], "candidates": [["a cat"]], "scores": [7.0]}
+    browser.open(page(tmp_path / "digest", [{"line": 1, **scored, "failures": [None]}]).as_uri())
+    assert "What is it?" in browser.evaluate("document.querySelector('.row').innerText")
+    assert "cdcd" not in browser.evaluate("document.body.innerText")
+    browser.evaluate("document.querySelector('.row').click()")
+    assert "image: not in this file; --record keeps it" in detail(browser)
+    assert fill(browser, text="nothing like it") == "0 judgements in 0 groups"
+    assert "No judgement fits." in detail(browser)
+    assert browser.said == []
+
+
 def test_only_rows_in_view_are_drawn(browser: Browser, tmp_path: Path) -> None:
     browser.open(page(tmp_path, training(4_000)).as_uri())
     rows = "document.querySelectorAll('.row').length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import sys
@@ -23,7 +24,7 @@ from flexjudge_reward import (
     MissingExtra,
     Pointwise,
 )
-from flexjudge_reward.engines import vendor
+from flexjudge_reward.engines import http, throttle
 from flexjudge_reward.engines.vendor import VendorEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the vendors' packages
@@ -72,9 +73,9 @@ def served(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
-    monkeypatch.setattr(vendor.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(vendor, "PATIENCE", 3)
-    monkeypatch.setattr("anthropic._base_client.INITIAL_RETRY_DELAY", 0.0)  # of its own attempts, three each time
+    for module in (http, throttle):
+        monkeypatch.setattr(module, "_pause", lambda attempt, demanded: 0.001)
+    monkeypatch.setattr(throttle, "PATIENCE", 6)
 
 
 def judged(answer: Answer, count: int = 3, **options: Any) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -115,76 +116,124 @@ def test_a_trouble_that_passes_costs_no_row() -> None:
     assert [verdict.scores for verdict in judged(answer)[0]] == [(7.0,)] * 3
 
 
-class Busy(Exception):
-    """A rate limit, past the attempts of the package itself."""
+def failing(monkeypatch: pytest.MonkeyPatch, how: Callable[[Any, Any], Exception | None]) -> list[Any]:
+    """Lets the vendor's package raise what `how` gives for a request and its options; the requests so far."""
+    from any_llm.providers.anthropic.base import BaseAnthropicProvider
 
-    status_code = 429
+    send, sent = BaseAnthropicProvider._acompletion, []
+
+    async def acompletion(self: Any, params: Any, **options: Any) -> Any:
+        sent.append(params)
+        if (error := how(params, options)) is not None:
+            raise error
+        return await send(self, params, **options)
+
+    monkeypatch.setattr(BaseAnthropicProvider, "_acompletion", acompletion)
+    return sent
 
 
-def test_a_steady_rate_limit_loses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two requests is served, however many attempts each row may have."""
+def test_a_steady_rate_limit_loses_no_row() -> None:
+    """One of two requests is served, however few attempts each row may have."""
     sent: list[Any] = []
 
-    def limited(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
-        sent.append(request)
-        if len(sent) % 2:
-            raise Busy("slow down")
-        return {"choices": [{"finish_reason": "stop", "message": {"content": "<think>fine</think><answer>7</answer>"}}]}
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        sent.append(body)
+        return error(429, "rate_limit_error", "slow down") if len(sent) % 2 else message()
 
-    monkeypatch.setattr(VendorEngine, "_send", limited)
-    verdicts, _ = judged(lambda body: message(), 40, max_attempts=1, concurrency=4)
+    verdicts, _ = judged(answer, 40, max_attempts=1, concurrency=4)
     assert [verdict.scores for verdict in verdicts] == [(7.0,)] * 40
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_key_that_is_refused_stops_the_run(status: int) -> None:
-    with pytest.raises(EngineError, match="anthropic cannot serve judge"):
+    with pytest.raises(EngineError, match="invalid x-api-key" if status == 400 else "set ANTHROPIC_API_KEY"):
         judged(lambda body: error(status, "authentication_error", "invalid x-api-key"))
 
 
 class GoogleError(Exception):
     """As that of `google.genai`."""
 
-    code = 400
+    def __init__(self, code: int, details: dict[str, Any]) -> None:
+        super().__init__(f"{code} {details}")
+        self.code, self.details = code, details
 
 
 class BedrockError(Exception):
     """As that of `botocore`."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.response = {"Error": {"Code": "ValidationException"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    def __init__(self, code: str, status: int = 400) -> None:
+        super().__init__(f"An error occurred ({code})")
+        self.response = {
+            "Error": {"Code": code, "Message": "said"},
+            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {}},
+        }
 
 
-@pytest.mark.parametrize("raised", [GoogleError("too long"), BedrockError("too long")])
-def test_each_package_has_the_status_elsewhere(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that is refused is not asked again, and a key that is refused stops the run."""
-    sent: list[Any] = []
-    send = VendorEngine._send
+BUSY = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "x", "details": [{"retryDelay": "0.01s"}]}}
+RAISED = {
+    "Google's refusal": (GoogleError(400, {"error": {"code": 400, "message": "too long"}}), "refused"),
+    "Google's limit": (GoogleError(429, BUSY), None),
+    "Google's overload": (GoogleError(503, {"error": {"code": 503, "message": "The model is overloaded."}}), None),
+    "Bedrock's refusal": (BedrockError("ValidationException"), "refused"),
+    "Bedrock's limit": (BedrockError("ThrottlingException"), None),
+    "Bedrock's model is not ready": (BedrockError("ModelNotReadyException", 429), None),
+    "Bedrock's end": (BedrockError("InternalServerException", 500), None),
+    "a lost connection": (ConnectionError("connection reset"), None),
+    "a timeout": (TimeoutError(), None),
+    "a field of its own": (TypeError("create() got an unexpected keyword argument 'x'"), "refused"),
+    "not there": (NotImplementedError("images"), "refused"),
+}
 
-    def failing(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
-        sent.append(request)
-        if "answer 1" in str(request):
-            raise raised
-        return send(self, codec, request)
 
-    monkeypatch.setattr(VendorEngine, "_send", failing)
+@pytest.mark.parametrize(("raised", "kind"), RAISED.values(), ids=RAISED)
+def test_each_package_has_its_own_errors(raised: Exception, kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is refused is not asked again, and what passes costs no row."""
+    counts: list[Any] = []
+
+    def how(params: Any, options: Any) -> Exception | None:
+        counts.extend(["answer 1"] if (there := "answer 1" in str(params)) else [])
+        return raised if there and (kind or len(counts) < 3) else None
+
+    failing(monkeypatch, how)
     verdicts, _ = judged(lambda body: message(), concurrency=1)
-    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == [None, "refused", None]
-    assert sum("answer 1" in str(request) for request in sent) == 1
+    assert [verdict.failure and verdict.failure.kind for verdict in verdicts] == [None, kind, None]
+    assert len(counts) == (1 if kind else 3)
 
 
 def test_a_package_that_takes_no_timeout_is_used_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Azure's."""
-    send = VendorEngine._send
+    from any_llm.exceptions import UnsupportedParameterError
 
-    def failing(self: VendorEngine, codec: Any, request: Any) -> dict[str, Any]:
-        if "timeout" not in self._dialect.lacking:
-            raise TypeError("'timeout' is not supported for azure")
-        return send(self, codec, request)
-
-    monkeypatch.setattr(VendorEngine, "_send", failing)
+    takes_none = UnsupportedParameterError("timeout", "azure")
+    failing(monkeypatch, lambda params, options: takes_none if "timeout" in options else None)
     assert [verdict.scores for verdict in judged(lambda body: message())[0]] == [(7.0,)] * 3
+
+
+def test_an_attempt_ends_where_the_package_knows_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    from any_llm.providers.anthropic.base import BaseAnthropicProvider
+
+    async def acompletion(self: Any, params: Any, **options: Any) -> Any:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(BaseAnthropicProvider, "_acompletion", acompletion)
+    (verdict,), _ = judged(lambda body: message(), 1, timeout=0.2, max_attempts=1)
+    assert verdict.failure.kind == "transport" and "TimeoutError" in verdict.failure.detail
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        pytest.param("anthropic:judge", "set the ANTHROPIC_API_KEY", id="key"),
+        pytest.param("nobody:judge", "is not a supported provider", id="vendor"),
+        pytest.param("gemini:judge", "genai", id="package"),
+    ],
+)
+def test_what_is_missing_here_is_said_before_anything_is_sent(
+    model: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with VendorEngine(model) as engine, pytest.raises(EngineError, match=said):
+        Judge(Pointwise(), engine).score("q", "a")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -35,6 +36,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.engines.colocated import ColocatedEngine
 from flexjudge_reward.engines.memory import gpu_memory
+from flexjudge_reward.engines.vllm import _watched
 from support import cpu_vllm, real
 from support.engine_contract import TOO_LONG, ModelContract, item, judgement, texts
 
@@ -170,16 +172,30 @@ def test_what_a_sleeping_judge_took_is_free_again() -> None:
 
 def test_an_engine_that_is_killed_while_it_works_is_an_error(nano_vllm: VLLMEngine) -> None:
     """As the kernel kills for memory. Last here, because the next call would have to start it again."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
     texts(nano_vllm.generate([item(0)]))
-    (engine,) = real.engine_processes()
+    (process,) = real.engine_processes()
+    llm = nano_vllm._llm
+    assert llm is not None
+    socket = llm.llm_engine.engine_core.input_socket
 
     def kill() -> None:
-        os.kill(int(engine.split()[0]), signal.SIGKILL)
+        os.kill(int(process.split()[0]), signal.SIGKILL)
 
     timer = threading.Timer(0.3, kill)
     timer.start()
     start = time.monotonic()
-    with pytest.raises(EngineError, match="died"):
+    with pytest.raises(EngineError, match="died"):  # within the adding, which takes some seconds
         nano_vllm.generate([item(n, sampling=Sampling(max_tokens=200, temperature=1.0)) for n in range(2000)])
     timer.join()
+    for thread in threading.enumerate():
+        if thread.name == "MPClientEngineMonitor":  # vLLM's cleanup; it must not close what another thread sends on
+            thread.join(30)
+    assert not socket.closed
+    with pytest.raises(EngineDeadError), _watched(llm):  # as if it was killed after the adding
+        llm.wait_for_completion(use_tqdm=False)
     assert time.monotonic() - start < 60
+    del llm
+    gc.collect()
+    assert socket.closed

@@ -57,6 +57,16 @@ def texts(generations: list[Generation]) -> list[str]:
     return [generation.text for generation in generations]
 
 
+def closes_and_opens(engine: Engine) -> None:
+    """It may be closed at any time, and twice; its next call opens it again. Closes it."""
+    engine.close()
+    before = texts(engine.generate([item(1)]))
+    engine.close()
+    engine.close()
+    assert texts(engine.generate([item(1)])) == before
+    engine.close()
+
+
 class EngineContract:
     """What every engine promises."""
 

@@ -157,6 +157,57 @@ FAMILIES = [
         begun="<｜Assistant｜><think>",
     ),
     ModelFamily(
+        "DeepSeek V3.1",
+        _DEEPSEEK.replace("<think>\n", "{{ '<think>' if thinking else '</think>' }}"),
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        ("<think>", "</think>"),
+        end="<｜end▁of▁sentence｜>",
+        reply="fine\n</think><answer>7</answer>",
+        begun="<｜Assistant｜><think>",
+    ),
+    ModelFamily(
+        "EXAONE 4",
+        "{%- for message in messages %}[|{{ message.role }}|]\n{{ message.content }}[|endofturn|]\n{%- endfor %}"
+        "[|assistant|]\n<think>\n{{ '' if enable_thinking else '\n</think>\n\n' }}",
+        ("[|system|]", "[|user|]", "[|assistant|]", "[|endofturn|]"),
+        ("<think>", "</think>"),
+        end="[|endofturn|]",
+        reply="fine\n</think>\n\n<answer>7</answer>",
+        begun="[|assistant|]\n<think>\n",
+    ),
+    ModelFamily(
+        "SmolVLM, Idefics 3",
+        "<|im_start|>{%- for message in messages %}{{ message.role | capitalize }}: "
+        + _parts("{{ part.text }}", "<image>")
+        + "<end_of_utterance>\n{%- endfor %}Assistant:",
+        ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>"),
+        end="<end_of_utterance>",
+        image="<image>",
+        begun="Assistant:",
+    ),
+    ModelFamily(
+        "Phi-4 multimodal",
+        "{%- for message in messages %}<|{{ message.role }}|>" + _parts("{{ part.text }}", "<|image_1|>") + "<|end|>"
+        "{%- endfor %}<|assistant|>",
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|image_1|>"),
+        end="<|end|>",
+        image="<|image_1|>",
+        begun="<|assistant|>",
+    ),
+    ModelFamily(
+        "Kimi-VL",
+        "{%- for message in messages %}<|im_{{ message.role }}|>{{ message.role }}<|im_middle|>"
+        + _parts("{{ part.text }}", "<|media_start|>image<|media_content|><|media_pad|><|media_end|>")
+        + "<|im_end|>{%- endfor %}<|im_assistant|>assistant<|im_middle|>",
+        tuple(
+            "<|im_system|> <|im_user|> <|im_assistant|> <|im_middle|> <|im_end|> <|media_start|> <|media_content|>"
+            " <|media_pad|> <|media_end|> [EOS]".split()
+        ),
+        end="<|im_end|>",
+        reply="◁think▷fine◁/think▷<answer>7</answer>",
+        image="<|media_pad|>",
+    ),
+    ModelFamily(
         "think tags as special tokens",
         _chatml(_QWEN_IMAGE),
         (*_QWEN, "<think>", "</think>", "<answer>", "</answer>"),

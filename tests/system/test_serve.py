@@ -80,6 +80,9 @@ def test_workers_share_one_cache_and_end_together(tmp_path: Path) -> None:
         pytest.param(["--serve-port", "0", "--serve-workers", "2"], "several workers need a port", id="port"),
         pytest.param(["--serve-port", "70000"], "must be from 0 to 65535", id="range"),
         pytest.param(["--model", "nano", "--votes", "3"], "3 votes at temperature 0", id="judge"),
+        pytest.param(["--model", "nano", "--max-cost", "5"], "max_cost needs a price", id="ceiling"),
+        pytest.param(["--model", "nano", "--probes", "2"], "'probes' must be from 0 to 1", id="probes"),
+        pytest.param(["--model", "nano", "--second-judge", "b"], "second_judge='b' names no judge", id="second-judge"),
     ],
 )
 def test_wrong_settings_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

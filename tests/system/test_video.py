@@ -207,9 +207,12 @@ def test_large_frames_are_refused_before_decoding() -> None:
         pytest.param(b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video in one of the", id="concat"),
         pytest.param(b"\x00\x00\x00\x18ftypisom" + bytes(100), "damaged or cut short", id="header_only"),
         pytest.param(b"\x1a\x45\xdf\xa3", "cut short within its header", id="four_bytes"),
+        pytest.param(saved(noise()), "not a video in one of the containers", id="image"),
+        pytest.param({"bytes": saved(noise()), "path": "a.png"}, "not a video in one of the", id="image_with_its_name"),
+        pytest.param(uri(saved(noise())), "not a video in one of the containers", id="image_as_data_URI"),
     ],
 )
-def test_what_is_no_encoded_video_is_refused(data: bytes, message: str) -> None:
+def test_what_is_no_encoded_video_is_refused(data: Any, message: str) -> None:
     refused(Media.video(data), message)
 
 

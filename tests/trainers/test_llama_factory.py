@@ -27,6 +27,7 @@ def test_ppo_trains_with_the_judge(tmp_path: Path) -> None:
         url = serving.url.replace("://", "://any:secret@") + "/scores"
         said = run_in([sys.executable, str(JOB), url], tmp_path, folder, DISABLE_VERSION_CHECK="1")
     assert "reward" in said and len(engine.prompts) == 8
-    for prompt in engine.prompts:
-        asked, wrote, *_ = [part.text for part in prompt.messages[1].parts if isinstance(part, Untrusted)]
-        assert "What is in place" in asked and "What is in place" not in wrote
+    for request in engine.requests:
+        (wrote,) = candidates(request)
+        parts = [part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted)]
+        assert sum("What is in place" in part for part in parts) == 1 and "What is in place" not in wrote

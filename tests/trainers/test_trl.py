@@ -1,4 +1,4 @@
-"""TRL 1.16, and axolotl 0.19 with its own loader and trainer: GRPO with the judge on a reward server."""
+"""TRL 1.16, and axolotl 0.21 with its own loader and trainer: GRPO with the judge on a reward server."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def job(what: str, format: Format, folder: Path, *overrides: str, **settings: st
     """What came of a job in verl's environment, and what the judge was asked."""
     engine, result = ScriptedEngine(answer), folder / "result.json"
     with Serving(RewardSession(Judge(format, engine).for_group_size())) as serving:
-        named = {"FLEXJUDGE_REWARD_SERVER": serving.url, "FLEXJUDGE_VERL_IDLE": "5", "RAY_AUTH_MODE": "disabled"}
+        named = {"FLEXJUDGE_REWARD_SERVER": serving.url, "FLEXJUDGE_VERL_IDLE": "60", "RAY_AUTH_MODE": "disabled"}
         run("verl", ["python", str(JOB), what, str(result), *overrides], folder, **named, **settings)
     return json.loads(result.read_text()), engine
 

@@ -8,7 +8,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,11 +57,11 @@ MOST_MODULES, MOST_FOLDERS = 4, 11  # at the top, beside __init__.py
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 45
 
 
-def parsed() -> Iterator[tuple[str, str, ast.Module]]:
+@cache
+def parsed() -> list[tuple[str, str, ast.Module]]:
     """Every module of the package: its path, its text and its tree."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        text = path.read_text("utf-8")
-        yield path.relative_to(PACKAGE).as_posix(), text, ast.parse(text)
+    texts = [(path, path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))]
+    return [(path.relative_to(PACKAGE).as_posix(), text, ast.parse(text)) for path, text in texts]
 
 
 def imports(tree: ast.Module) -> list[tuple[str, bool]]:

@@ -26,8 +26,10 @@ from flexjudge_reward.errors import ConfigError, need
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.offline.evaluate.formulas import labels_needed
 from flexjudge_reward.offline.evaluate.judging import check_rows, judged, plain_judge
+from flexjudge_reward.offline.evaluate.labels import user_rows
+from flexjudge_reward.offline.evaluate.metrics import Judged
 from flexjudge_reward.offline.evaluate.planted import planted_rows
-from flexjudge_reward.offline.evaluate.rows import Labelled, user_rows
+from flexjudge_reward.offline.evaluate.rows import Labelled
 from flexjudge_reward.offline.evaluate.settings import Setting, clustered, clusters, compared, pairs_of, settings_of
 
 Outcome = Literal["go", "no-go", "undecided"]
@@ -95,7 +97,7 @@ def doctor(
     seed: int = 0,
     **options: Any,
 ) -> Diagnosis:
-    """Examines a judge on labelled rows with two or more candidates each (`rows.py`).
+    """Examines a judge on labelled rows with two or more candidates each (`labels.py`).
 
     Args:
         judge: the judge of a format and a limit of tokens (None: its own). With votes, each setting is tried with them.
@@ -103,7 +105,8 @@ def doctor(
         options: how the source is read; see `data/rows.py`. A `limit` draws rows at random, by `seed`.
 
     Raises:
-        ConfigError: fewer than 20 labelled pairs, with how many it takes; no row, no label, no setting. Nothing loaded.
+        ConfigError: fewer than 20 labelled pairs, with how many it takes; no row, no label, no setting: nothing was
+            loaded. Or media of more than a few rows cannot be read.
         EngineError: the model answers nothing. A row without an answer, in two attempts, is a failed judgement.
     """
     rows = labelled_rows(source, planted, seed, **options)
@@ -123,6 +126,11 @@ def labelled_rows(source: str, planted: bool, seed: int, **options: Any) -> list
 def check_labels(source: str, rows: Sequence[Labelled], fewest: int) -> None:
     """Raises ConfigError for rows with fewer than `fewest` labelled pairs."""
     labels = len(clusters_of_pairs(rows))
+    if not rows:
+        raise ConfigError(
+            f"{source}: every row has one candidate, and what is asked here is which of several is better: give rows"
+            " with 'candidates'; flexjudge evaluate takes single ones"
+        )
     if labels < fewest:
         needed = labels_needed(0.75, 0.1)
         raise ConfigError(
@@ -158,15 +166,28 @@ def clusters_of_pairs(rows: Sequence[Labelled]) -> list[int]:
 
 
 def examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> list[Setting]:
-    """The settings of one format and budget."""
+    """The settings of one format and budget. Raises ConfigError: many rows have media that cannot be read."""
     judge, votes = plain_judge(given)
     asked = _asked(judge, rows)
     start = time.perf_counter()
     found = judged(judge, asked, votes, seed)
     seconds = time.perf_counter() - start
+    _check_shown(asked, found)
     rollouts = sum(len(row.merits) for row in rows)
     pairs = compared(asked, found)
     return settings_of(format, judge.sampling.max_tokens, pairs, found, rollouts, seconds, seed)
+
+
+def _check_shown(rows: Sequence[Labelled], found: Sequence[Judged]) -> None:
+    """Raises ConfigError for more unreadable media than a judge may have failures: that says nothing of the judge."""
+    every = [(row, one) for row, own in zip(rows, found, strict=True) for one in own.judgements]
+    unseen = [(row, one) for row, one in every if one.failure == "media"]
+    if len(unseen) > Thresholds.max_failed * len(every):
+        row, first = unseen[0]
+        raise ConfigError(
+            f"{len(unseen)} of {len(every)} judgements have media that cannot be read, first row {row.number}:"
+            f" {first.why}. That says nothing of the judge: mend the rows, or give the folder of the files (media_root)"
+        )
 
 
 def check_asked(given: Judge, rows: Sequence[Labelled]) -> None:
@@ -214,7 +235,8 @@ def faults_of(setting: Setting, thresholds: Thresholds) -> list[str]:
     """What rules a setting out, whatever its agreement is."""
     found = []
     if setting.failed > thresholds.max_failed:
-        found.append(f"{setting.failed:.1%} of the judgements failed, more than {thresholds.max_failed:.1%}")
+        most = f"more than {thresholds.max_failed:.1%}"
+        found.append(f"{setting.failed:.1%} of the judgements failed, {most} ({setting.failures})")
     if setting.flips > thresholds.max_flips and not setting.position_swap:
         noise = abs(setting.first_place - 0.5) < _NOISE  # a list has no first place: NaN is no noise
         why = "and not for its place, so it is noise: votes" if noise else "position_swap=True makes ties of these"

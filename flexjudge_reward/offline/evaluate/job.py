@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from flexjudge_reward.judge.record import read_lines
 from flexjudge_reward.offline.annotate import layer_settings
 from flexjudge_reward.offline.evaluate import table
 from flexjudge_reward.offline.evaluate.benchmark import Benchmark, Part, benchmark_names
+from flexjudge_reward.offline.evaluate.doctor import FEWEST
+from flexjudge_reward.offline.evaluate.formulas import labels_needed
 from flexjudge_reward.offline.evaluate.judging import (
     check_rows,
     entry_of,
@@ -39,8 +42,10 @@ from flexjudge_reward.offline.evaluate.judging import (
     plain_judge,
     unanswered,
 )
+from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Metric, always, measure
-from flexjudge_reward.offline.evaluate.rows import BenchmarkRows, Labelled, user_rows
+from flexjudge_reward.offline.evaluate.rows import BenchmarkRows, Labelled
+from flexjudge_reward.offline.evaluate.settings import failures_of
 from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.offline.output import owned
 
@@ -106,8 +111,9 @@ def evaluate(
     run = _hash((version, settings, known.parts, known.groups, seed, limit))
     with owned(file):
         stored = _stored(file, run, iter(rows), judges, seed, skipped)
-        more = (always(stored), version, tuple(_warnings(known, stored, version)), tuple(stored), (file,))
-        found = Evaluation(known, described, name, measure(known.metrics, stored, resamples, seed), *more)
+        figures = measure(known.metrics, stored, resamples, seed)
+        warnings = (*_warnings(known, stored, version), *_unknown(known, stored, figures))
+        found = Evaluation(known, described, name, figures, always(stored), version, warnings, tuple(stored), (file,))
         table.write(found, output)
     return found
 
@@ -284,6 +290,18 @@ def _warnings(known: Benchmark, rows: Sequence[Judged], version: str) -> Iterato
             f"of the pairs that the judge decides it is right in {found.value:.1%}, below chance: is the direction of"
             f" column {column!r} reversed at revision {version[:60]}?"
         )
+
+
+def _unknown(known: Benchmark, rows: Sequence[Judged], figures: Mapping[str, Estimate]) -> Iterator[str]:
+    """Figures that say little or nothing, and why."""
+    if said := failures_of([one for row in rows for one in row.judgements]):
+        yield f"judgements failed: {said}; each is in the file of the verdicts"
+    if len(rows) < FEWEST:
+        need = f"label at least {FEWEST}, and about {labels_needed(0.75, 0.1)} for plus or minus 10 points"
+        yield f"an interval of {len(rows)} rows says nothing: {need}"
+    correlations = [metric.name for metric in known.metrics if metric.of in ("pearson", "spearman")]
+    if lacking := [name for name in correlations if name in figures and math.isnan(figures[name].value)]:
+        yield f"{' and '.join(lacking)} cannot be computed: the labels, or the scores of the judge, are all alike"
 
 
 def user_benchmark(source: str, rows: Sequence[Labelled]) -> Benchmark:

@@ -2,7 +2,8 @@
 
 A line of the store:
 
-    {"row", "id", "part", "merits", "groups", "listed", "draws": [[{"scores", "failure", "tokens", "forced"}, ...]]}
+    {"row", "id", "part", "merits", "groups", "listed", "draws": [[JUDGEMENT, ...]]}
+    JUDGEMENT = {"scores", "failure", "why", "tokens", "forced"}
 
 A row that got no answer has a second line once it was asked again, which counts.
 
@@ -128,26 +129,36 @@ def _draw(
 
 def _of_each(outcomes: Sequence[object], verdicts: Sequence[Verdict]) -> Judgement:
     """The scores of candidates that were judged each by itself."""
-    failures = [one.kind for one in outcomes if isinstance(one, Failure)]
+    failures = [one for one in outcomes if isinstance(one, Failure)]
     scores = tuple(None if verdict.scores is None else verdict.scores[0] for verdict in verdicts)
     tokens = sum(verdict.tokens for verdict in verdicts)
     forced = sum(verdict.counters.get("forced", 0) for verdict in verdicts)
     cached = all(verdict.cached for verdict in verdicts)
-    return Judgement(scores, failures[0] if failures else None, tokens, int(forced), cached)
+    kind, why = _said(failures[0] if failures else None)
+    return Judgement(scores, kind, tokens, int(forced), cached, why)
 
 
 def _of_group(verdict: Verdict, order: Sequence[int]) -> Judgement:
     scores = None
     if verdict.scores is not None:
         scores = tuple(verdict.scores[order.index(candidate)] for candidate in range(len(order)))
-    failure = None if verdict.failure is None else verdict.failure.kind
-    return Judgement(scores, failure, verdict.tokens, int(verdict.counters.get("forced", 0)), verdict.cached)
+    kind, why = _said(verdict.failure)
+    return Judgement(scores, kind, verdict.tokens, int(verdict.counters.get("forced", 0)), verdict.cached, why)
+
+
+def _said(failure: Failure | None) -> tuple[str | None, str | None]:
+    return (None, None) if failure is None else (failure.kind, failure.detail)
 
 
 def entry_of(row: Judged, number: int) -> dict[str, Any]:
     """A line of the store."""
-    draws = [[{n: v for n, v in asdict(one).items() if n != "cached"} for one in draw] for draw in row.draws]
+    draws = [[_stored(one) for one in draw] for draw in row.draws]
     return {"row": number, **asdict(row), "draws": draws}
+
+
+def _stored(one: Judgement) -> dict[str, Any]:
+    left_out = {"cached", *["why"] * (one.why is None)}
+    return {name: value for name, value in asdict(one).items() if name not in left_out}
 
 
 def judged_of(entry: Mapping[str, Any]) -> Judged:
@@ -159,7 +170,8 @@ def judged_of(entry: Mapping[str, Any]) -> Judged:
 
 def _judgement(entry: Mapping[str, Any]) -> Judgement:
     scores = entry["scores"]
-    return Judgement(None if scores is None else tuple(scores), entry["failure"], entry["tokens"], entry["forced"])
+    known = None if scores is None else tuple(scores)
+    return Judgement(known, entry["failure"], entry["tokens"], entry["forced"], why=entry.get("why"))
 
 
 def check_rows(judge: Judge, rows: Iterable[Labelled]) -> None:

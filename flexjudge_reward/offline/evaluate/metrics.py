@@ -41,7 +41,8 @@ class Judgement:
     tokens: int = 0
     forced: int = 0
     cached: bool = False
-    """Whether all its replies came from the cache; not stored."""
+    why: str | None = None
+    """What the first failure says. `cached`, whether all its replies came from the cache, is not stored."""
 
     @property
     def whole(self) -> tuple[float, ...] | None:

@@ -39,7 +39,8 @@ def planted_rows(source: str, seed: int = 0, **options: Any) -> list[Labelled]:
             name = row.number if row.id is None else row.id
             made.append(Labelled(row.number, name, Part({}, {}, {}), tuple(candidates.values()), {}, example))
     if not made:
-        raise ConfigError(f"{source}: faults are planted in answers in words, and no row has one; give 'reference'")
+        why = "and no row has one that they would change: give 'reference'"
+        raise ConfigError(f"{source}: faults are planted in answers in words, {why}")
     return made
 
 

@@ -1,4 +1,4 @@
-"""The rows of a benchmark, or a user's labelled file, as examples with what their labels say.
+"""The rows of a benchmark as examples with what their labels say; those of a user's own file are in `labels.py`.
 
 The `[example]` of a benchmark:
 
@@ -20,9 +20,6 @@ The `[label]` has a `column` and how it is read, as numbers, where higher is bet
 
 A type of `[columns]` is text, number, "number or text" (a number as text is read), texts, numbers, list or any.
 
-A user's labelled file is read as `score` reads it (`data/rows.py`), with a `label` in every row: a number for one
-candidate; for several a number each, the letter of the best ("B"), or "tie".
-
 Promised: what a benchmark's label or column holds that it should not is a ConfigError that names the column, the row
 and the revision, before anything is judged where the source is local.
 """
@@ -41,7 +38,6 @@ from typing import Any
 from flexjudge_reward.data.cells import is_empty, is_number, source_media, with_media
 from flexjudge_reward.data.content import content_of, options_of, rubric
 from flexjudge_reward.data.lines import Lines, permutation
-from flexjudge_reward.data.rows import BadRow, RowOptions, Rows
 from flexjudge_reward.data.tables import Table, fingerprint
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.media.base import KINDS, Media
@@ -244,48 +240,6 @@ def _json_rows(path: Path, entry: str | None) -> list[tuple[int, Any]]:
     if not isinstance(rows, list):
         raise ConfigError(f"{path} holds {type(rows).__name__}, and a list of rows is expected")
     return list(enumerate(rows))
-
-
-def user_rows(source: str | Path, **options: Any) -> tuple[Rows, list[Labelled], list[BadRow]]:
-    """A labelled file or data set: its reader, the rows with a label, and those that cannot be used.
-
-    Raises ConfigError as `data/rows.py`; and if no row has a label that can be used, with the first reason.
-    """
-    given = RowOptions(**options)  # type: ignore[typeddict-item]
-    rows = Rows(source, **given)
-    part, good, bad = Part({}, {}, {}), [], []
-    for row in rows.read(lambda row: None):
-        if isinstance(row, BadRow):
-            bad.append(row)
-            continue
-        try:
-            merits = user_label(row.entry.get("label"), len(row.example.candidates))
-        except ConfigError as error:
-            bad.append(BadRow(row.number, row.id, str(error)))
-            continue
-        good.append(Labelled(row.number, row.number if row.id is None else row.id, part, merits, {}, row.example))
-    if not good:
-        first = f": {rows.unit} {bad[0].number}: {bad[0].why}" if bad else ""
-        raise ConfigError(f"{rows.name} has no row with a label that can be used{first}")
-    rows.first_bad = bad[0] if bad else None
-    rows.report(len(bad), len(good) + len(bad))
-    return rows, good, bad
-
-
-def user_label(label: Any, count: int) -> tuple[float, ...]:
-    """What a `label` says of `count` candidates. Raises ConfigError."""
-    form = "a number" if count == 1 else f"a list of {count} numbers, a letter from A to {chr(64 + count)}, or 'tie'"
-    if is_empty(label):
-        raise ConfigError(f"the entry 'label' is missing: {form}")
-    if count == 1 and is_number(label):
-        return (float(label),)
-    if count > 1 and isinstance(label, str) and label.strip().lower() == "tie":
-        return (0.0,) * count
-    if count > 1 and isinstance(label, str) and label.strip() in [chr(65 + index) for index in range(count)]:
-        return tuple(float(index == ord(label.strip()) - 65) for index in range(count))
-    if isinstance(label, list) and len(label) == count and all(map(is_number, label)):
-        return tuple(map(float, label))
-    raise ConfigError(f"'label' is {form}, where higher is better; found {label!r:.80}")
 
 
 # ------------------------------------------------------------------------------------------ cells

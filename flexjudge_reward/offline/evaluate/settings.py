@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from flexjudge_reward.errors import printable
 from flexjudge_reward.offline.evaluate.formulas import majority, wilson
 from flexjudge_reward.offline.evaluate.metrics import Estimate, Judged, Judgement, first_place
 from flexjudge_reward.offline.evaluate.rows import Labelled
@@ -53,6 +55,8 @@ class Setting:
     values: tuple[float, ...]
     """Of each labelled pair, for comparisons on the same rows."""
     failed: float
+    failures: str
+    """See `failures_of`."""
     ties: float
     flips: float
     """Of pairs that were read in both orders, the share whose outcome differs; NaN where there is one order."""
@@ -188,6 +192,7 @@ def _setting(
         agreement=agreement_of([pair.cluster for pair, _ in labelled], values, seed),
         values=values,
         failed=_mean(sign is None for sign in signs),
+        failures=failures_of(used),
         ties=_mean(sign == 0 for sign in signs if sign is not None),
         flips=_mean(one != other for one, other in both),
         first_place=first_place(judged),
@@ -235,6 +240,14 @@ def _swapped(said: Sequence[Sign]) -> Sign:
     if None in said:
         return None
     return said[0] if len(set(said)) == 1 else 0
+
+
+def failures_of(used: Sequence[Judgement]) -> str:
+    """How many judgements failed of each kind, and what the first failure says; "" for none."""
+    counts = Counter(one.failure for one in used if one.failure is not None)
+    first = printable(next((one.why for one in used if one.why), ""))[:200]  # it may quote the judge
+    said = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+    return f"{said}; the first: {first}" if first else said
 
 
 def _cycles(pairs: Sequence[Pair], signs: Sequence[Sign]) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,8 +36,6 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("flexjudge ")
-    shown = subprocess.check_output([sys.executable, "-m", "flexjudge_reward", "--version"], text=True)
-    assert shown.startswith("flexjudge ")
 
 
 def test_standard_input_is_a_source(
@@ -117,48 +113,6 @@ def test_a_wrong_file_of_settings(
     assert main(["score", str(source), "--config", str(tmp_path / name), *NANO]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
-
-
-PROGRAM = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
-from flexjudge_reward import Request, ScriptedEngine
-import flexjudge_reward.engines.transformers as transformers
-def reply(request):
-    time.sleep(float(sys.argv[1]))
-    return "<think>x</think><answer>7</answer>"
-transformers.TransformersEngine = lambda *_, **__: ScriptedEngine(reply)
-from flexjudge_reward.cli.main import main
-raise SystemExit(main(sys.argv[2:]))
-"""
-
-
-def program(seconds: float, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(seconds), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path) -> None:
-    """As `| head -1` does."""
-    rows = [{"id": n, "question": "q" * 200, "answer": f"{n}"} for n in range(3000)]
-    with program(0, "score", str(write(tmp_path / "in.jsonl", rows)), *NANO) as running:
-        assert running.stdout is not None and json.loads(running.stdout.readline())["scores"] == [7]
-        running.stdout.close()
-        assert running.stderr is not None
-        said = running.stderr.read()
-    assert running.returncode == 0 and "Traceback" not in said and "Exception" not in said
-
-
-def test_an_interruption_is_one_line(tmp_path: Path) -> None:
-    rows = [{"id": n, "question": "q", "answer": f"{n}"} for n in range(3000)]
-    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    with program(0.01, "score", str(source), "-o", str(output), *NANO) as running:
-        assert running.stderr is not None
-        while "The judge is" not in running.stderr.readline():
-            pass
-        os.kill(running.pid, signal.SIGINT)
-        said = running.stderr.read()
-    assert running.returncode == 130 and "Traceback" not in said and "the same command continues" in said
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 
 from flexjudge_reward.cli.main import main
 
+NO_SERVER = "http://127.0.0.1:9/v1"
 NANO = ("--model", "nano", "--cache", "off")
 GOOD = {"id": 1, "question": "q", "candidates": ["a", "b"]}
 SCORED = {"id": 1, "scores": [1.0, 2.0], "failures": [None, None], "candidates": [["a"], ["b"]], "question": ["q"]}
 RECORDED = {"id": 1, "question": ["q"], "candidates": [["a"]], "replies": [], "scores": [1.0]}
 JUDGING = ("score", "rerank", "annotate", "rejudge")
+LABELLED = {"evaluate": "-o check", "doctor": "", "rubric draft": f"-o new.toml --base-url {NO_SERVER}"}
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "empty.jsonl").write_bytes(b"")
     (tmp_path / "broken.jsonl").write_text('{"id": 1, "question"\n')
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": 1, "question": "caf\xe9", "candidates": ["a", "b"]}\n')
+    (tmp_path / "latin.csv").write_bytes(b"question,answer\ncaf\xe9,a\n")
+    (tmp_path / "semicolon.csv").write_text("question;answer\r\nq;a\r\n")
     (tmp_path / "list.jsonl").write_text("[1, 2]\n7\nnull\n")
     (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "deep.jsonl").write_text("[" * 50_000 + "\n")
@@ -105,7 +110,14 @@ def cases() -> Iterator[object]:
             words = [command, inputs(command), *output, *flags.split(), *model, *cache]
             yield pytest.param(words, said, id=f"{command} {flags}")
         yield pytest.param([command], "required", id=f"{command}-without-a-source")
+    for command, flags in LABELLED.items():
+        model = [] if "--base-url" in flags else NANO
+        for source, said in {**bad, "good.jsonl": "'label'"}.items():
+            words = [*command.split(), source, *flags.split(), *model]
+            yield pytest.param(words, said, id=f"{command}-{source or 'blank'}")
     for source, said in bad.items():
+        words = ["traces", source, "-o", "traces.parquet", *NANO]
+        yield pytest.param(words, said, id=f"traces-{source or 'blank'}")
         yield pytest.param(["compare", "scored.jsonl", source], said, id=f"compare-{source or 'blank'}")
         if source:  # the report of "" is that of this folder
             yield pytest.param(["report", source, "-o", "out.html"], said, id=f"report-{source}")
@@ -132,6 +144,41 @@ def cases() -> Iterator[object]:
         "cache prune --older-than 1d --path none.sqlite": "none.sqlite",
         "cache explain zz --path good.jsonl": "hexadecimal",
         "nano --port x": "--port",
+        "nano --serve --port 99999": "--port is a number from 1 to 65535",
+        "path": "required",
+        "path none": "invalid choice",
+        "serve --serve-port 99999": "serve_port",
+        "serve --serve-host 0.0.0.0": "FLEXJUDGE_SERVE_TOKEN",
+        "serve --serve-workers 2 --serve-port 0": "--serve-port",
+        "serve --config none.toml": "none.toml",
+        "serve --format best": "format must be one of",
+        "score good.jsonl -o rows.csv": "give 'rows.jsonl'",
+        "rerank good.jsonl -o rows.parquet": "give 'rows.jsonl'",
+        "rejudge record.jsonl -o rows.jsonl.gz": "names another kind of file",
+        "annotate good.jsonl -o pairs.csv": "pairs.csv",
+        "annotate good.jsonl": "-o pairs",
+        "score latin.jsonl": "the text is not UTF-8",
+        "score latin.csv": "the text is not UTF-8",
+        "score semicolon.csv": "there are question;answer",
+        "traces good.jsonl": "-o traces.parquet",
+        "traces good.jsonl -o rows.csv": "a .parquet file",
+        "traces good.jsonl -o rows.parquet --seeds x": "--seeds",
+        "traces good.jsonl -o rows.parquet --seeds 1,2": "several need a temperature",
+        "traces good.jsonl -o rows.parquet --teacher none --format pairwise": "'none'",
+        "evaluate good.jsonl": "-o runs/check",
+        "evaluate none -o check": "none",
+        "evaluate good.jsonl -o check --max-failure-rate 7": "max_failure_rate",
+        "doctor": "flexjudge doctor labelled.jsonl",
+        "doctor good.jsonl --formats best": "formats are",
+        "doctor good.jsonl --budgets x": "whole numbers",
+        "doctor good.jsonl --min-agreement x": "--min-agreement",
+        "doctor good.jsonl --format listwise": "--formats",
+        "doctor good.jsonl --proposer x": "--tune",
+        "rubric": "required",
+        "rubric draft": "-o rubric.toml",
+        "rubric draft good.jsonl": "-o rubric.toml",
+        "rubric draft good.jsonl -o new.toml --format listwise": "leave out --format",
+        "rubric draft good.jsonl -o new.toml --model nano": "it has listwise, multiple_choice",
         "nano extra": "extra",
         "completion": "",  # without its package that is missing, with it the shell
         "completion fish": "",

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import pytest
-from datasets import Dataset
 from PIL import Image
 
 from flexjudge_reward import Judge, Media, Pointwise, ScriptedEngine, annotate_file, score_file
@@ -17,13 +16,11 @@ from flexjudge_reward.data.messages import Columns, examples
 from flexjudge_reward.data.rows import Row, Rows
 from flexjudge_reward.media.source import kind_of
 from support.images import clip, noise, saved
-from support.judging import scores
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)  # else a stream imports it
     datasets.disable_progress_bars()
 
 
@@ -205,30 +202,6 @@ def test_bytes_of_a_clip_are_known_in_every_container(form: str, codec: str) -> 
     assert kind_of(clip(form, codec, frames=3, rate=25)) == "video"
 
 
-CLIP_ROWS: dict[str, tuple[Any, dict[str, list[str]]]] = {
-    "videos": (lambda data: {"answer": "a", "clip": data}, {"videos": ["clip"]}),
-    "own_name": (lambda data: {"answer": "a", "video": data}, {}),
-    "list": (lambda data: {"answer": "a", "videos": [data]}, {}),
-    "answer": (lambda data: {"clip": data}, {"answer": ["clip"]}),
-    "candidate": (lambda data: {"clip": data}, {"candidates": ["clip", "clip"]}),
-    "part": (lambda data: {"answer": [{"text": "see", "video": None}, {"text": None, "video": data}]}, {}),
-    "place": (
-        lambda data: {"answer": "a", "videos": [data], "ask": [{"type": "video"}]},
-        {"question": ["ask"]},
-    ),
-}
-
-
-@pytest.mark.parametrize("bare", [True, False], ids=["bytes", "struct"])
-@pytest.mark.parametrize(("row", "columns"), CLIP_ROWS.values(), ids=CLIP_ROWS)
-def test_a_clip_in_a_data_set_is_shown_as_a_clip(tmp_path: Path, row: Any, columns: Any, bare: bool) -> None:
-    data = clip(frames=12)
-    given = {"question": "q", **row(data if bare else {"bytes": data, "path": None})}
-    Dataset.from_list([given]).to_parquet(tmp_path / "in.parquet")
-    found, engine = score(tmp_path / "in.parquet", columns=columns)
-    assert found["scores"][0] == 7 and [media.kind for media in engine.prompts[0].media] == ["video"]
-
-
 @pytest.mark.parametrize(
     ("begin", "path", "kind"),
     [
@@ -248,15 +221,6 @@ def test_a_clip_in_a_data_set_is_shown_as_a_clip(tmp_path: Path, row: Any, colum
 )
 def test_what_bytes_are_is_read_from_them(begin: bytes, path: str | None, kind: str) -> None:
     assert kind_of(begin, path) == kind
-
-
-def test_a_clip_of_a_data_set_is_written_beside_the_pairs(tmp_path: Path) -> None:
-    data = clip(frames=12)
-    row = {"question": "0 q", "candidates": ["9 a", "3 b"], "videos": [{"bytes": data, "path": "x/c.MP4"}]}
-    Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
-    annotate_file(tmp_path / "in.parquet", Judge(Pointwise(), ScriptedEngine(scores)), tmp_path / "out.jsonl")
-    (name,) = json.loads((tmp_path / "out.jsonl").read_text())["videos"]
-    assert name.endswith(".mp4") and (tmp_path / name).read_bytes() == data
 
 
 def test_a_list_of_frames_is_one_video(tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ def test_the_prompt_has_the_shared_beginning(
         pytest.param({"question": "0 hi", "answer": [USER, GOOD]}, {}, ["9 a"], id="prompt_and_whole"),
         pytest.param({"question": [USER], "answer": [USER, GOOD]}, {}, ["9 a"], id="turns_and_whole"),
         pytest.param({"question": "0 hi", "answer": [GOOD]}, {}, ["9 a"], id="completion_alone"),
+        pytest.param({"question": "0 hi", "answer": GOOD}, {}, ["9 a"], id="one_message"),
+        pytest.param({"question": USER, "answer": GOOD}, {}, ["9 a"], id="one_message_each"),
+        pytest.param({"question": "0 hi", "answer": {"from": "gpt", "value": "9 a"}}, {}, ["9 a"], id="llama_factory"),
         pytest.param({"question": "0 hi", "answer": [MORE, GOOD]}, {}, ["user", "assistant"], id="environment_turn"),
         pytest.param(
             {"messages": [USER, CALL, TOOL, GOOD]},

@@ -22,7 +22,6 @@ from flexjudge_reward.data.rows import BadRow, Row, Rows
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)  # else a stream imports it
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # after a shuffled stream
     datasets.disable_progress_bars()
 

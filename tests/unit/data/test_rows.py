@@ -30,18 +30,17 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.data.rows import BadRow, Row, Rows
 from flexjudge_reward.data.tables import Table
-from support.images import saved
+from support.images import png_header, saved
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)  # else a stream imports it
     datasets.disable_progress_bars()
 
 
-def png(shade: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    return saved(Image.new("RGB", size, (shade, 0, 0)))
+def png(shade: int) -> bytes:
+    return saved(Image.new("RGB", (8, 8), (shade, 0, 0)))
 
 
 def shade(media: Media) -> int:
@@ -254,7 +253,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
         pytest.param({"bytes": None, "path": "hf://datasets/org/name/x.png"}, id="hub_path"),
         pytest.param({"bytes": b"../secret.png", "path": "../secret.png"}, id="path_as_bytes"),
         pytest.param({"bytes": bytes(32_000_001), "path": None}, id="huge"),
-        pytest.param({"bytes": png(3, (5000, 5000)), "path": None}, id="too_many_pixels"),
+        pytest.param({"bytes": png_header(5000, 5000), "path": None}, id="too_many_pixels"),
         pytest.param({"bytes": png(3)[:40], "path": None}, id="cut"),
         pytest.param({"bytes": b"", "path": None}, id="empty"),
     ],

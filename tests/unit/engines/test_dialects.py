@@ -29,45 +29,11 @@ from flexjudge_reward import (
     Record,
     Sampling,
     ServerEngine,
-    Verdict,
     read_record,
 )
 from flexjudge_reward.engines import http, throttle
 from support.fault_server import Fault, FaultServer, reply
-
-GOOD = "<think>fine</think><answer>7</answer>"
-Answer = Callable[[dict[str, Any]], Fault | None]
-
-
-class Vendor(FaultServer):
-    """A server whose answer depends on the body of the request; None is a good reply."""
-
-    def __init__(self, answer: Answer, **options: Any) -> None:
-        super().__init__(**options)
-        self.answer = answer
-
-    def respond(self, name: str, body: dict[str, Any]) -> Fault:
-        return self.answer(body) or Fault(body=reply(GOOD))
-
-
-def error(status: int, message: str, **more: Any) -> Fault:
-    return Fault(status=status, body=json.dumps({"error": {"message": message, **more}}))
-
-
-def text_of(body: Mapping[str, Any]) -> str:
-    return json.dumps(body["messages"])
-
-
-def judged(
-    server: FaultServer, count: int = 6, format: Format | None = None, sampling: Sampling = Sampling(), **options: Any
-) -> list[Verdict]:
-    rows = [Example("q", [f"answer {n}"]) for n in range(count)]
-    with ServerEngine(server.url, "judge", **options) as engine:
-        return Judge(format or Pointwise(), engine, sampling)(rows)
-
-
-def kinds(verdicts: list[Verdict]) -> list[str | None]:
-    return [verdict.failure.kind if verdict.failure else None for verdict in verdicts]
+from support.vendors import GOOD, Answer, Vendor, error, judged, kinds, text_of
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +50,6 @@ REFUSALS = {
     "moderation, 400": error(400, "content management policy", code="content_filter"),
     "no such route for it, 404": error(404, "no endpoint supports this input"),
     "401 of a gateway": error(401, "policy"),
-    "402": error(402, "this request exceeds your remaining credit"),
     "too large, 413": Fault(status=413, body="Request Entity Too Large"),
     "no images, 415": error(415, "images are not supported by this model"),
     "422 of a list": Fault(status=422, body=json.dumps({"detail": [{"msg": "invalid", "loc": ["body", "messages"]}]})),
@@ -111,7 +76,7 @@ def test_a_refused_row_fails_alone(refusal: Fault, flagged: int, concurrency: in
 
 UNUSABLE = {
     "key, 401": (error(401, "wrong"), "rejected the API key .401."),
-    "key, 403": (error(403, "not permitted here"), "rejected the API key .403."),
+    "key, 403": (error(403, "not permitted here"), "403: not permitted here.*look at the API key .pass api_key="),
     "model, 404": (error(404, "no such model"), "no such model. It lists the models: judge"),
     "model, 400": (error(400, "the model does not exist"), "the model does not exist"),
     "credit, 402": (error(402, "insufficient balance"), "insufficient balance"),

@@ -43,6 +43,8 @@ from flexjudge_reward import (
 from flexjudge_reward.engines import http, model, throttle
 from flexjudge_reward.engines.room import Room
 from flexjudge_reward.errors import MediaError
+from flexjudge_reward.judge.groups import judge_groups
+from flexjudge_reward.judge.rewards import rewards
 from flexjudge_reward.media.base import KINDS
 from support import sounds
 from support.fault_server import Fault, FaultServer, reply
@@ -118,6 +120,90 @@ def test_a_fault_is_retried_and_fails_alone_if_it_stays(fault: Fault, pauses: li
     assert kinds(generations) == [None, None, None, None, "transport", None]
     assert [g.text for g in generations[:4]] == expected(4) and "after 3 attempts" in detail(generations[4])
     assert server.attempts == Counter({f"item {n}": 3 if n in (3, 4) else 1 for n in range(6)})
+
+
+def breaks(body: str = "", status: int = 500, how: str = "", at: Callable[[str], bool] = lambda text: "item 3" in text):
+    """A server that fails at some rows, by their text."""
+    return at, Fault(how, status, body=body)
+
+
+def said(message: str) -> str:
+    return json.dumps({"error": {"message": message}})
+
+
+BREAKS = {
+    # What the server does at which rows, and what the third of six rows is then; all others are judged.
+    "500": (breaks(), "refused"),
+    "500 with a message": (breaks(said("Internal server error")), "refused"),
+    "a message that quotes the answer": (breaks(said("unexpected token 'item 3'")), "refused"),
+    "a text": (breaks("Traceback (most recent call last)"), "refused"),
+    "only what is long": (breaks(at=lambda text: len(text) > 3000), "transport"),
+    "memory": (breaks(said("CUDA out of memory")), "transport"),
+    "a reply past the context": (breaks(said("Context size has been exceeded.")), "transport"),
+    "a proxy's time limit": (breaks(said("upstream request timeout")), "transport"),
+    "502": (breaks(status=502), "transport"),
+    "503": (breaks(status=503), "transport"),
+    "504": (breaks(status=504), "transport"),
+    "reset": (breaks(how="reset"), "transport"),
+    "cut": (breaks(how="cut"), "transport"),
+}
+
+
+class Breaking(FaultServer):
+    """Breaks at what it is made to break at."""
+
+    def __init__(self, at: Callable[[str], bool], fault: Fault) -> None:
+        super().__init__()
+        self.at, self.fault = at, fault
+
+    def respond(self, name: str, body: dict[str, Any]) -> Fault | None:
+        return self.fault if self.at(body["messages"][-1]["content"]) else Fault(body=reply(GOOD))
+
+
+GOOD = "<think>x</think><answer>7</answer>"
+
+
+@pytest.mark.parametrize(("broken", "kind"), BREAKS.values(), ids=BREAKS)
+def test_an_answer_that_breaks_the_server_is_refused(
+    broken: tuple[Callable[[str], bool], Fault], kind: str, pauses: list[float | None]
+) -> None:
+    """Where harmless text of its length is served; else the trouble is the server's, and the longest rows are lost."""
+    row = item(3, Untrusted("🦜 so " * 600))
+    with Breaking(*broken) as server, ServerEngine(server.url, max_attempts=3) as engine:
+        generations = engine.generate([row if n == 3 else item(n) for n in range(6)])
+        last = server.requests[-1]["messages"][-1]["content"]
+    assert kinds(generations) == [None, None, None, kind, None, None]
+    harmless = "🦜" not in last and "item" not in last and len(last) >= 7 * 600
+    assert harmless or kind == "transport"
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        pytest.param(lambda text: "🦜" in text, 2 / 9, id="at-this-answer"),
+        pytest.param(lambda text: len(text) > 3000, 5 / 9, id="at-the-longest"),
+        pytest.param(
+            lambda text: ("item" in text and "🦜" in text) or "1 2 3" in text, 5 / 9, id="at-harmless-text-too"
+        ),
+    ],
+)
+def test_nothing_is_gained_by_an_answer_that_breaks_the_server_and_nothing_lost_by_length(
+    at: Callable[[str], bool], number: float, pauses: list[float | None]
+) -> None:
+    """It has the lowest score of its group; what the server loses for its length has their mean, and no advantage."""
+    group = ["item 3", "item 9", "item 🦜 " * 600]
+
+    class Scores(Breaking):
+        def respond(self, name: str, body: dict[str, Any]) -> Fault | None:
+            score = {"item 3": "3", "item 9": "9"}.get(name, "5")
+            return super().respond(name, body) if at(body["messages"][-1]["content"]) else scored(score)
+
+    def scored(score: str) -> Fault:
+        return Fault(body=reply(f"<think>x</think><answer>{score}</answer>"))
+
+    with Scores(*breaks(at=at)) as server, ServerEngine(server.url, max_attempts=2) as engine:
+        (result,) = judge_groups(Judge(Pointwise(), engine), [Example("q", group)], again=True)
+    assert rewards(result.outcomes, [0, 0, 0]) == pytest.approx([2 / 9, 8 / 9, number])
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -370,7 +456,7 @@ def test_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = server.requests[0].pop("messages")[1]["content"]
     messages = server.requests[1].pop("messages")
     shared = {"model": "judge", "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
-    shared["priority"] = 2
+    shared |= {"priority": 2, "chat_template_kwargs": {"enable_thinking": True, "thinking": True}}
     assert server.requests == [
         {
             **{"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "seed": 105, "stop": ["end"]},
@@ -463,7 +549,8 @@ def test_a_video_keeps_its_rate_or_goes_as_images(served: Any, clips: Any, sent:
     parts = [one for one in body["messages"][-1]["content"] if one["type"] != "text"]
     assert {one["type"] for one in parts} == {sent} and stills == (sent == "image_url")
     assert len(parts) == (3 if stills else 1) * len(clips)
-    assert {name: body[name] for name in body if name.endswith("kwargs")} == dict([field] if field else [])
+    rates = {name: body[name] for name in body if name in ("mm_processor_kwargs", "media_io_kwargs")}
+    assert rates == dict([field] if field else [])
     texts = "".join(one["text"] for one in body["messages"][-1]["content"] if one["type"] == "text")
     assert all((f"A video of 3 frames, {clip.fps:g} per second:" in texts) == stills for clip in clips)
 

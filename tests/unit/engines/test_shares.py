@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,32 +63,6 @@ def test_other_servers_do_not_count(share: list[Share]) -> None:
     other = Share("http://other/v1", 64)
     assert other.update(500, 0) == 64
     other.leave()
-
-
-KILLED = {
-    "alone": "",
-    "its_forked_worker_lives": "if not os.fork(): time.sleep(60); os._exit(0)\n",
-    "forked_while_it_had_the_lock": "with one._locked():\n  if not os.fork(): time.sleep(60); os._exit(0)\n",
-}
-
-
-@pytest.mark.parametrize("forks", [pytest.param(program, id=name) for name, program in KILLED.items()])
-def test_what_a_killed_process_held_is_free(forks: str, share: list[Share]) -> None:
-    program = (
-        "import os, signal, time\n"
-        "from flexjudge_reward.engines.shares import Share\n"
-        "os.setpgid(0, 0)\n"
-        "one = Share('http://judge/v1', 64)\n"
-        f"assert one.update(500, 0) == 64\n{forks}"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    ended = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert ended.wait(60) == -signal.SIGKILL
-        assert share[0].update(500, 0) == 64
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(ended.pid, signal.SIGKILL)
 
 
 def test_a_forked_child_gives_back_nothing_of_its_parent(share: list[Share]) -> None:

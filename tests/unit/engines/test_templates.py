@@ -86,6 +86,9 @@ LEAVES_OUT = {
     "all texts but the last": _IMAGES + "{{ " + _TEXTS + " | list | last }}",
     "all parts but the first": "{{ message.content[0].text }}",
     "the images": "{{ " + _TEXTS + " | join }}",
+    "all images but one": "{{ '<image>' if message.content | selectattr('type', 'equalto', 'image') | list }}"
+    "{{ " + _TEXTS + " | join }}",
+    "what HTML has signs for": _IMAGES + "{{ " + _TEXTS + " | join | e }}",
     "the end of a text": _IMAGES + "{%- for text in " + _TEXTS + " %}{{ text[:60] }}{%- endfor %}",
     "what stands before the question": _IMAGES + "{{ (" + _TEXTS + " | join).split('[Question]')[-1] }}",
 }

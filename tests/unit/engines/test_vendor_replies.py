@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flexjudge_reward import Example, Generation, Pointwise
+from flexjudge_reward import Example, ExpectedScore, Generation, Judge, Pointwise, ScriptedEngine
 from flexjudge_reward.engines.answers import Passing, Refusal, Reply, read
 from flexjudge_reward.engines.chat_codec import ChatCodec
 
@@ -16,7 +16,7 @@ ANSWER = "<answer>7</answer>"
 GOOD = f"<think>fine</think>{ANSWER}"
 
 
-def completion(message: Mapping[str, Any] | None, finish: str | None = "stop", **more: Any) -> str:
+def completion(message: Mapping[str, Any] | None, finish: Any = "stop", **more: Any) -> str:
     choice = {"index": 0, "finish_reason": finish, "message": message}
     return json.dumps({"choices": [choice], **more}, ensure_ascii=False)
 
@@ -45,6 +45,7 @@ WHOLE = {
     "tokens a word": completion({"content": GOOD}, usage={"prompt_tokens": "n/a"}),
     "tokens NaN": completion({"content": GOOD}, usage={"prompt_tokens": float("nan")}),
     "tokens without end": completion({"content": GOOD}, usage={"completion_tokens": float("inf")}),
+    "tokens beyond all floats": completion({"content": GOOD}, usage={"prompt_tokens": 10**400}),
     "tokens below zero": completion({"content": GOOD}, usage={"prompt_tokens": -1, "completion_tokens": -1}),
     "tokens an object": completion({"content": GOOD}, usage={"prompt_tokens": {"text": 3}}),
     "two names, one empty": completion({"content": ANSWER, "reasoning": "", "reasoning_content": "fine"}),
@@ -77,6 +78,8 @@ WHOLE = {
     "Gemma 4": completion({"content": f"<|channel>thought\nfine<channel|>{ANSWER}"}),
     "Cohere": completion({"content": f"<|START_THINKING|>fine<|END_THINKING|><|START_RESPONSE|>{ANSWER}"}),
     "finish as a class": completion({"content": GOOD}, "FinishReason.STOP"),
+    "finish in Baidu's words": completion({"content": GOOD}, "normal"),
+    "finish an object": completion({"content": GOOD}, {"type": "stop", "matched": 151645}),
     "finish null as a text": completion({"content": GOOD}, "null"),
     "stream, a comment first": events(delta(GOOD), delta("", "stop"), before=": OPENROUTER PROCESSING\n\n"),
     "stream, events named": events(delta(GOOD), delta("", "stop"), before="event: message\n"),
@@ -152,6 +155,8 @@ FAILED = {
     "Cohere's limit": (completion({"content": "<think>so"}, "ERROR_LIMIT"), "truncated"),
     "token limit": (completion({"content": "<think>so"}, "token_limit"), "truncated"),
     "tool call": (completion({"content": GOOD, "tool_calls": [{"id": "1"}]}, "tool_calls"), "engine"),
+    "a refusal among chunks": (completion({"content": [{"type": "refusal", "refusal": "no"}]}), "refused"),
+    "cut, as an object": (completion({"content": "<think>so"}, {"type": "length", "length": 9}), "truncated"),
     "refusal in a stream": (
         events({"choices": [{"delta": {"refusal": "no"}, "finish_reason": "stop"}]}),
         "refused",
@@ -172,6 +177,7 @@ def test_a_reply_without_a_score_has_its_kind(body: str, kind: str) -> None:
         pytest.param(completion({"content": GOOD}, "network_error"), id="network"),
         pytest.param(completion({"content": GOOD}, "abort"), id="abort"),
         pytest.param(completion({"content": GOOD}, "TIMEOUT"), id="timeout"),
+        pytest.param(completion({"content": GOOD}, {"type": "abort", "message": "x"}), id="abort-as-an-object"),
         pytest.param('{"choices": null}', id="nothing"),
         pytest.param('{"choices": null, "usage": {}, "base_resp": {"status_code": 1013}}', id="minimax"),
         pytest.param('{"error_code": 336100, "error_msg": "try again"}', id="baidu"),
@@ -234,3 +240,20 @@ def test_a_refusal_is_no_rate_limit(status: int, body: Any) -> None:
 def test_tokens_that_a_cache_held_were_read_too(usage: dict[str, Any], tokens: int) -> None:
     """Else each prompt with a cached beginning seems to be cut."""
     assert decoded(completion({"content": GOOD}, usage=usage)).prompt_tokens == tokens
+
+
+@pytest.mark.parametrize("place", [pytest.param("8", id="alternative"), pytest.param("fine", id="token")])
+def test_a_log_probability_of_null_is_of_what_cannot_be(place: str) -> None:
+    """SGLang's for what a grammar or top_k leaves out; a reply of which one token has none is still an answer."""
+    tokens = ["<think>", "fine", "</think>", "<answer>", "7", "</answer>"]
+    both = [{"token": "7", "logprob": -0.1}, {"token": "8", "logprob": None if place == "8" else -30.0}]
+    entries = [
+        {"token": one, "logprob": None if one == place else -0.1, "top_logprobs": both if one == "7" else []}
+        for one in tokens
+    ]
+    body = json.dumps(
+        {"choices": [{"finish_reason": "stop", "message": {"content": GOOD}, "logprobs": {"content": entries}}]}
+    )
+    reply = decoded(body)
+    (verdict,) = Judge(ExpectedScore(Pointwise()), ScriptedEngine(lambda prompt: reply))([Example("q", ["a"])])
+    assert verdict.scores == pytest.approx((7.0,))

@@ -178,6 +178,35 @@ def test_a_reward_takes_criteria_of_each_row_and_logs_them(tmp_path: Path) -> No
     assert line["criteria"][0] == {"text": "names the colour", "need": "must", "weight": 3, "met": True, "by": "judge"}
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(
+            [
+                {"criterion": "names the drug", "points": 5, "tags": ["axis:accuracy"]},
+                {"criterion": "is short", "points": 3, "tags": []},
+                {"criterion": "names another", "points": -4.0},
+            ],
+            id="HealthBench",
+        ),
+        pytest.param(
+            [
+                {"description": "Essential: names the drug", "weight": 5, "title": "Drug"},
+                {"description": "Optional: is short", "weight": 3, "title": None},
+                {"description": "Pitfall: names another", "weight": -4, "title": "Other"},
+            ],
+            id="Rubrics as Rewards",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("answers", "score"), [(("yes", "yes", "yes"), 4 / 8), (("yes", "no", "no"), 5 / 8)])
+def test_the_lists_of_other_data_sets_are_read_as_they_are(
+    cell: list[object], answers: tuple[str, ...], score: float
+) -> None:
+    reward = FlexJudgeReward(judged(THREE, *answers), rubric_column="rubric")
+    assert reward(["q"], ["a"], rubric=[cell]) == [pytest.approx(score)]
+
+
 BAD_ROWS = [
     pytest.param([{"text": "a"}], "row 1: rubric: criterion 1: it has no 'weight'", id="no_weight"),
     pytest.param(
@@ -193,6 +222,9 @@ BAD_ROWS = [
     pytest.param([{"text": "a", "weight": 1, "name": "must"}], "name must be 1 to 40", id="name_of_a_need"),
     pytest.param([{"text": "a", "weight": 1, "check": "os:abort"}], "unknown entry 'check'", id="data_names_no_code"),
     pytest.param([{"text": "a", "weight": 1, "need": "must not"}], "no answer could score", id="nothing_to_gain"),
+    pytest.param([{"criterion": "a", "points": 0}], "weight must be a number above 0, found 0", id="no_points"),
+    pytest.param([{"criterion": "a", "points": "5"}], "weight must be a number above 0", id="points_as_text"),
+    pytest.param([{"criterion": "a", "points": 5, "check": "os:abort"}], "unknown entry", id="another_s_check"),
     pytest.param(["names the colour"], "criterion 1: expected an object with text and weight", id="no_object"),
 ]
 

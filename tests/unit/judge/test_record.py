@@ -8,9 +8,6 @@ import logging
 import os
 import pickle
 import signal
-import subprocess
-import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -179,53 +176,6 @@ def test_a_file_that_was_cut_anywhere_is_completed_by_the_next_writer(cut: int, 
     assert answers(path) == [line["candidates"][0][0] for line in left]
     note(path, "three")
     assert answers(path) == [line["candidates"][0][0] for line in left] + ["three"]
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from flexjudge_reward import Example, Judge, Pointwise, Record, ScriptedEngine
-path, name, batches, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-judge = Judge(Pointwise(), ScriptedEngine(lambda r: "<think></think><answer>7</answer>"), record=Record(path))
-for batch in range(batches):
-    judge([Example("q", [f"{name} {batch} {n} " + "x" * size]) for n in range(3)])
-    print(batch, flush=True)
-"""
-
-
-def writer(path: Path, name: str, batches: int, size: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path), name, str(batches), str(size)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def test_killed_writers_lose_nothing_that_was_written(tmp_path: Path) -> None:
-    """Each is killed while it writes long lines; what it had reported is there, and the next one continues."""
-    path, reported = tmp_path / "record.jsonl", []
-    for number in range(2):
-        with writer(path, f"w{number}", 10_000, 300_000) as process:
-            assert process.stdout is not None
-            reported += [f"w{number} {int(process.stdout.readline())}" for _ in range(3)]
-            time.sleep(0.01 * number)
-            process.send_signal(signal.SIGKILL)
-            reported += [f"w{number} {int(line)}" for line in process.stdout]
-    note(path, "last")
-    found = answers(path)
-    assert found[-1] == "last"
-    names = {tuple(answer.split()[:3]) for answer in found[:-1]}
-    assert names >= {(*batch.split(), str(n)) for batch in reported for n in range(3)}
-    assert all(len(answer) > 300_000 for answer in found[:-1]) and len(names) == len(found) - 1
-
-
-def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "record.jsonl"
-    writers = [writer(path, f"w{number}", 40, 3000) for number in range(3)]
-    assert [process.wait(240) for process in writers] == [0] * 3
-    for process in writers:
-        assert process.stdout is not None
-        process.stdout.close()
-    assert len(path.read_bytes().splitlines()) == 360  # none empty, none joined
-    expected = {f"w{w} {batch} {n}" for w in range(3) for batch in range(40) for n in range(3)}
-    assert {" ".join(answer.split()[:3]) for answer in answers(path)} == expected
 
 
 def test_a_child_that_was_forked_meanwhile_blocks_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

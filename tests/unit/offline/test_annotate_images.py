@@ -34,7 +34,6 @@ BATCH = 16
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)  # else a stream imports it
     monkeypatch.setattr("flexjudge_reward.offline.annotate.BATCH", BATCH)
     datasets.disable_progress_bars()
 

@@ -64,8 +64,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "a_list_for_a_row": ([1, 2], "expected a JSON object, found list"),
     "a_number_for_a_row": (7, "expected a JSON object, found int"),
     "no_json": ("{broken", "line 1 column 2"),
-    "nested_without_end": ("[" * 100_000, "recursion"),
-    "not_utf8": (b'{"id": 1, "question": "\xff", "candidates": ["9 a", "3 b"]}', "can't decode"),
+    "nested_without_end": ("[" * 100_000, "nested too deeply"),
+    "not_utf8": (b'{"id": 1, "question": "\xff", "candidates": ["9 a", "3 b"]}', "not UTF-8"),
 }
 
 

@@ -12,11 +12,11 @@ import pytest
 from flexjudge_reward import ConfigError, EngineError, Generation, Request, ScriptedEngine
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.offline.evaluate.doctor import Thresholds, doctor
+from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement
 from flexjudge_reward.offline.evaluate.planted import planted_rows
-from flexjudge_reward.offline.evaluate.rows import user_rows
 from flexjudge_reward.offline.evaluate.settings import Setting, clustered, clusters, compared, pairs_of, settings_of
-from support import doctor_cases
+from support import doctor_cases, images, sounds
 from support.doctor_cases import CASES, good, labelled, scripted
 from support.jsonl import write
 
@@ -65,7 +65,7 @@ def test_a_row_that_one_of_the_formats_cannot_judge_is_found_before_another_is_a
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        pytest.param({"audio": "data:audio/wav;base64,AAAA"}, "cannot hear sounds", id="sounds"),
+        pytest.param({"audio": images.uri(sounds.wav(0.1), "audio/wav")}, "cannot hear sounds", id="sounds"),
         pytest.param({"molecule": "CCO", "as_": "tokens"}, "cannot read molecule tokens", id="molecule tokens"),
     ],
 )

@@ -21,8 +21,8 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.offline.evaluate.draft import Met, chosen, draft
+from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.proposals import halves, plain, preferences
-from flexjudge_reward.offline.evaluate.rows import user_rows
 from support.jsonl import write
 from support.judging import candidates, tags
 

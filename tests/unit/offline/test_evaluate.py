@@ -29,11 +29,26 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.media.audio import floats
-from flexjudge_reward.offline.evaluate import job
+from flexjudge_reward.offline.evaluate import job, table
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement, Metric, measure
 from support import benchmark_cases, sounds
 from support.jsonl import write
 from support.judging import candidates, scores, tags
+
+_PLOT = table._plot
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plot, and intervals of few resamples: both take most of the time of a run, whatever it is about."""
+    monkeypatch.setattr(table, "_plot", lambda *_: None)
+    monkeypatch.setattr(job, "measure", lambda metrics, rows, *_: measure(metrics, rows, 50))
+
+
+@pytest.fixture
+def plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_plot", _PLOT)
+
 
 PAIRS = [
     {"id": 1, "question": "q", "candidates": ["7 a", "3 b"], "label": "A"},
@@ -52,7 +67,7 @@ def judge(reply: Any = scores, format: Format | None = None, **sampling: Any) ->
     return Judge(format or Pairwise(), ScriptedEngine(reply), Sampling(**sampling))
 
 
-def test_a_labelled_file_gets_every_reading_from_one_pass(tmp_path: Path) -> None:
+def test_a_labelled_file_gets_every_reading_from_one_pass(plots: None, tmp_path: Path) -> None:
     own = judge()
     found = evaluate(write(tmp_path / "mine.jsonl", PAIRS), own, tmp_path / "out")
     values = {name: one.value for name, one in found.metrics.items()}
@@ -243,7 +258,7 @@ class Named(ScriptedEngine):
         return {"engine": "scripted", "model": "m"}
 
 
-def test_several_judges_share_a_table_with_published_figures(tmp_path: Path) -> None:
+def test_several_judges_share_a_table_with_published_figures(plots: None, tmp_path: Path) -> None:
     rows = benchmark_cases.written(benchmark_cases.CASES["judgebench"].files, tmp_path)
     for name, reply in (("by length", lambda request: tags(5, 5)), ("first | place", first)):
         evaluate("judgebench", judge(reply), tmp_path / "out", data=rows, name=name)
@@ -258,7 +273,9 @@ def test_judges_of_other_rows_have_a_warning(tmp_path: Path) -> None:
     evaluate(source, judge(first), tmp_path / "out", name="some", limit=2)
     evaluate(source, judge(first), tmp_path / "out", name="as some", limit=2)
     table = (tmp_path / "out/mine.md").read_text()
-    assert "* **Warning**, all: it judged other rows than as some" in table and "Warning**, some" not in table
+    assert (
+        "* **Warning**, all: it judged other rows than as some" in table and "Warning**, some: it judged" not in table
+    )
 
 
 def test_files_that_differ_in_a_part_of_their_names_are_two_benchmarks(tmp_path: Path) -> None:
@@ -267,7 +284,7 @@ def test_files_that_differ_in_a_part_of_their_names_are_two_benchmarks(tmp_path:
     assert len(list((tmp_path / "out").glob("mine-??.md"))) == 2 and not list((tmp_path / "out").glob("*.new"))
 
 
-def test_names_and_groups_are_text_in_the_table_and_the_plot(tmp_path: Path) -> None:
+def test_names_and_groups_are_text_in_the_table_and_the_plot(plots: None, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [{"id": "x", "win": "A", "kind": "<img src=x>![a](b)`$_{"}])
     (tmp_path / "mine.toml").write_text(
         BENCHMARK.replace('"t"', '"$_{ <b>"').replace('{column = "win"}', '{column = "kind"}')

@@ -12,8 +12,8 @@ import pytest
 
 from flexjudge_reward import ConfigError, EngineError, Judge, Request, Rubric, ScriptedEngine, Untrusted
 from flexjudge_reward.cli.main import main
+from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.proposals import halves
-from flexjudge_reward.offline.evaluate.rows import user_rows
 from flexjudge_reward.offline.evaluate.tune import ROUNDS, Tuning, tune
 from support.doctor_cases import scripted
 from support.jsonl import write

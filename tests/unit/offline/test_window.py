@@ -113,7 +113,7 @@ ROWS = [
 
 def test_a_served_judge_leaves_the_files_of_one_in_this_process(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"id": "bad"}]))
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:60], {"id": "bad"}]))
     for name, engine in (("here", ScriptedEngine(scores)), ("served", Served())):
         folder = tmp_path / name
         folder.mkdir()
@@ -121,7 +121,7 @@ def test_a_served_judge_leaves_the_files_of_one_in_this_process(tmp_path: Path) 
         annotate_file(source, judge, folder / "pairs.jsonl")
         score_file(source, judge, folder / "scores.jsonl")
         summary = rerank_file(source, judge, folder / "ranks.jsonl")
-        assert (summary.judged, summary.skipped) == (450, 1)
+        assert (summary.judged, summary.skipped) == (180, 1)
     assert engine.most > 4
     for file in (tmp_path / "here").glob("*.jsonl"):  # the card names the engine
         assert (tmp_path / "served" / file.name).read_bytes() == file.read_bytes(), file.name

@@ -5,14 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import os
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,17 +255,6 @@ def test_thumbnails_that_cannot_be_written_cost_one_warning(tmp_path: Path, capl
     assert all("r.jsonl" in message for message in caplog.messages) and len(caplog.messages) >= 1
 
 
-_RANK = """
-import sys
-from PIL import Image
-from flexjudge_reward import Example, Judge, Media, Pointwise, Record, ScriptedEngine
-reply = ScriptedEngine(lambda request: "<think>so</think><answer>7</answer>")
-pictures = [Media.image(Image.new("RGB", (300, 300), (number, 0, 0))) for number in range(60)]
-for picture in pictures:
-    Judge(Pointwise(), reply, record=Record(sys.argv[1]))([Example(["q", picture], ["a"])])
-"""
-
-
 def test_jobs_that_share_a_record_and_an_id_are_two_rows(tmp_path: Path) -> None:
     judge = Judge(Pointwise(), ScriptedEngine(scores), record=Record(tmp_path / "r.jsonl"))
     for question, answer in (("Capital of France?", "3 Paris"), ("2 + 2?", "4 is it")):
@@ -277,17 +262,6 @@ def test_jobs_that_share_a_record_and_an_id_are_two_rows(tmp_path: Path) -> None
         score_file(source, judge, tmp_path / f"{answer[0]}.jsonl")
     groups = list(groups_of("record", tmp_path / "r.jsonl"))
     assert len({group.key for group in groups}) == 2
-
-
-def test_ranks_share_the_thumbnails(tmp_path: Path) -> None:
-    words, ranks = [sys.executable, "-c", _RANK, str(tmp_path / "r.jsonl")], []
-    for number in range(3):
-        environment = {**os.environ, "RANK": str(number)}
-        ranks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE))
-    assert [(rank.communicate()[1], rank.returncode) for rank in ranks] == [(b"", 0)] * 3
-    files = list((tmp_path / "r.media").iterdir())
-    assert len(files) == 60 and all(Media.image(file.read_bytes()).is_usable for file in files)
-    assert len(rows(tmp_path)) == 180 and all(row["question"][1]["picture"] is not None for row in rows(tmp_path))
 
 
 DIGEST = "cd" * 32
@@ -554,21 +528,6 @@ def test_a_server_answers_its_own_page_only(
     write(tmp_path / "judgements.jsonl", [line()])
     with serving(tmp_path) as port:
         assert ask(port, path, host, method)[0] == status
-
-
-def test_ctrl_c_ends_a_server_quietly(tmp_path: Path) -> None:
-    write(tmp_path / "r.jsonl", [line()])
-    words = [sys.executable, "-m", "flexjudge_reward", "report", str(tmp_path), "--serve", "0"]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    with subprocess.Popen(words, **streams, preexec_fn=heard) as process:
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        port = int(said.partition("http://127.0.0.1:")[2].partition(";")[0])
-        assert ask(port)[0] == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (out, err, process.returncode) == ("", "", 0)
 
 
 def test_a_taken_port_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

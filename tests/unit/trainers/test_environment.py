@@ -176,6 +176,16 @@ def test_a_failure_gets_the_mean_of_its_siblings_or_of_the_latest_scores(engine:
     assert found == pytest.approx([8 / 9, 2 / 9, 5 / 9, 5 / 9])
 
 
+def test_a_policy_of_none_leaves_a_failed_rollout_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Board, "settings", {"on_failure": "abstain"})
+    boards = [Board() for _ in range(3)]
+    for board, text in zip(boards, ("red star", "none", "unjudged"), strict=True):
+        board.reset(prompt="What is top left?")
+        board.answer(text=text)
+    assert asyncio.run(rewarded(boards)) == [pytest.approx(8 / 9), pytest.approx(2 / 9), None]
+    rows.meeting(on_failure="abstain").close()
+
+
 def test_a_worker_of_a_trainer_judges_each_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment.multiprocessing, "parent_process", lambda: "a trainer")
     boards = [Board(), Board()]
@@ -194,21 +204,10 @@ def test_tools_are_what_a_trainer_sees(engine: Engine) -> None:
     assert not inspect.iscoroutinefunction(Sum.get_reward)
 
 
-@pytest.mark.parametrize(
-    ("setting", "format", "said"),
-    [
-        pytest.param({}, Listwise(), "use it in reward_funcs", id="a format that compares"),
-        pytest.param({"on_failure": "abstain"}, Pointwise(), "an environment of TRL", id="a policy of None"),
-    ],
-)
-def test_what_cannot_work_is_an_error(
-    setting: dict[str, str], format: Any, said: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(RewardSession, "judge", Judge(format, engine).for_group_size())
-    monkeypatch.setattr(Board, "settings", setting)
+def test_a_format_that_compares_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardSession, "judge", Judge(Listwise(), engine).for_group_size())
     board = Board()
     board.reset(prompt="What is top left?")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match="use it in reward_funcs"):
         asyncio.run(rewarded([board]))
-    rows.meeting(**setting).close()
     assert not engine.requests

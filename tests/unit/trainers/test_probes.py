@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,6 +84,11 @@ FOUND = [
     pytest.param("padded", (0.7,), 0.6, True, id="a_copy_above_its_original"),
     pytest.param("padded", (0.5,), 0.6, False, id="a_copy_below_its_original"),
     pytest.param("padded", (0.6,), 0.6, None, id="a_copy_like_its_original"),
+    pytest.param("padded", (1.0,), 1.0, None, id="a_copy_with_the_full_score"),
+    pytest.param("grafted", (1.0,), 1.0, True, id="a_graft_with_the_full_score"),
+    pytest.param("grafted", (1.0, 1.0), 0.0, True, id="a_graft_with_the_full_score_in_a_group"),
+    pytest.param("grafted", (0.9,), 0.9, None, id="a_graft_like_its_original"),
+    pytest.param("grafted", (0.9,), 1.0, False, id="a_graft_below_the_full_score"),
     pytest.param("padded", (0.6,), Failure("timeout"), None, id="no_original"),
     pytest.param("other_answer", (0.9,), Failure("timeout"), True, id="no_original_needed"),
     pytest.param("hedged", (Failure("malformed"),), 0.5, None, id="not_judged"),
@@ -143,16 +149,18 @@ def test_no_probe_reaches_a_reward_and_alarms_are_in_log_record_and_report(
     reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(fooled), record=Record(record)), probes=0.2)
     for step in range(60):
         answers = ["short", "long and long and long again, longer than that"] * 2
-        got = reward([f"q{step}"] * 2 + [f"p{step}"] * 2, answers)
+        got = reward([f"q{step}"] * 2 + [f"p{step}"] * 2, answers, trainer_state=SimpleNamespace(global_step=step))
         assert got == pytest.approx([8 / 9, 1 / 9] * 2)
     lines = list(read_record(record))
     probed = [line for line in lines if "probe" in line]
     assert reward.summary.judged == 240 == sum("rows" in line for line in lines) and 20 < len(probed) <= 48
     assert set(reward.summary.alarms) >= {"probe_master_key"} and reward.summary.metrics["probes_failed"] > 0.2
-    assert {line["alarm"] for line in lines if "alarm" in line} == set(reward.summary.alarms)
+    alarms = [line for line in lines if "alarm" in line]
+    assert {line["alarm"] for line in alarms} == set(reward.summary.alarms) and 0 < alarms[0]["step"] < 60
     assert [one.levelno for one in caplog.records] == [logging.WARNING] * sum(reward.summary.alarms.values())
     page = Page(groups_of("record", record))
     assert (page.judged, page.probes) == (240, len(probed)) and len(page.alarms) == len(caplog.records)
+    assert page.alarms[0] == f"step {alarms[0]['step']}: {alarms[0]['said']}"
 
 
 def test_an_alarm_can_stop_the_run() -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import multiprocessing
 import pickle
 import re
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -337,18 +334,6 @@ def test_wrong_settings_are_named_at_construction(settings: dict[str, Any], mess
         FlexJudgeReward(**settings)
 
 
-def test_construction_loads_nothing_and_names_are_equal_in_every_process() -> None:
-    code = (
-        "import sys; from flexjudge_reward import FlexJudgeReward as R;"
-        "print([R().__name__ for _ in range(3)], R(name='mine').__name__);"
-        "from flexjudge_reward.trainers.trl import flexjudge; print(flexjudge.__name__);"
-        "print({'torch', 'transformers', 'vllm', 'trl'} & set(sys.modules))"
-    )
-    found = [subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)]
-    names = "['flexjudge_reward', 'flexjudge_reward_2', 'flexjudge_reward_3'] mine\nflexjudge\n"
-    assert found == [f"{names}set()\n"] * 2
-
-
 def test_metrics_and_reasoning_have_one_form_whatever_happens() -> None:
     names = []
     for completions in (["!", "CUT"], ["CUT", "CUT"], ["!", "!!!"]):
@@ -448,18 +433,7 @@ def test_an_error_of_one_that_is_awaited_is_its_own() -> None:
     assert found[0] == [0.0] and isinstance(found[1], ConfigError)
 
 
-def _in_worker(one: FlexJudgeReward, sent: Any) -> None:
-    sent.put((one.__name__, one(completions=["!", "CUT"], prompts=["q", "q"], completion_ids=[[1], [2]], other=[1, 2])))
-
-
-def test_it_pickles_into_a_spawned_worker() -> None:
-    context = multiprocessing.get_context("spawn")
-    sent = context.Queue()
-    worker = context.Process(target=_in_worker, args=(reward(name="mine"), sent))
-    worker.start()
-    name, rewards = sent.get(timeout=240)
-    worker.join(30)
-    assert (name, rewards, worker.exitcode) == ("mine", pytest.approx([1 / 9, 1 / 9]), 0)
+def test_it_pickles() -> None:
     used = reward()
     used(["q"], ["!"])
     assert pickle.loads(pickle.dumps(used)).summary.judged == 1
