@@ -82,6 +82,8 @@ def _serve(settings: dict[str, Any], own: TrainerConfig) -> int:
     session = RewardSession(settings=settings)
     if session.config.reward_server:
         raise ConfigError("reward_server names another server; a server itself needs a judge: leave it out")
+    if not session.judge.engine.remote:  # a server may start later than this one
+        session.judge.engine.identity()  # loads nothing; raises where there is no such model
     alone = own.serve_workers == 1
     server = RewardServer(session, os.environ.get(TOKEN) or None, own.serve_rows, own.serve_deadline, alone)
     where = f"http://{own.serve_host}:{own.serve_port}"

@@ -46,6 +46,8 @@ _TOO_LONG = re.compile(
     r"|(less|fewer|greater|larger|more|higher|longer) than",
     re.IGNORECASE,
 )
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_LEAST_REPLY = 256  # what is smaller may be the prompt's length in the same message
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "context")
 _log = logging.getLogger("flexjudge_reward")
 
@@ -63,12 +65,17 @@ class Dialect:
         """Whether it takes a system turn; else the instructions go in front of the first user turn."""
         self.stills = False
         """Whether a request had its videos as images."""
+        self.most_tokens: int | None = None
+        """The longest reply that may be asked for, where the server has said so."""
         self.version = 0
         """Grows with everything that is learned."""
 
     def fields(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a request as this server takes them."""
-        return {self.names.get(name, name): value for name, value in wanted.items() if name not in self.lacking}
+        taken = {self.names.get(name, name): value for name, value in wanted.items() if name not in self.lacking}
+        if self.most_tokens is not None:
+            taken |= {name: min(taken[name], self.most_tokens) for name in _LIMITS if name in taken}
+        return taken
 
     def unsupported(self, request: Request) -> str:
         """What the request needs and the server does not know; empty if nothing."""
@@ -103,8 +110,9 @@ class Dialect:
 
     def findings(self) -> dict[str, object]:
         """Everything that was learned, for records."""
-        videos = {"videos": STILLS} if self.stills else {}
-        return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names), **videos}
+        found: dict[str, object] = {"videos": STILLS} if self.stills else {}
+        found |= {"most_tokens": self.most_tokens} if self.most_tokens is not None else {}
+        return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names), **found}
 
     def drop(self, field: str) -> bool:
         """Sends `field` under its other name from now on, or no more."""
@@ -130,9 +138,20 @@ class Dialect:
             return True
         return False
 
+    def cap(self, tokens: int) -> None:
+        """Asks for replies of at most so many tokens from now on."""
+        self.most_tokens = tokens
+        self._learned(f"allows replies of {tokens} tokens at most; longer ones are cut there")
+
     def _learned(self, what: str, level: int = logging.WARNING) -> None:
         self.version += 1
         _log.log(level, "the judge server at %s %s", self.where, what)
+
+
+def longest_reply(message: str, sent: int) -> int | None:
+    """The limit that a refusal of `sent` tokens seems to name; None for one that no reasoning fits in."""
+    numbers = (int(found) for found in re.findall(r"\d{1,9}", _THOUSANDS.sub("", message)))
+    return max((number for number in numbers if _LEAST_REPLY <= number < sent), default=None)
 
 
 def is_too_long(message: str) -> bool:

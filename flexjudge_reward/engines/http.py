@@ -238,7 +238,7 @@ class Client:
                 if problem := self._replicas.refused(outcome.status, outcome.message, self._replies > 0):
                     batch.unusable, batch.mixed = problem, True
                 elif capped and not outcome.unpaid and names_limit(outcome.message, outcome.fields):
-                    body, capped = None, False
+                    capped, body = await self._prober.taught_limit(batch.codec, request, body), None
                 elif body.named:
                     body, misses = None, NEVER
                 elif await self._refused(batch, request, began, outcome) and body.version == self.dialect.version:

@@ -12,7 +12,7 @@ from functools import cache
 
 from flexjudge_reward.engines.answers import Answer, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
-from flexjudge_reward.engines.dialect import RATES, Dialect
+from flexjudge_reward.engines.dialect import RATES, Dialect, longest_reply
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling, Untrusted
 
@@ -76,6 +76,7 @@ class Prober:
         self._refusal: Refusal | None = None  # of a harmless request, at `_refused_at`
         self._system_turn_checked = False
         self._drops_images: bool | None = None
+        self._limits: set[int] = set()  # of replies that were refused to harmless requests, too
         self._lock = asyncio.Lock()
 
     def served(self) -> None:
@@ -91,6 +92,22 @@ class Prober:
             async with self._lock:
                 if body.version == self._dialect.version:
                     await self._tried(codec, harmless_like(request, clip=blamed in RATES))
+        return body.version != self._dialect.version
+
+    async def taught_limit(self, codec: ChatCodec, request: Request, body: Body) -> bool:
+        """Whether more is known than when this request was sent, whose longest reply was refused.
+
+        The limit is that of a harmless request's refusal, and only if a harmless request is served with it.
+        """
+        async with self._lock:
+            sent = request.sampling.max_tokens
+            if body.version == self._dialect.version and sent not in self._limits:
+                self._limits.add(sent)
+                harmless = harmless_like(request).changed(max_tokens=sent)
+                refusal = await self._answer(codec, harmless)
+                most = longest_reply(refusal.message, sent) if isinstance(refusal, Refusal) else None
+                if most and isinstance(await self._answer(codec, harmless.changed(max_tokens=most)), Reply):
+                    self._dialect.cap(most)
         return body.version != self._dialect.version
 
     async def refusal_of_all(self, codec: ChatCodec, request: Request, began: float, status: int) -> Refusal | None:
@@ -149,10 +166,13 @@ class Prober:
 
     async def serves_no_shorter(self, codec: ChatCodec, request: Request) -> bool:
         """Whether a request as long as this one is served with harmless text: then length is not the trouble."""
-        outcome, _ = await self._ask(codec.encode(no_shorter(request), self._dialect))
+        return isinstance(await self._answer(codec, no_shorter(request)), Reply)
+
+    async def _answer(self, codec: ChatCodec, request: Request) -> Answer:
+        outcome, _ = await self._ask(codec.encode(request, self._dialect))
         if isinstance(outcome, Reply):
             self.served()
-        return isinstance(outcome, Reply)
+        return outcome
 
     async def _said(self, codec: ChatCodec, prompt: Prompt) -> Generation | None:
         outcome, _ = await self._ask(codec.encode(Request(prompt, Sampling(max_tokens=128)), self._dialect))

@@ -152,6 +152,7 @@ def cases() -> Iterator[object]:
         "serve --serve-workers 2 --serve-port 0": "--serve-port",
         "serve --config none.toml": "none.toml",
         "serve --format best": "format must be one of",
+        "serve --model none/none": "none/none",
         "score good.jsonl -o rows.csv": "give 'rows.jsonl'",
         "rerank good.jsonl -o rows.parquet": "give 'rows.jsonl'",
         "rejudge record.jsonl -o rows.jsonl.gz": "names another kind of file",

@@ -151,17 +151,39 @@ def test_an_error_about_a_field_costs_no_row(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param("Range of max_tokens should be [1, 1024]", id="dashscope"),
+        pytest.param("the valid range of max_tokens is [1, 1024]", id="deepseek"),
+        pytest.param("max_tokens: 2048 > 1024, the maximum allowed", id="anthropic"),
+        pytest.param("max_tokens is too large: 2048. This model supports at most 1,024 tokens", id="openai"),
+        pytest.param("`max_tokens` must be less than or equal to `1024`", id="groq"),
+    ],
+)
+def test_the_longest_reply_is_learned_once(message: str) -> None:
+    fault = said(400, {"error": {"message": message}})
+    with Vendor(lambda body: fault if body.get("max_tokens", 0) > 1024 else None) as server:
+        assert kinds(judged(server, 9, concurrency=1)) == [None] * 9
+    assert [body["max_tokens"] for body in server.requests] == [2048, 2048, *[1024] * 10]
+
+
+@pytest.mark.parametrize(
     "fault",
     [
         pytest.param(said(422, {"error": TGI_LONG, "error_type": "validation"}), id="tgi"),
-        pytest.param(said(400, {"error": {"message": "Range of max_tokens should be [1, 1024]"}}), id="dashscope"),
-        pytest.param(said(400, {"error": {"message": "the valid range of max_tokens is [1, 1024]"}}), id="deepseek"),
-        pytest.param(said(400, {"error": {"message": "max_tokens: 2048 > 1024, the maximum allowed"}}), id="anthropic"),
+        pytest.param(said(400, {"error": {"message": "max_tokens is too large, the maximum is 64"}}), id="no-room"),
+        pytest.param(said(400, {"error": {"message": "max_tokens is too large"}}), id="no-number"),
+        pytest.param(
+            said(400, {"error": {"message": "maximum context length is 1500, you sent max_tokens 2048 and 20 others"}}),
+            id="not-served-with-it-either",
+        ),
     ],
 )
-def test_a_limit_that_is_too_large_costs_no_row(fault: Fault) -> None:
-    with Vendor(lambda body: fault if body.get("max_tokens", 0) > 1024 else None) as server:
+def test_a_limit_that_is_not_known_costs_no_row(fault: Fault) -> None:
+    """Such a row is sent once more without a limit."""
+    with Vendor(lambda body: fault if body.get("max_tokens", 0) > 200 else None) as server:
         assert kinds(judged(server, 3, concurrency=1)) == [None] * 3
+    assert "max_tokens" not in server.requests[-1] and len(server.requests) <= 2 * 3 + 2
 
 
 PASSING = {

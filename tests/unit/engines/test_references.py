@@ -29,7 +29,8 @@ class Server(FaultServer):
     def respond(self, name: str, body: dict[str, Any]) -> Fault | None:
         if name == self.forgets and not self.attempts[name]:
             self.held.clear()
-        for part in body["messages"][-1]["content"]:
+        content = body["messages"][-1]["content"]
+        for part in content if isinstance(content, list) else []:  # a text is a harmless request
             if part["type"] != "image_url":
                 continue
             uri, uuid = part["image_url"]["url"], part.get("uuid")
@@ -85,4 +86,4 @@ def test_a_refusal_for_another_reason_does_not_end_it() -> None:
     with Server() as server, ServerEngine(server.url, concurrency=2) as engine:
         assert all(reply.failure is None for reply in engine.generate(requests(1, 8, max_tokens=6000)))
         assert all(reply.failure is None for reply in engine.generate(requests(1, 8)))
-    assert server.by_bytes <= 3
+    assert server.by_bytes <= 4  # of 16: the first two rows are refused, and both are sent again
