@@ -54,24 +54,17 @@ FORK = multiprocessing.get_context("fork")  # where fresh interpreters would nev
 
 
 class Echo(Engine):
-    """A judge without a lock, whose only right reply follows from the request."""
+    """A judge without a lock, whose only right reply follows from the request. Without the requests that
+    `ScriptedEngine` keeps, each of which costs time in every pass of Python's garbage collector."""
+
+    def __init__(self, reply: str = "") -> None:
+        self.reply = reply  # to every request instead
 
     def identity(self) -> dict[str, object]:
         return {"engine": "echo", "model": "echo"}
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
-        return [Generation(reply_to(request)) for request in requests]
-
-
-class Constant(Echo):
-    """A judge that always says the same and keeps no request, as `ScriptedEngine` would: each one costs time in every
-    pass of Python's garbage collector."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-
-    def complete(self, requests: Sequence[Request]) -> list[Generation]:
-        return [Generation(self.reply) for _ in requests]
+        return [Generation(self.reply or reply_to(request)) for request in requests]
 
 
 def ask(name: str) -> Request:
@@ -305,7 +298,7 @@ def cap(folder: Path, limit: int = 100_000_000, rows: int = 1_000) -> int:
 def warm(folder: Path, rows: int = 20_000, rounds: int = 5) -> tuple[float, float, int]:
     """(verdicts per CPU-second, bytes a row, wrong)."""
     reply = "<think>Each part of the answer is right, and nothing is left out. It is short.</think><answer>7</answer>"
-    engine = CachedEngine(Constant(reply), folder / "replies.sqlite")
+    engine = CachedEngine(Echo(reply), folder / "replies.sqlite")
     judge, rates = Judge(Pointwise(), engine), []
     examples = [
         Example(f"Question {number}: {'What is right here? ' * 8}", [f"answer {number}"]) for number in range(rows)

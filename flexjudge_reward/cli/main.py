@@ -37,6 +37,8 @@ from typing import Any
 from flexjudge_reward.cli import cache, compare, doctor, evaluate, judging, nano, path, report, rubric, serve, traces
 from flexjudge_reward.errors import ConfigError, FlexJudgeError, MissingExtra, printable
 
+_SHELLS = "completion for a shell: flexjudge completion bash | zsh | tcsh"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
@@ -100,9 +102,6 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
     if command == "recipes":
         _add_recipes(recipes)
     return parser
-
-
-_SHELLS = "completion for a shell: flexjudge completion bash | zsh | tcsh"
 
 
 class _Version(argparse.Action):

@@ -48,7 +48,8 @@ _TOO_LONG = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _LEAST_REPLY = 256  # what is smaller may be the prompt's length in the same message
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "context")
+_REPLIES = ("max_tokens", "max_completion_tokens")
+_LIMITS = (*_REPLIES, "max_new_tokens", "context")
 _log = logging.getLogger("flexjudge_reward")
 
 
@@ -74,7 +75,8 @@ class Dialect:
         """The fields of a request as this server takes them."""
         taken = {self.names.get(name, name): value for name, value in wanted.items() if name not in self.lacking}
         if self.most_tokens is not None:
-            taken |= {name: min(taken[name], self.most_tokens) for name in _LIMITS if name in taken}
+            limits = {name: taken[name] for name in _REPLIES if isinstance(taken.get(name), int)}
+            taken |= {name: min(limit, self.most_tokens) for name, limit in limits.items()}
         return taken
 
     def unsupported(self, request: Request) -> str:
@@ -150,7 +152,7 @@ class Dialect:
 
 def longest_reply(message: str, sent: int) -> int | None:
     """The limit that a refusal of `sent` tokens seems to name; None for one that no reasoning fits in."""
-    numbers = (int(found) for found in re.findall(r"\d{1,9}", _THOUSANDS.sub("", message)))
+    numbers = (int(found) for found in re.findall(r"\b\d{1,9}\b", _THOUSANDS.sub("", message)))
     return max((number for number in numbers if _LEAST_REPLY <= number < sent), default=None)
 
 

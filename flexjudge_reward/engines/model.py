@@ -202,9 +202,8 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.tokens = added_tokens(tokenizer)
-        self._marked: dict[
-            tuple[str, int], bool
-        ] = {}  # whether the template marks a first or second of a kind of media
+        # Whether the template marks the first, and the second, media item of a kind.
+        self._marked: dict[tuple[str, int], bool] = {}
 
     def render(self, prompt: Prompt) -> str:
         """The whole prompt up to where the judge begins to write, or continues if the last message is its own.

@@ -95,7 +95,7 @@ class Package(Wire):
 
 
 def _answer(error: Exception) -> Answer:
-    """An error of a package as the answer that it stands for."""
+    """An error of a package, read as the HTTP answer that it reports."""
     raw = getattr(error, "original_exception", None) or error
     response = getattr(raw, "response", None)
     bedrock = response if isinstance(response, dict) else {}

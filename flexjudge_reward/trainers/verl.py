@@ -28,7 +28,7 @@ from flexjudge_reward.errors import ConfigError, JudgementFailed
 from flexjudge_reward.judge.config import trainer_config
 from flexjudge_reward.trainers.rows import check_version, numbers_only, row
 from flexjudge_reward.trainers.session import RewardSession
-from flexjudge_reward.trainers.verl_actor import asked
+from flexjudge_reward.trainers.verl_actor import ask
 from flexjudge_reward.types import Example
 
 try:
@@ -55,7 +55,7 @@ class _Client:
 
     async def reward(self, sample: Example, uid: str | None, size: int) -> tuple[float, dict[str, float]]:
         """The reward and its notes, with the same names for every row. Raises JudgementFailed to leave a sample out."""
-        number, failed, instead = await asked(self._settings, sample, uid, size)
+        number, failed, instead = await ask(self._settings, sample, uid, size)
         if number is None and self._abstains:
             raise JudgementFailed(f"no reward, and verl leaves this sample out: {failed}")
         reward = instead if number is None else number

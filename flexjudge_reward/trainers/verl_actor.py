@@ -72,7 +72,7 @@ def _actor(settings: tuple[tuple[str, Any], ...]) -> Any:
     return ray.remote(JudgeActor).options(**options).remote(dict(settings))
 
 
-async def asked(settings: tuple[tuple[str, Any], ...], *given: Any) -> Any:
+async def ask(settings: tuple[tuple[str, Any], ...], *given: Any) -> Any:
     """The actor's answer, or a new one's: an actor also ends with the process that made it, which may not be this."""
     for left in (2, 1, 0):
         try:

@@ -167,7 +167,7 @@ def test_it_is_read_on_a_phone(browser: Browser, tmp_path: Path, dark: bool) -> 
 
 
 def test_long_words_and_what_a_file_does_not_hold_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
-    """A word without an end, in every place of a page; an image of which an output of `score` has the digest only."""
+    """Words of 5,000 characters, and an image that is only a digest in the output of `score`."""
     browser.screen(360, 740, phone=True)
     browser.open(page(tmp_path / "word", [line("x" * 5_000, "a", candidates=[["y" * 5_000]])]).as_uri())
     browser.evaluate("document.querySelector('.row').click()")

@@ -150,6 +150,16 @@ def test_an_error_about_a_field_costs_no_row(answer: Answer) -> None:
     assert len(server.requests) <= 9 + 9 and all(answer(body) is None for body in server.requests[-8:])
 
 
+def test_a_template_that_takes_no_options_costs_no_row() -> None:
+    """vLLM with Mistral's own tokenizer refuses `chat_template_kwargs`, and names another field."""
+    message = {"message": "chat_template is not supported for Mistral tokenizers.", "param": "chat_template"}
+    models = [{"id": "judge", "root": "/weights", "owned_by": "vllm"}]
+    with Vendor(no_field("chat_template_kwargs", said(400, {"error": message})), models=models) as server:
+        assert kinds(judged(server, 9, concurrency=1)) == [None] * 9
+    assert "chat_template_kwargs" in server.requests[0]
+    assert all("chat_template_kwargs" not in body and "top_k" in body for body in server.requests[-9:])
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -158,6 +168,7 @@ def test_an_error_about_a_field_costs_no_row(answer: Answer) -> None:
         pytest.param("max_tokens: 2048 > 1024, the maximum allowed", id="anthropic"),
         pytest.param("max_tokens is too large: 2048. This model supports at most 1,024 tokens", id="openai"),
         pytest.param("`max_tokens` must be less than or equal to `1024`", id="groq"),
+        pytest.param("max_tokens: at most 1024. Request 20261127: 7b1500f", id="with-the-number-of-the-request"),
     ],
 )
 def test_the_longest_reply_is_learned_once(message: str) -> None:

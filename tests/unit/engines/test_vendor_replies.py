@@ -244,7 +244,7 @@ def test_tokens_that_a_cache_held_were_read_too(usage: dict[str, Any], tokens: i
 
 @pytest.mark.parametrize("place", [pytest.param("8", id="alternative"), pytest.param("fine", id="token")])
 def test_a_log_probability_of_null_is_of_what_cannot_be(place: str) -> None:
-    """SGLang's for what a grammar or top_k leaves out; a reply of which one token has none is still an answer."""
+    """SGLang sends null for what a grammar or top_k leaves out. A reply with one such token is still an answer."""
     tokens = ["<think>", "fine", "</think>", "<answer>", "7", "</answer>"]
     both = [{"token": "7", "logprob": -0.1}, {"token": "8", "logprob": None if place == "8" else -30.0}]
     entries = [
