@@ -54,6 +54,9 @@ _T = TypeVar("_T")
 _PROBE_S, _CLOSE_S = 5.0, 5.0
 _ENCODERS = 8  # threads, at most one for two processors
 _WORTH_A_PROBE = 32  # requests
+_BUSY_S = 30.0  # for how long after a reply a 503 may mean that there are too many requests
+_BETWEEN = 8  # replies between two of them at most
+_MOST_BUSY = 8  # such answers to one request; further ones are attempts
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
 
@@ -85,6 +88,7 @@ class Client:
         self._listed: list[dict[str, Any]] | None = None
         self._replies = 0
         self._last_reply = 0.0  # to any batch, by the clock of the loop
+        self._overloaded: tuple[object, int] = (None, 0)  # the request of the last 503, and the replies until then
         self._closed = False
         self._lock = threading.Lock()
         self.dialect, self._replicas = Dialect(self._where), Replicas(self._where)
@@ -214,14 +218,14 @@ class Client:
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
-        request, capped, attempt, unreachable, misses, breaks = batch.requests[index], True, 0, True, 0, True
+        request, capped, attempt, unreachable, misses, breaks, busy = batch.requests[index], True, 0, True, 0, True, 0
         body: Body | None = None
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
                 return hopeless
             if body is None or not body.pieces or body.version != self.dialect.version:
                 body = await self._encoded(batch, request, capped, misses)
-            outcome, began = await self._attempt(body)
+            outcome, began = await self._attempt(body, (id(batch), index) if busy < _MOST_BUSY else None)
             if isinstance(outcome, Reply):
                 self._references.served(body.named, misses)
                 reply = await self._read(batch, request, body, outcome)
@@ -246,7 +250,7 @@ class Client:
                 continue
             said = batch.problems[index] = outcome.problem
             if outcome.limited:
-                batch.last_reply = self._loop.time()
+                busy, batch.last_reply = busy + outcome.overloaded, self._loop.time()
                 if self._throttle.exhausted:
                     return Generation.failed("transport", f"{said}, and so all requests for a long time")
                 continue
@@ -327,8 +331,11 @@ class Client:
             self._room.leave(body.held)
             body.held, body.pieces = 0, ()
 
-    async def _attempt(self, body: Body) -> tuple[Answer, float]:
-        """What the server says, and when the attempt began."""
+    async def _attempt(self, body: Body, row: object = None) -> tuple[Answer, float]:
+        """What the server says, and when the attempt began; `row` names its request, where a 503 may be a rate limit.
+
+        It is one if the server serves others, and the 503 shortly before it was another request's: else it is a fault.
+        """
         try:
             began = await self._throttle.enter()
             try:
@@ -339,8 +346,15 @@ class Client:
             self._sent(body)
         if isinstance(found, Reply):
             self._throttle.served()
-        elif isinstance(found, Passing) and found.limited:
-            self._throttle.limited(began, found.pause)
+        elif isinstance(found, Passing):
+            if found.limited:
+                self._throttle.limited(began, found.pause)
+            elif found.overloaded and row is not None:
+                (last, before), self._overloaded = self._overloaded, (row, self._replies)
+                recent = self._last_reply > self._loop.time() - _BUSY_S
+                if recent and row != last and self._replies < before + _BETWEEN:
+                    found = replace(found, limited=True)
+                    self._throttle.overloaded(began, found.pause)
         return found, began
 
     async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 
 from flexjudge_reward.prompts.quoting import TAGS
+from flexjudge_reward.prompts.thoughts import closing_of, opening_of
 
 _MARKS = (
     ("<|channel|>analysis<|message|>", "<think>"),
@@ -20,16 +21,9 @@ _MARKS = (
     ("<|channel|>final<|message|>", ""),
 )
 _HARMONY = "<|channel|>"
-_OPENED = {
-    **{f"<{name}>": f"</{name}>" for name in ("thinking", "thought", "reasoning", "seed:think", "Think")},
-    **{"◁think▷": "◁/think▷", "<|channel>thought": "<channel|>"},
-    **{"<|START_THINKING|>": "<|END_THINKING|>", "<|inner_prefix|>": "<|inner_suffix|>"},
-}
-"""How other families begin a thought, and how they end it."""
 THINKS = {"enable_thinking": True, "thinking": True}
 """Options of chat templates: a judge reasons first, and some templates close the thought at once without one of these
 (EXAONE 4, DeepSeek V3.1). A template that knows neither ignores them."""
-_OPENINGS = tuple(_OPENED)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:eos|end_of_turn)>")
 
 
@@ -44,10 +38,9 @@ def plain(text: str, special: Collection[str] | None = None) -> str:
             text = text.replace(mark, tag)
     text = text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
     # Only a reply that begins so: within it, such a mark may be quoted from a candidate.
-    begun = text.lstrip()[:32]
-    if begun.startswith(_OPENINGS):
-        opening = next(mark for mark in _OPENINGS if begun.startswith(mark))
-        thought, closed, rest = text.partition(opening)[2].rpartition(_OPENED[opening])
+    opening = opening_of(text.lstrip()[:32])
+    if opening and opening != "<think>":
+        thought, closed, rest = text.partition(opening)[2].rpartition(closing_of(opening))
         text = f"<think>{thought}</think>{rest}" if closed else f"<think>{rest}"
     if special is None:
         return _CONTROL.sub("", text) if "<" in text else text
