@@ -10,7 +10,6 @@ the error says so: codes quote no judged text, as messages may.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
+
+from flexjudge_reward.engines.bodies import value_of
 
 _PASSING = {408, 409, 425, 429, 498, 499} | (set(range(500, 600)) - {501, 505})
 LIMITS = (429, 498, 529)  # 498 is Groq's, 529 Anthropic's
@@ -31,11 +32,8 @@ _REFUSED = re.compile(
 )
 _NEVER_FITS = re.compile(r"request too large|must be reduced", re.IGNORECASE)  # below a limit of tokens per minute
 _STRAINED = re.compile(r"memory|context|capacity|time.?out|timed out|deadline|exceed|too (long|large)", re.IGNORECASE)
-_BOM = b"\xef\xbb\xbf"
-_EVENTS = re.compile(rb"(\xef\xbb\xbf)?\s*(:|data:|event:|id:|retry:)")  # how a stream of events begins
 _INTERRUPTED = "error abort aborted cancelled timeout time_limit network_error insufficient_system_resource".split()
 _TEXTS = (str, list, dict, type(None))  # the forms of a text, or none
-_parse = json.JSONDecoder().decode
 _SHOWN = 2**20  # bytes of an answer without a message that are looked at
 
 
@@ -86,7 +84,7 @@ Answer = Reply | Refusal | Passing
 
 def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[str], str]) -> Answer:
     """What an answer is; `clean` makes the server's message fit to be shown."""
-    body = _stream(raw) if _EVENTS.match(raw) else _json(raw)
+    body = value_of(raw, headers)
     if 200 <= status < 300 and _is_reply(body):
         return Reply(body)
     message = clean(_message(body) or raw[:_SHOWN].decode("utf-8", "replace") or "an empty body")
@@ -114,49 +112,9 @@ def read(status: int, headers: Mapping[str, str], raw: bytes, clean: Callable[[s
 
 def models(raw: bytes) -> list[dict[str, Any]]:
     """The entries of a list of models."""
-    body = _json(raw)
+    body = value_of(raw)
     listed = body.get("data") if isinstance(body, dict) else None
     return [entry for entry in listed or () if isinstance(entry, dict) and "id" in entry]
-
-
-def _json(raw: bytes) -> Any:
-    try:
-        return _parse(raw.removeprefix(_BOM).decode())  # of bytes `loads` would guess the encoding first
-    except (ValueError, RecursionError):
-        return None
-
-
-def _stream(raw: bytes) -> Any:
-    """The events of a stream as one completion; None if they are not one."""
-    lines = raw.decode("utf-8-sig", "replace").split("\n")  # a text may hold other ends of lines
-    data = [line[5:].strip() for line in lines if line.startswith("data:")]
-    whole: dict[str, Any] = {}
-    texts: dict[str, Any] = {}
-    finish = None
-    for chunk in (_json(one.encode()) for one in data if one != "[DONE]"):
-        if not isinstance(chunk, dict) or chunk.get("error"):
-            return chunk
-        whole |= {name: value for name, value in chunk.items() if value}
-        choices = chunk.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            delta = (choice.get("delta") or choice.get("message") or {}) if isinstance(choice, dict) else None
-            if not isinstance(delta, dict):
-                return None
-            if choice.get("index"):  # another reply
-                continue
-            finish = choice.get("finish_reason") or finish
-            for name, value in delta.items():
-                if isinstance(value, list) or (isinstance(value, str) and name != "role"):
-                    texts[name] = _longer(texts[name], value) if name in texts else value
-    # Without a finish reason the stream was cut; a proxy writes its last event all the same.
-    return None if finish is None else {**whole, "choices": [{"message": texts, "finish_reason": finish}]}
-
-
-def _longer(before: Any, more: Any) -> Any:
-    """A text, or a list of chunks, with what follows it."""
-    if isinstance(before, type(more)):
-        return before + more
-    return [one for piece in (before, more) if piece for one in (piece if isinstance(piece, list) else [piece])]
 
 
 def _is_reply(body: Any) -> bool:
@@ -168,7 +126,7 @@ def _is_reply(body: Any) -> bool:
         return False
     try:
         choice = (body["choices"] or [{}])[0]
-        message = choice.get("message") or {}
+        message = message_of(choice)
         texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
         ended = finish_of(choice).lower()
     except (TypeError, KeyError, IndexError, AttributeError):
@@ -178,9 +136,19 @@ def _is_reply(body: Any) -> bool:
     return counted and whole and not choice.get("error") and ended not in _INTERRUPTED
 
 
+def message_of(choice: Mapping[str, Any]) -> Any:
+    """The message of a choice; some name it as a part of a stream that has ended, or have its text alone."""
+    if message := choice.get("message"):
+        return message
+    text = choice.get("text")
+    return {"content": text} if isinstance(text, str) else (finish_of(choice) and choice.get("delta")) or {}
+
+
 def finish_of(choice: Mapping[str, Any]) -> str:
     """Why a choice ended, in the server's words; SGLang's own form is an object with a type."""
     said = choice.get("finish_reason")
+    if said is None and isinstance(other := choice.get("stop_reason"), str):  # vLLM has a stop text there, beside it
+        said = other
     return str((said.get("type") if isinstance(said, dict) else said) or "")
 
 
@@ -212,7 +180,7 @@ def _upstream(error: Any) -> Any:
     """The error that OpenRouter and others pass on from the server behind them: JSON in a text, or a text."""
     metadata = error.get("metadata") if isinstance(error, dict) else None
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
-    return (_error(_json(raw.encode("utf-8", "replace"))) or raw) if isinstance(raw, str) else raw
+    return (_error(value_of(raw.encode("utf-8", "replace"))) or raw) if isinstance(raw, str) else raw
 
 
 def _message(body: Any) -> str:

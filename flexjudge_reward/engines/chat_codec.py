@@ -25,7 +25,7 @@ from flexjudge_reward.types import FinishReason, Generation, Message, Prompt, Re
 _FINISH: dict[str, FinishReason] = {
     # A missing reason: the reply is whole only if its answer can be read.
     **dict.fromkeys(("", *"stop eos eos_token eosfound end_turn end_of_turn stop_sequence stop_token".split()), "stop"),
-    **dict.fromkeys("complete completed end normal null none".split(), "stop"),
+    **dict.fromkeys("complete completed done end finish finished normal null none success".split(), "stop"),
     **dict.fromkeys("length max_tokens max_output_tokens max_completion_tokens max_new_tokens".split(), "length"),
     **dict.fromkeys("max_length token_limit model_length context_length error_limit incomplete".split(), "length"),
     **dict.fromkeys(("model_context_window_exceeded", "maxpredictedtokensreached", "contextlengthreached"), "length"),
@@ -38,7 +38,7 @@ _FINISH: dict[str, FinishReason] = {
 # Fields that hold a reply's reasoning: the first is shown that is not empty.
 _THOUGHTS = "reasoning reasoning_content thinking reasoning_text thinking_blocks reasoning_details".split()
 _CHUNK_OF_THOUGHT = re.compile(r"(redacted_)?(thinking|reasoning)\b")
-_INNER = ("thinking", "reasoning", "reasoningContent", "reasoningText", "text", "content", "summary")
+_INNER = ("thinking", "reasoning", "reasoningContent", "reasoningText", "text", "content", "summary", "value")
 _MOST_TOKENS = 1e12  # that a server can have counted
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _TOKENS_PER_WORD = 0.8  # at least: tokenizers split words, few join two of them
@@ -286,7 +286,7 @@ def least_tokens(prompt: Prompt) -> int:
 
 def _generation(response: Mapping[str, Any]) -> Generation:
     choice, usage = (response.get("choices") or [{}])[0], response.get("usage")
-    message, usage = choice.get("message") or {}, usage if isinstance(usage, dict) else {}
+    message, usage = answers.message_of(choice), usage if isinstance(usage, dict) else {}
     said = answers.finish_of(choice)
     # Some have a detail, as in "content_filter: SPII", or a class, as in "FinishReason.STOP".
     finish = _FINISH.get(said) or _FINISH.get(said.lower().partition(":")[0].rpartition(".")[2])
@@ -345,7 +345,7 @@ def _texts(content: Any) -> tuple[str, str]:
     if not isinstance(content, list):
         content = [] if content is None else [content]
     thought, text = "", ""
-    for chunk in content:
+    for chunk in filter(None, content):
         inner = chunk if isinstance(chunk, str) else next(filter(None, map(chunk.get, _INNER)), None)
         if isinstance(chunk, str):
             text += chunk
