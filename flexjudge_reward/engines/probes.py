@@ -24,6 +24,7 @@ COUNTED = replace(HARMLESS, prompt=Prompt((Message("system", (_WORDS,)), Message
 """Its reported tokens show whether a system turn reaches the model."""
 _COLOUR = "What colour is the picture? Describe what you see, and end with the name of the colour."
 _RECENT_S = 60.0  # for how long a reply shows that the server is usable
+_IN_A_ROW = 3  # refusals without a reply between them, after which it may have become unusable
 
 
 def harmless_like(request: Request, clip: bool = False) -> Request:
@@ -73,6 +74,7 @@ class Prober:
         """`ask` sends a body; it gives the answer, and when the attempt began by the clock of the loop."""
         self._dialect, self._ask = dialect, ask
         self._served_at = self._refused_at = float("-inf")
+        self._refusals = 0  # since the last reply
         self._refusal: Refusal | None = None  # of a harmless request, at `_refused_at`
         self._system_turn_checked = False
         self._drops_images: bool | None = None
@@ -81,7 +83,7 @@ class Prober:
 
     def served(self) -> None:
         """The server has served some request now."""
-        self._served_at = asyncio.get_running_loop().time()
+        self._served_at, self._refusals = asyncio.get_running_loop().time(), 0
 
     async def taught(self, codec: ChatCodec, request: Request, body: Body, refusal: Refusal) -> bool:
         """Whether more is known of the server than when this request was sent.
@@ -116,8 +118,10 @@ class Prober:
         Sends nothing where this is known already. `request` began at `began`, and was refused with `status`.
         """
         async with self._lock:
-            # A 401 is the key's, unless the server has served something since.
-            if self._served_at > began - (0.0 if status == 401 else _RECENT_S):
+            # A 401 is the key's, unless the server has served something since. An account may end in a run, too.
+            self._refusals += 1
+            recent = 0.0 if status == 401 or self._refusals > _IN_A_ROW else _RECENT_S
+            if self._served_at > began - recent:
                 return None
             if self._refused_at >= began:
                 return self._refusal
