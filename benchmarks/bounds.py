@@ -56,7 +56,7 @@ from support import attacks, real
 from support.fault_server import FaultServer
 
 CAGES, TRIES, ROWS = 8, 6, 120
-KILLS_S = (0.02, 0.1, 0.3, 1.0)
+KILLS_S = (0.1, 1.0)
 
 
 def molecules() -> None:

@@ -74,6 +74,11 @@ class Passing:
     refusal: Refusal | None = None  # how the server's message reads if it is meant for good
 
     @property
+    def overloaded(self) -> bool:
+        """Whether it is a 503: nginx, Envoy and others send one for each request over their limit."""
+        return self.refusal is not None and self.refusal.status == 503
+
+    @property
     def broken(self) -> bool:
         """Whether the server failed at the request, and says nothing of its length, of time or of memory."""
         return self.refusal is not None and self.refusal.status == 500 and not _STRAINED.search(self.refusal.message)

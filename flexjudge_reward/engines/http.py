@@ -44,7 +44,7 @@ from flexjudge_reward.engines.references import NEVER, References, names_miss
 from flexjudge_reward.engines.replicas import Replicas
 from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
-from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
+from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, PATIENCE, Throttle
 from flexjudge_reward.errors import EngineError, MediaError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import FailureKind, Generation, Request
@@ -54,6 +54,7 @@ _T = TypeVar("_T")
 _PROBE_S, _CLOSE_S = 5.0, 5.0
 _ENCODERS = 8  # threads, at most one for two processors
 _WORTH_A_PROBE = 32  # requests
+_BUSY_S = 30.0  # for how long after a reply a 503 means that there are too many requests
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
 
@@ -215,13 +216,14 @@ class Client:
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
         request, capped, attempt, unreachable, misses, breaks = batch.requests[index], True, 0, True, 0, True
+        limits = 0
         body: Body | None = None
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
                 return hopeless
             if body is None or not body.pieces or body.version != self.dialect.version:
                 body = await self._encoded(batch, request, capped, misses)
-            outcome, began = await self._attempt(body)
+            outcome, began = await self._attempt(body, limits < PATIENCE)
             if isinstance(outcome, Reply):
                 self._references.served(body.named, misses)
                 reply = await self._read(batch, request, body, outcome)
@@ -246,7 +248,7 @@ class Client:
                 continue
             said = batch.problems[index] = outcome.problem
             if outcome.limited:
-                batch.last_reply = self._loop.time()
+                limits, batch.last_reply = limits + 1, self._loop.time()
                 if self._throttle.exhausted:
                     return Generation.failed("transport", f"{said}, and so all requests for a long time")
                 continue
@@ -327,8 +329,11 @@ class Client:
             self._room.leave(body.held)
             body.held, body.pieces = 0, ()
 
-    async def _attempt(self, body: Body) -> tuple[Answer, float]:
-        """What the server says, and when the attempt began."""
+    async def _attempt(self, body: Body, patient: bool = True) -> tuple[Answer, float]:
+        """What the server says, and when the attempt began.
+
+        If `patient`, a 503 of a server that serves others is a rate limit; a request that only gets these ends, too.
+        """
         try:
             began = await self._throttle.enter()
             try:
@@ -339,8 +344,11 @@ class Client:
             self._sent(body)
         if isinstance(found, Reply):
             self._throttle.served()
-        elif isinstance(found, Passing) and found.limited:
-            self._throttle.limited(began, found.pause)
+        elif isinstance(found, Passing):
+            if patient and found.overloaded and self._last_reply > self._loop.time() - _BUSY_S:
+                found = replace(found, limited=True)
+            if found.limited:
+                self._throttle.limited(began, found.pause)
         return found, began
 
     async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:
