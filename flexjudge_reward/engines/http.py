@@ -44,7 +44,7 @@ from flexjudge_reward.engines.references import NEVER, References, names_miss
 from flexjudge_reward.engines.replicas import Replicas
 from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
-from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, PATIENCE, Throttle
+from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
 from flexjudge_reward.errors import EngineError, MediaError
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import FailureKind, Generation, Request
@@ -54,7 +54,8 @@ _T = TypeVar("_T")
 _PROBE_S, _CLOSE_S = 5.0, 5.0
 _ENCODERS = 8  # threads, at most one for two processors
 _WORTH_A_PROBE = 32  # requests
-_BUSY_S = 30.0  # for how long after a reply a 503 means that there are too many requests
+_BUSY_S = 30.0  # for how long after a reply a 503 may mean that there are too many requests
+_MOST_BUSY = 8  # such answers to one request; further ones are attempts
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
 
@@ -86,6 +87,7 @@ class Client:
         self._listed: list[dict[str, Any]] | None = None
         self._replies = 0
         self._last_reply = 0.0  # to any batch, by the clock of the loop
+        self._overloaded: object = None  # the request that the last 503 was for
         self._closed = False
         self._lock = threading.Lock()
         self.dialect, self._replicas = Dialect(self._where), Replicas(self._where)
@@ -216,14 +218,14 @@ class Client:
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
         request, capped, attempt, unreachable, misses, breaks = batch.requests[index], True, 0, True, 0, True
-        limits = 0
+        busy = 0
         body: Body | None = None
         while True:
             if hopeless := self._hopeless(batch, request, attempt):
                 return hopeless
             if body is None or not body.pieces or body.version != self.dialect.version:
                 body = await self._encoded(batch, request, capped, misses)
-            outcome, began = await self._attempt(body, limits < PATIENCE)
+            outcome, began = await self._attempt(body, (id(batch), index) if busy < _MOST_BUSY else None)
             if isinstance(outcome, Reply):
                 self._references.served(body.named, misses)
                 reply = await self._read(batch, request, body, outcome)
@@ -248,7 +250,7 @@ class Client:
                 continue
             said = batch.problems[index] = outcome.problem
             if outcome.limited:
-                limits, batch.last_reply = limits + 1, self._loop.time()
+                busy, batch.last_reply = busy + outcome.overloaded, self._loop.time()
                 if self._throttle.exhausted:
                     return Generation.failed("transport", f"{said}, and so all requests for a long time")
                 continue
@@ -329,10 +331,10 @@ class Client:
             self._room.leave(body.held)
             body.held, body.pieces = 0, ()
 
-    async def _attempt(self, body: Body, patient: bool = True) -> tuple[Answer, float]:
-        """What the server says, and when the attempt began.
+    async def _attempt(self, body: Body, row: object = None) -> tuple[Answer, float]:
+        """What the server says, and when the attempt began; `row` names its request, where a 503 may be a rate limit.
 
-        If `patient`, a 503 of a server that serves others is a rate limit; a request that only gets these ends, too.
+        It is one if the server serves others, and the 503 before it was another request's: else it fails at this one.
         """
         try:
             began = await self._throttle.enter()
@@ -345,10 +347,13 @@ class Client:
         if isinstance(found, Reply):
             self._throttle.served()
         elif isinstance(found, Passing):
-            if patient and found.overloaded and self._last_reply > self._loop.time() - _BUSY_S:
-                found = replace(found, limited=True)
             if found.limited:
                 self._throttle.limited(began, found.pause)
+            elif found.overloaded and row is not None:
+                last, self._overloaded = self._overloaded, row
+                if row != last and self._last_reply > self._loop.time() - _BUSY_S:
+                    found = replace(found, limited=True)
+                    self._throttle.overloaded(began, found.pause)
         return found, began
 
     async def _refused(self, batch: _Batch, request: Request, began: float, refusal: Refusal) -> bool:

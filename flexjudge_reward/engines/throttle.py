@@ -29,6 +29,7 @@ class Throttle:
         self.in_flight, self.limited_in_a_row = 0, 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._free_at = self._limited_at = 0.0
+        self._overloads = 0  # in a row
 
     @property
     def exhausted(self) -> bool:
@@ -69,7 +70,7 @@ class Throttle:
 
     def served(self) -> None:
         """The server has replied."""
-        self.limited_in_a_row = 0
+        self.limited_in_a_row = self._overloads = 0
         if self.limit < self.most:
             self.limit = min(float(self.most), self.limit + 1 / self.limit)
         self.interval = 0.0 if self.interval < 0.01 else self.interval * 0.9
@@ -87,6 +88,14 @@ class Throttle:
             self.limit /= 2
         else:
             self.limit, self.interval = 1.0, min(_LONGEST_INTERVAL_S, max(0.05, self.interval * 1.5))
+
+    def overloaded(self, began: float, pause: float | None) -> None:
+        """The same for an answer that may be this request's own: all wait for 2 s at most, and no patience is lost."""
+        now = asyncio.get_running_loop().time()
+        self._overloads = self._overloads + 1 if began >= self._limited_at else self._overloads
+        self._free_at = max(self._free_at, now + _pause(min(self._overloads, 3), pause))
+        if began >= self._limited_at:
+            self._limited_at, self.limit = now, max(1.0, self.limit / 2)
 
     def _wake(self) -> None:
         free = int(self.limit) - self.in_flight
