@@ -23,7 +23,7 @@ OPTIONAL = (
     THINKING,
     *("top_p", "seed", "top_logprobs", "logprobs", "continue_final_message", "add_generation_prompt", "top_k", "min_p"),
     *("repetition_penalty", "skip_special_tokens", "stop", "temperature", "max_tokens", "max_completion_tokens"),
-    *("media_io_kwargs", "mm_processor_kwargs", "chat_template_kwargs", "timeout"),
+    *("media_io_kwargs", "mm_processor_kwargs", "chat_template_kwargs", "timeout", "stream_options"),
 )
 """The fields of a request that a server need not know."""
 RATES = {"media_io_kwargs", "mm_processor_kwargs"}
@@ -41,6 +41,7 @@ _PREFILL = re.compile(r"prefill|end with a user|(last|final) message|must be (a 
 _SYSTEM = re.compile(
     r"\bsystem\b.*\b(role|message|instruction|turn|prompt)|\brole\b.*\bsystem\b", re.IGNORECASE | re.DOTALL
 )
+_STREAM = re.compile(r"non-?stream|stream.{0,20}(only|must|required)|(only|must|require).{0,20}\bstream", re.IGNORECASE)
 _TOO_LONG = re.compile(
     r"context|maximum|too (large|long|many|big|high)|exceed|at most|limit"
     r"|(less|fewer|greater|larger|more|higher|longer) than",
@@ -64,6 +65,8 @@ class Dialect:
         """Other names of fields."""
         self.system_turn = True
         """Whether it takes a system turn; else the instructions go in front of the first user turn."""
+        self.stream = False
+        """Whether it replies in a stream of events only, as some hosted models that reason."""
         self.stills = False
         """Whether a request had its videos as images."""
         self.most_tokens: int | None = None
@@ -73,6 +76,7 @@ class Dialect:
 
     def fields(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a request as this server takes them."""
+        wanted = {**wanted, "stream": True, "stream_options": {"include_usage": True}} if self.stream else wanted
         taken = {self.names.get(name, name): value for name, value in wanted.items() if name not in self.lacking}
         if self.most_tokens is not None:
             limits = {name: taken[name] for name in _REPLIES if isinstance(taken.get(name), int)}
@@ -88,7 +92,7 @@ class Dialect:
         return ""
 
     def blamed(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> str | None:
-        """The field that a refusal seems to blame, or "system" for the system turn; None if it blames neither.
+        """The field that a refusal blames, "system" for the system turn, "stream" if it replies in streams; or None.
 
         Args:
             message: what the server says.
@@ -98,6 +102,8 @@ class Dialect:
         """
         unknown = _UNKNOWN.search(message) is not None
         blamed = [f for f in OPTIONAL if f in fields and (f in named or (unknown and re.search(rf"\b{f}\b", message)))]
+        if "stream" not in fields and _STREAM.search(message):
+            return "stream"
         if blamed and not (blamed[0].startswith("max_") and is_too_long(message)):
             return blamed[0]
         if roles[-1] == "assistant" and _PREFILL.search(message):
@@ -108,12 +114,17 @@ class Dialect:
     def learn(self, message: str, named: Collection[str], fields: Collection[str], roles: Sequence[str]) -> bool:
         """Whether a refusal says something new of the server. Arguments as of `blamed`."""
         blamed = self.blamed(message, named, fields, roles)
+        if blamed == "stream":
+            self.stream = True
+            self._learned("replies in streams only")
+            return True
         return blamed is not None and (self.merge_system() if blamed == "system" else self.drop(blamed))
 
     def findings(self) -> dict[str, object]:
         """Everything that was learned, for records."""
         found: dict[str, object] = {"videos": STILLS} if self.stills else {}
         found |= {"most_tokens": self.most_tokens} if self.most_tokens is not None else {}
+        found |= {"stream": True} if self.stream else {}
         return {"system_turn": self.system_turn, "lacking": sorted(self.lacking), "names": dict(self.names), **found}
 
     def drop(self, field: str) -> bool:

@@ -21,7 +21,8 @@ _MARKS = (
 )
 _HARMONY = "<|channel|>"
 _NAMED = re.compile(
-    r"<(?!(?-i:think>))((?:\w{1,16}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection))>", re.IGNORECASE
+    r"<(?!(?-i:think>))((?:\w{1,16}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection))>",
+    re.IGNORECASE,
 )
 _OPENED = {
     **{"◁think▷": "◁/think▷", "<|channel>thought": "<channel|>", "<|think|>": "<|/think|>"},

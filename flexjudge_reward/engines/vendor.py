@@ -21,7 +21,7 @@ from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS
 from flexjudge_reward.types import Generation, Request
 
-_ONLY_VLLM = {"continue_final_message", "add_generation_prompt"}  # a vendor continues a last assistant turn, or refuses
+_NOT_OURS = {"continue_final_message", "add_generation_prompt", "stream", "stream_options"}  # a package decides these
 _BY_CLASS = {"RateLimitError": 429, "AuthenticationError": 401, "ProviderError": 502, "TimeoutError": 504}
 """The statuses of errors that have none, by their class: a lost connection is a ProviderError. All others are 400."""
 
@@ -85,7 +85,7 @@ class Package(Wire):
         """As `Wire.post`."""
         import asyncio
 
-        fields = {name: value for name, value in json.loads(body.data).items() if name not in _ONLY_VLLM}
+        fields = {name: value for name, value in json.loads(body.data).items() if name not in _NOT_OURS}
         try:
             async with asyncio.timeout(timeout):
                 reply = await self._calls.acompletion(**fields)

@@ -244,7 +244,6 @@ UNUSABLE = {
     ),
     "the country": (passed_on(403, {"error": {"message": "Country not supported"}}), "403: .*Country not supported"),
     "another protocol": (said(400, {"error": {"message": "Please use /v1/responses.", "param": ""}}), "v1/responses"),
-    "streams only": (said(400, {"error": {"message": "This model only support stream mode"}}), "stream mode"),
 }
 
 
@@ -253,3 +252,73 @@ def test_an_error_about_everything_stops_the_run_with_its_own_words(fault: Fault
     with Vendor(lambda body: fault) as server, pytest.raises(EngineError, match=message):
         judged(server, 3, concurrency=1)
     assert len(server.requests) <= 3
+
+
+STREAMED = "".join(
+    f"data: {json.dumps(chunk)}\n\n"
+    for chunk in (
+        {"choices": [{"delta": {"reasoning_content": "fine"}}]},
+        {"choices": [{"delta": {"content": "<answer>7</answer>"}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 99, "completion_tokens": 7}},
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "unknown"),
+    [
+        pytest.param("This model only support stream mode, please enable the stream parameter", "", id="qwq"),
+        pytest.param("parameter.enable_thinking must be set to false for non-streaming calls", "", id="qwen3"),
+        pytest.param("Streaming is required for operations that may take long", "", id="anthropic"),
+        pytest.param("stream must be true", "stream_options", id="without-a-count"),
+        pytest.param("this endpoint requires stream=true", "seed", id="and-a-field"),
+    ],
+)
+def test_a_server_that_replies_in_streams_only(message: str, unknown: str) -> None:
+    def answer(body: dict[str, Any]) -> Fault:
+        if unknown in body:
+            return said(400, {"error": {"message": f"unknown field {unknown}"}})
+        return Fault(body=STREAMED) if body.get("stream") else said(400, {"error": {"message": message}})
+
+    with Vendor(answer) as server:
+        assert kinds(judged(server, 6, concurrency=1)) == [None] * 6
+    assert len(server.requests) <= 14 and server.requests[-1]["stream"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(said(403, {"error": {"message": "Your account has been suspended"}}), id="account"),
+        pytest.param(said(403, {"statusCode": 403, "message": "Out of call volume quota."}), id="azure-quota"),
+        pytest.param(said(403, "<!DOCTYPE html><title>Just a moment...</title>"), id="cloudflare"),
+        pytest.param(said(400, {"error": {"message": "The model has been deprecated"}}), id="model"),
+        pytest.param(said(429, {"error": {"code": "insufficient_quota", "message": "quota"}}), id="quota"),
+        pytest.param(said(302, ""), id="login-page"),
+    ],
+)
+def test_a_server_that_ends_in_a_run_is_no_answers_fault(end: Fault) -> None:
+    """Three refusals in a row may be rows'; then a harmless request decides. What was served before is kept."""
+    served = iter([None] * 9)
+    with Vendor(lambda body: next(served, end)) as server:
+        found = kinds(judged(server, 40, concurrency=1))
+    assert found == [None] * 8 + ["refused"] * 3 + ["engine"] * 29 and len(server.requests) <= 16
+
+
+def test_rows_that_are_refused_one_after_the_other_end_no_run() -> None:
+    with Vendor(lambda body: said(403, "flagged") if "answer 1" in text_of(body) else None) as server:
+        assert kinds(judged(server, 20, concurrency=1)) == [None, "refused", *[None] * 8, *["refused"] * 10]
+
+
+@pytest.mark.parametrize("poison", [1, 3])
+def test_a_row_that_always_gets_a_503_ends(poison: int) -> None:
+    bad = [f"answer {n}" for n in range(poison)]
+    with Vendor(
+        lambda body: (
+            Fault(status=503)
+            if any(f'{one}"' in text_of(body) or f"{one}\\n" in text_of(body) for one in bad)
+            else None
+        )
+    ) as server:
+        found = kinds(judged(server, 12, concurrency=4))
+    assert found == ["transport"] * poison + [None] * (12 - poison)
+    assert len(server.requests) <= 12 + poison * 16

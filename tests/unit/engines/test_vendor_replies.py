@@ -77,6 +77,27 @@ WHOLE = {
     "Kimi": completion({"content": f"◁think▷fine◁/think▷{ANSWER}"}),
     "Gemma 4": completion({"content": f"<|channel>thought\nfine<channel|>{ANSWER}"}),
     "Cohere": completion({"content": f"<|START_THINKING|>fine<|END_THINKING|><|START_RESPONSE|>{ANSWER}"}),
+    "OpenThinker": completion({"content": f"<|begin_of_thought|>fine<|end_of_thought|>{ANSWER}"}),
+    "LongCat": completion({"content": f"<longcat_think>fine</longcat_think>{ANSWER}"}),
+    "<Analysis>": completion({"content": f"<Analysis>fine</Analysis>{ANSWER}"}),
+    "<THINK>": completion({"content": f"<THINK>fine</THINK>{ANSWER}"}),
+    "a text in place of the message": '{"choices": [{"text": %s, "finish_reason": "stop"}]}' % json.dumps(GOOD),
+    "a delta in place of the message": '{"choices": [{"delta": {"content": "%s"}, "finish_reason": "stop"}]}' % GOOD,
+    "in an envelope": '{"code": 0, "msg": "ok", "data": %s}' % completion({"content": GOOD}),
+    "in a list": f"[{completion({'content': GOOD})}]",
+    "Ollama's own": json.dumps({"message": {"role": "assistant", "content": GOOD}, "done_reason": "stop"}),
+    "Cohere's own": json.dumps(
+        {"message": {"role": "assistant", "content": [{"type": "text", "text": GOOD}]}, "finish_reason": "COMPLETE"}
+    ),
+    "Anthropic's own": json.dumps(
+        {"role": "assistant", "content": [THOUGHT, {"type": "text", "text": ANSWER}], "stop_reason": "end_turn"}
+    ),
+    "a chunk of null": completion({"content": [None, {"type": "text", "text": GOOD}]}),
+    "a text as an object": completion({"content": [{"type": "text", "text": {"value": GOOD}}]}),
+    "finish done": completion({"content": GOOD}, "done"),
+    "a comment, then no stream": ": PROCESSING\n\n" + completion({"content": GOOD}),
+    "chunks without their marks": "\n".join(json.dumps(delta(*one)) for one in ((GOOD[:9],), (GOOD[9:], "stop"))),
+    "bytes behind the end": completion({"content": GOOD}) + "\0\n<!-- served by x -->",
     "finish as a class": completion({"content": GOOD}, "FinishReason.STOP"),
     "finish in Baidu's words": completion({"content": GOOD}, "normal"),
     "finish an object": completion({"content": GOOD}, {"type": "stop", "matched": 151645}),
@@ -102,6 +123,29 @@ def test_a_whole_reply_is_read(body: str) -> None:
     verdict = Pointwise().read(Example("q", ["a"]), [reply])
     assert (verdict.scores, verdict.reasoning) == ((7.0,), "fine")
     assert reply.prompt_tokens == 0 and reply.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "thought"),
+    [
+        pytest.param(completion({"content": GOOD}).encode("utf-16"), "", "fine", id="utf-16"),
+        pytest.param(
+            completion({"content": GOOD}).replace("fine", "é").encode("latin-1"), "latin-1", "é", id="latin-1"
+        ),
+        pytest.param(completion({"content": GOOD}).encode(), "none-such", "fine", id="no-encoding"),
+        pytest.param(
+            completion({"content": GOOD}).encode().replace(b"fine", b"\xc3"), "", "\ufffd", id="half-a-letter"
+        ),
+        pytest.param(
+            completion({"content": GOOD}).encode().replace(b"fine", b"a\nb"), "", "a\nb", id="a-bare-line-break"
+        ),
+    ],
+)
+def test_a_reply_in_another_encoding_is_paid_once(raw: bytes, kind: str, thought: str) -> None:
+    answer = read(200, {"Content-Type": f"application/json; charset={kind}"} if kind else {}, raw, str)
+    assert isinstance(answer, Reply)
+    verdict = Pointwise().read(Example("q", ["a"]), [ChatCodec({"model": "judge"}, frozenset()).decode(answer.body)])
+    assert (verdict.scores, verdict.reasoning) == ((7.0,), thought)
 
 
 def test_a_line_may_end_only_where_the_stream_says_so() -> None:
@@ -153,6 +197,10 @@ FAILED = {
     "image safety": (completion({"content": ""}, "IMAGE_SAFETY"), "refused"),
     "context full": (completion({"content": "<think>so"}, "model_context_window_exceeded"), "truncated"),
     "Cohere's limit": (completion({"content": "<think>so"}, "ERROR_LIMIT"), "truncated"),
+    "a limit under another name": (
+        json.dumps({"choices": [{"stop_reason": "max_tokens", "message": {"content": "<think>so</think>"}}]}),
+        "truncated",
+    ),
     "token limit": (completion({"content": "<think>so"}, "token_limit"), "truncated"),
     "tool call": (completion({"content": GOOD, "tool_calls": [{"id": "1"}]}, "tool_calls"), "engine"),
     "a refusal among chunks": (completion({"content": [{"type": "refusal", "refusal": "no"}]}), "refused"),
@@ -183,6 +231,11 @@ def test_a_reply_without_a_score_has_its_kind(body: str, kind: str) -> None:
         pytest.param('{"error_code": 336100, "error_msg": "try again"}', id="baidu"),
         pytest.param("<!doctype html><title>maintenance</title>", id="page"),
         pytest.param(events(delta(GOOD)), id="stream-cut-by-a-proxy"),
+        pytest.param(json.dumps(delta("")), id="one-chunk-of-a-stream"),
+        pytest.param("\n".join(map(json.dumps, (delta(GOOD[:9]), delta(GOOD[9:])))), id="chunks-without-an-end"),
+        pytest.param(completion({"content": GOOD})[:-9], id="cut"),
+        pytest.param(": PROCESSING\n\n" + completion({"content": GOOD})[:-9], id="cut-behind-a-comment"),
+        pytest.param('{"message": {"role": "assistant", "content": "<think>"}, "done": false}', id="ollama-not-done"),
         pytest.param(events(delta("<think>"), {"error": {"code": 502, "message": "upstream"}}), id="error-in-a-stream"),
     ],
 )
