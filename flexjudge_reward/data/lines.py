@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from flexjudge_reward.errors import ConfigError
 Raw = dict[str, Any] | ConfigError
 _COMPRESSED = (".gz", ".zst")
 _NOT_UTF8 = "the text is not UTF-8: save the file as UTF-8, as in iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+_PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
+"""How packed files begin. A spreadsheet is a .zip, too."""
 
 
 class Lines:
@@ -41,8 +44,16 @@ class Lines:
         self.unit = "row" if self.is_csv else "line"
         try:
             self._opened().close()
+            with path.open("rb") as file:
+                begin = file.read(8)
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        packed = next((ending for mark, ending in _PACKED.items() if begin.startswith(mark)), "")
+        if packed not in (*_COMPRESSED, "") or packed not in (path.suffix, ""):
+            advice = "give its name this ending" if packed in _COMPRESSED else "unpack it, or save it as CSV"
+            raise ConfigError(f"{path} is a {packed} file: {advice}")
+        if path.suffix.lower() == ".tsv":
+            raise ConfigError(f"{path} has cells separated by tabs: save it as CSV, with commas")
 
     def numbered(self, seed: int | None = None) -> Iterator[tuple[int, Raw]]:
         """The rows with their numbers: lines from 1, or rows of CSV from 0; with a seed, all in random order.
@@ -57,6 +68,8 @@ class Lines:
         except (OSError, EOFError, zlib.error) as error:
             after = "" if number is None else f" after {self.unit} {number}"
             raise ConfigError(f"{self.path} cannot be read{after}: {error}") from None
+        except ConfigError as error:  # of all rows
+            raise ConfigError(f"{self.path}: {error}") from None
 
     def _opened(self) -> IO[bytes]:
         if self.path.suffix == ".gz":
@@ -90,7 +103,7 @@ class Lines:
 
 def is_csv(path: Path) -> bool:
     """Whether a file has cells; else it has JSON lines."""
-    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix == ".csv"
+    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower() == ".csv"
 
 
 class _Unpacked(io.RawIOBase):
@@ -163,6 +176,8 @@ def json_object(line: bytes) -> Raw:
         return ConfigError(f"no JSON: {error}")
     except RecursionError:
         return ConfigError("no JSON: it is nested too deeply")
+    if isinstance(given, list):
+        return ConfigError("expected a JSON object, found a list: write one object a line, as in jq -c '.[]' OLD > NEW")
     return given if isinstance(given, dict) else ConfigError(f"expected a JSON object, found {type(given).__name__}")
 
 
@@ -172,9 +187,10 @@ def csv_text(file: IO[bytes]) -> io.TextIOWrapper:
 
 
 def cells(text: IO[str]) -> Iterator[Raw]:
-    """The rows of an open CSV file."""
+    """The rows of an open CSV file. Raises ConfigError: its first row does not name its columns."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # else an answer of 130,000 characters is an error
     rows = csv.DictReader(text, strict=True)
+    _check_names(rows)
     while True:
         try:
             row = next(rows)
@@ -186,3 +202,16 @@ def cells(text: IO[str]) -> Iterator[Raw]:
             yield ConfigError(_NOT_UTF8)
         except csv.Error as error:
             yield ConfigError(str(error))
+
+
+def _check_names(rows: csv.DictReader[str]) -> None:
+    try:
+        names = list(rows.fieldnames or ())
+    except csv.Error as error:
+        raise ConfigError(f"the names of the columns cannot be read: {error}") from None
+    if any("\0" in name for name in names):
+        raise ConfigError(_NOT_UTF8.replace("WINDOWS-1252", "UTF-16"))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two columns are named {twice!r}, and one would hide the other: rename one of them")
+    if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
+        raise ConfigError(f"the cells are separated by {found[0]!r}: save the file with commas")

@@ -160,7 +160,7 @@ def cases() -> Iterator[object]:
         "annotate good.jsonl": "-o pairs",
         "score latin.jsonl": "the text is not UTF-8",
         "score latin.csv": "the text is not UTF-8",
-        "score semicolon.csv": "there are question;answer",
+        "score semicolon.csv": "separated by ';'",
         "traces good.jsonl": "-o traces.parquet",
         "traces good.jsonl -o rows.csv": "a .parquet file",
         "traces good.jsonl -o rows.parquet --seeds x": "--seeds",

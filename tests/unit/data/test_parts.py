@@ -289,6 +289,32 @@ def test_a_bad_row_of_csv_is_one_row(tmp_path: Path, bad: bytes) -> None:
     assert isinstance(last, Row) and last.example.question == ("last",) and isinstance(first, Row)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        pytest.param("in.csv", b"question,answer,answer\nq,a,b\n", "two columns are named 'answer'", id="a_name_twice"),
+        pytest.param(
+            "in.csv", b"question;answer\nq;a\n", "separated by ';': save the file with commas", id="semicolons"
+        ),
+        pytest.param("in.CSV", b"sep=;\nquestion;answer\nq;a\n", "separated by ';'", id="excel"),
+        pytest.param("in.csv", "question,answer\nq,a\n".encode("utf-16"), "iconv -f UTF-16", id="utf16"),
+        pytest.param("in.csv", b'"question"x,answer\nq,a\n', "names of the columns cannot be read", id="quotes"),
+        pytest.param("in.tsv", b"question\tanswer\nq\ta\n", "separated by tabs", id="tabs"),
+        pytest.param("in.jsonl", gzip.compress(b"{}"), "is a .gz file: give its name this ending", id="gz"),
+        pytest.param("in.jsonl.bz2", b"BZh91AY", "is a .bz2 file: unpack it", id="bz2"),
+        pytest.param("in.csv.gz", b"\xfd7zXZ\0", "is a .xz file: unpack it", id="xz"),
+        pytest.param("in.csv", b"PK\x03\x04\x14", "is a .zip file: unpack it, or save it as CSV", id="spreadsheet"),
+        pytest.param("in.json", b'[{"question": "q", "answer": "a"}]', "one object a line, as in jq", id="json_list"),
+    ],
+)
+def test_a_file_of_another_form_says_what_to_do(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    """Two columns of one name would judge the wrong one in silence."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Rows(tmp_path / name).verify(any_row)
+    assert name in str(caught.value)
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_is_at_least_one(tmp_path: Path, limit: int) -> None:
     with pytest.raises(ConfigError, match="limit must be at least 1"):
