@@ -3,10 +3,10 @@
     answer    without the thought at the beginning of each turn of the policy (the default)
     all       with it
 
-A thought is the text between `<think>` and `</think>` (or `<thinking>`, `[THINK]`) at the beginning, everything before
-a `</think>` that a prompt opened, a field of a message (`reasoning_content`, `reasoning`, `thinking`), or a part of the
-type "thinking" or "reasoning". A completion that ends inside its thought has no answer: it is `Unfinished`, which no
-judge is asked about.
+A thought is the text between `<think>` and `</think>`, or another family's marks (`prompts/thoughts.py`), at the
+beginning, everything before a `</think>` that a prompt opened, a field of a message (`reasoning_content`, `reasoning`,
+`thinking`), or a part of the type "thinking" or "reasoning". A completion that ends inside its thought has no answer:
+it is `Unfinished`, which no judge is asked about.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from flexjudge_reward.prompts.thoughts import closing_of, opening_of
 from flexjudge_reward.types import Unfinished
 
 Completion = Literal["answer", "all"]
 
-_CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
-_OPENING = re.compile(r"\s*(<think>|<thinking>|\[THINK\])")
-_BLANK = re.compile(r"\s*\Z")
+_OPEN = ("<think>", "<thinking>", "[THINK]")  # how a prompt ends that opens a thought
+_BLANK = re.compile(r"\s*")
+_GPT_OSS = re.compile(r"\s*analysis(?!\s).*?assistantfinal", re.DOTALL)  # as trainers decode it, without control tokens
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 _PARTS = ("thinking", "reasoning")
 _Place = tuple[int, int]  # a part, and a character in it
@@ -62,7 +63,7 @@ def ends_open(prompt: Any) -> bool:
     """Whether a prompt ends with an open thought, so that the completion begins inside it."""
     if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[-1], Mapping):
         prompt = prompt[-1].get("content")
-    return isinstance(prompt, str) and prompt.rstrip().endswith(tuple(_CLOSING))
+    return isinstance(prompt, str) and prompt.rstrip().endswith(_OPEN)
 
 
 def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
@@ -70,11 +71,13 @@ def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
     text = "".join(part for part in parts if isinstance(part, str))
     close, opening = text.find("</think>"), text.find("<think>")
     place: _Place | None = (0, 0)
+    if parts and isinstance(parts[0], str) and (decoded := _GPT_OSS.match(parts[0])):
+        place = (0, decoded.end())
     if opened or (close >= 0 and not 0 <= opening < close):
         place = _behind(parts, "</think>", (0, 0))
     # By places, not by what is left: a policy can write 10,000 thoughts in a row.
     while place is not None and (tag := _opening(parts, place)):
-        place = _behind(parts, _CLOSING[tag], place)
+        place = _behind(parts, closing_of(tag), place)
     if place is None or place == (0, 0):
         return None if place is None else list(parts)
     part, at = place
@@ -88,10 +91,9 @@ def _opening(parts: Sequence[Any], place: _Place) -> str:
         part = parts[index]
         if not isinstance(part, str):
             break
-        if found := _OPENING.match(part, at):
-            return found[1]
-        if not _BLANK.match(part, at):
-            break
+        at = _BLANK.match(part, at).end()  # type: ignore[union-attr]
+        if at < len(part):
+            return opening_of(part, at)
         at = 0
     return ""
 

@@ -34,6 +34,7 @@ from flexjudge_reward.types import Content, Unfinished
 MakeMedia = Callable[[str, Any, Mapping[str, Any]], Media]
 """Builds a media item from the name of its modality, its source and the part that holds its options."""
 Columns = Sequence[tuple[str, Sequence[Media]]]  # media from beside a value, by their modality
+_CALLS = ("tool_use", "tool_result", "tool_call", "function_call", "function_call_output")  # Anthropic's, Responses'
 Turn = tuple[str, list[Any]]  # a role and its parts: texts, media, and a `Place` for each item that a column holds
 
 
@@ -132,9 +133,9 @@ def _turns(
         own = _message_parts(message, make)
         if completion is not None and message["role"] == "assistant":
             own = judged_part(own, thought_of(message), completion, opened and not number)
-        if message.get("tool_calls"):
+        if calls := message.get("tool_calls") or message.get("function_call"):
             own = [part for part in own if not isinstance(part, Unfinished)]  # it ended with a call, not with a thought
-            own.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
+            own.append(json.dumps(calls, ensure_ascii=False, default=str))
         turns.append((message["role"], own))
     return turns
 
@@ -179,6 +180,8 @@ def _part(value: Any, make: MakeMedia) -> str | Media | Place:
     kind, source = kind_and_source(value) if isinstance(value, Mapping) else ("", None)
     if kind == "text" and isinstance(source, str):
         return str(source)
+    if isinstance(value, Mapping) and value.get("type") in _CALLS:
+        return json.dumps(value, ensure_ascii=False, default=str)
     if kind in KINDS:
         return Place(kind) if source is None else make(kind, source, value)
     raise ConfigError(f"a part is a text or one of text, {', '.join(KINDS)} with its source, found {_shown(value)}")
@@ -256,8 +259,12 @@ def _without_nulls(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def _message_parts(message: Mapping[str, Any], make: MakeMedia) -> list[Any]:
     content = message.get("content")
-    given = [content] if isinstance(content, str) else [] if content is None else content
-    if not _is_list(given):
+    if content is None:
+        if unread := next((name for name in ("parts", "text", "value") if message.get(name)), None):
+            raise ConfigError(f"a message has {unread!r} where it needs 'content'")
+        content = message.get("refusal") or []
+    given = [content] if isinstance(content, str) else content
+    if not _is_list(given) and not is_tool_result(message):
         raise ConfigError(f"a message's content must be a text or a list of parts, found {type(content).__name__}")
     if is_tool_result(message):
         given = [json.dumps(content, ensure_ascii=False, default=str)]
@@ -265,9 +272,10 @@ def _message_parts(message: Mapping[str, Any], make: MakeMedia) -> list[Any]:
 
 
 def is_tool_result(message: Mapping[str, Any]) -> bool:
-    """Whether the content is a list of something else than parts: a tool's result, as TRL passes it."""
+    """Whether the content is an object, or a list of something else than parts: a tool's result, as TRL passes it."""
     content: Any = message.get("content")
-    return message["role"] == "tool" and _is_list(content) and not all(map(_is_part, content))
+    rows = _is_list(content) and not all(map(_is_part, content))
+    return message["role"] in ("tool", "function") and (rows or isinstance(content, Mapping) or is_number(content))
 
 
 def _is_part(value: Any) -> bool:

@@ -316,7 +316,8 @@ def _lone_content(value: Any) -> Any:
     """The content of a lone chat message that has nothing beside it; everything else as it is."""
     match value:
         case [{"role": str(), "content": content, **more} as message]:
-            return value if more.get("tool_calls") or thought_of(message) else content
+            kept = any(more.get(name) for name in ("tool_calls", "function_call", "refusal"))
+            return value if kept or thought_of(message) else content
     return value
 
 

@@ -217,8 +217,7 @@ class Client:
 
     async def _reply(self, batch: _Batch, index: int) -> Generation:
         """The reply to one request, attempted until it is there, refused, or out of attempts."""
-        request, capped, attempt, unreachable, misses, breaks = batch.requests[index], True, 0, True, 0, True
-        busy = 0
+        request, capped, attempt, unreachable, misses, breaks, busy = batch.requests[index], True, 0, True, 0, True, 0
         body: Body | None = None
         while True:
             if hopeless := self._hopeless(batch, request, attempt):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 
 from flexjudge_reward.prompts.quoting import TAGS
+from flexjudge_reward.prompts.thoughts import closing_of, opening_of
 
 _MARKS = (
     ("<|channel|>analysis<|message|>", "<think>"),
@@ -20,33 +21,10 @@ _MARKS = (
     ("<|channel|>final<|message|>", ""),
 )
 _HARMONY = "<|channel|>"
-_NAMED = re.compile(
-    r"<(?!(?-i:think>))((?:\w{1,16}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection))>",
-    re.IGNORECASE,
-)
-_OPENED = {
-    **{"◁think▷": "◁/think▷", "<|channel>thought": "<channel|>", "<|think|>": "<|/think|>"},
-    **{"<|START_THINKING|>": "<|END_THINKING|>", "<|inner_prefix|>": "<|inner_suffix|>"},
-    **{"<|begin_of_thought|>": "<|end_of_thought|>", "<|thinking|>": "<|/thinking|>"},
-}
-"""How other families begin a thought, and how they end it; more are a tag of a name, such as <thought> (`_NAMED`)."""
 THINKS = {"enable_thinking": True, "thinking": True}
 """Options of chat templates: a judge reasons first, and some templates close the thought at once without one of these
 (EXAONE 4, DeepSeek V3.1). A template that knows neither ignores them."""
-_OPENINGS = tuple(_OPENED)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:eos|end_of_turn)>")
-
-
-def opening_of(begun: str) -> str:
-    """How a text begins a thought in another way than <think>; empty if it does not."""
-    if begun.startswith(_OPENINGS):
-        return next(mark for mark in _OPENINGS if begun.startswith(mark))
-    return found[0] if begun.startswith("<") and (found := _NAMED.match(begun)) else ""
-
-
-def closing_of(opening: str) -> str:
-    """What ends a thought that began so."""
-    return _OPENED.get(opening) or f"</{opening[1:]}"
 
 
 def plain(text: str, special: Collection[str] | None = None) -> str:
@@ -60,8 +38,8 @@ def plain(text: str, special: Collection[str] | None = None) -> str:
             text = text.replace(mark, tag)
     text = text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
     # Only a reply that begins so: within it, such a mark may be quoted from a candidate.
-    begun = text.lstrip()[:32]
-    if opening := opening_of(begun):
+    opening = opening_of(text.lstrip()[:32])
+    if opening and opening != "<think>":
         thought, closed, rest = text.partition(opening)[2].rpartition(closing_of(opening))
         text = f"<think>{thought}</think>{rest}" if closed else f"<think>{rest}"
     if special is None:

@@ -211,6 +211,8 @@ def test_a_lone_message_keeps_its_tool_calls(root: Path) -> None:
         pytest.param([user("a"), {"role": 4}], "'role' and 'content', found {'role': 4}", id="role_that_is_a_number"),
         pytest.param([user("a"), {"role": "user", "content": 4}], "content must be a text or a list", id="content"),
         pytest.param([user("a"), user(4)], "a part is .*, found 4", id="part"),
+        pytest.param([user("a"), {"role": "user", "parts": [{"text": "b"}]}], "'parts' where it needs", id="gemini"),
+        pytest.param([user("a"), {"role": "user", "text": "b"}], "'text' where it needs 'content'", id="no_content"),
     ],
 )
 def test_a_wrong_message_is_named_with_its_row(root: Path, messages: Any, message: str) -> None:

@@ -81,9 +81,9 @@ WHOLE = {
     "LongCat": completion({"content": f"<longcat_think>fine</longcat_think>{ANSWER}"}),
     "<Analysis>": completion({"content": f"<Analysis>fine</Analysis>{ANSWER}"}),
     "<THINK>": completion({"content": f"<THINK>fine</THINK>{ANSWER}"}),
-    "a text in place of the message": '{"choices": [{"text": %s, "finish_reason": "stop"}]}' % json.dumps(GOOD),
-    "a delta in place of the message": '{"choices": [{"delta": {"content": "%s"}, "finish_reason": "stop"}]}' % GOOD,
-    "in an envelope": '{"code": 0, "msg": "ok", "data": %s}' % completion({"content": GOOD}),
+    "a text in place of the message": json.dumps({"choices": [{"text": GOOD, "finish_reason": "stop"}]}),
+    "a delta in place of the message": json.dumps(delta(GOOD, "stop")),
+    "in an envelope": '{"code": 0, "msg": "ok", "data": ' + completion({"content": GOOD}) + "}",
     "in a list": f"[{completion({'content': GOOD})}]",
     "Ollama's own": json.dumps({"message": {"role": "assistant", "content": GOOD}, "done_reason": "stop"}),
     "Cohere's own": json.dumps(
