@@ -43,7 +43,8 @@ def columns_of(kind: str, cells: Mapping[str, Any]) -> list[Any]:
         # A list under "image" is several images; a list under "video" is the frames of one video.
         several = one if kind == "image" and isinstance(one, list | tuple) else [] if one is None else [one]
     listed = several if isinstance(several, list | tuple) else [several]
-    return [one[kind] if isinstance(one, Mapping) and one.keys() == {kind} else one for one in listed]
+    given = [one[kind] if isinstance(one, Mapping) and one.keys() == {kind} else one for one in listed]
+    return [one for one in given if one is not None and not (isinstance(one, str) and not one.strip())]
 
 
 def _listed(cell: Any) -> Any:

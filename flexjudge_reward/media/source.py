@@ -1,4 +1,4 @@
-"""The bytes behind a source of encoded media: bytes, a base64 data URI, a path below a root, or a `datasets` dict.
+"""The bytes behind a source of encoded media: bytes, base64 as a data URI or bare, a path below a root, or a dict.
 
 Promised: no URL is fetched, no file outside the roots is opened, and the size in bytes is checked.
 """
@@ -31,6 +31,8 @@ _BEGINNINGS = {
     **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"RF64", b".snd", b"caff", b"#!AMR"), "audio"),
     **dict.fromkeys((b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"), "audio"),
 }
+# JPEG, PNG, GIF and WebP in bare base64: a path of this length has a dot, and base64 has none.
+_BARE = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{80,}\Z")
 _DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
 
 
@@ -47,6 +49,8 @@ def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
         return bytes(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_uri(source, limits)
+    if isinstance(source, str) and _BARE.match(source):
+        return _from_data_uri(f"data:;base64,{source}", limits)
     if isinstance(source, str) and _URL.match(source):
         raise MediaError("URLs are not fetched; load it yourself and pass the bytes, a PIL image or a path")
     if isinstance(source, str | os.PathLike):
@@ -76,8 +80,8 @@ def same_as(source: object) -> Hashable:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text where an encoded file is expected is a path: no data URI and no address."""
-    return not (text[:5].lower() == "data:" or _URL.match(text))
+    """Whether a text where an encoded file is expected is a path: no data URI, no bare base64 and no address."""
+    return not (text[:5].lower() == "data:" or _URL.match(text) or _BARE.match(text))
 
 
 def kind_of(data: bytes, path: str | None = None) -> str:
@@ -118,6 +122,8 @@ def described(source: object) -> str:
     name = os.fsdecode(source)
     if name[:5].lower() == "data:":
         return "data URI"
+    if _BARE.match(name):
+        return "base64"
     name = _without_secrets(name)
     return repr(name if len(name) <= _SHOWN else "..." + name[-_SHOWN:])
 

@@ -50,6 +50,8 @@ IMAGE = Media.image(noise())
         pytest.param({"question": "q", "images": [URI]}, id="images"),
         pytest.param({"question": "q", "images": URI}, id="one_for_a_list"),
         pytest.param({"question": "q", "image": URI}, id="singular"),
+        pytest.param({"question": "q", "image": URI.partition(",")[2]}, id="bare_base64"),
+        pytest.param({"question": "q", "images": [None, URI, ""]}, id="empty_beside_it"),
         pytest.param({"question": ["q", {"image": URI}]}, id="part"),
         pytest.param({"question": ["q", {"type": "image", "url": URI}]}, id="part_by_url"),
         pytest.param({"question": ["q", {"type": "image"}], "images": [URI]}, id="place"),
@@ -81,6 +83,14 @@ IMAGE = Media.image(noise())
 def test_a_data_uri_may_be_where_a_path_may(tmp_path: Path, row: dict[str, Any], root: bool) -> None:
     found, engine = score(write(tmp_path / "in.jsonl", {"answer": "a", **row}), media_root=tmp_path if root else None)
     assert found["scores"] == [7] and engine.prompts[0].media == (IMAGE,)
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": URI}}, {"type": "image", "image": URI}])
+def test_an_image_that_a_tool_returns_is_shown_as_one(tmp_path: Path, part: dict[str, Any]) -> None:
+    """Not as a text of its base64."""
+    turns = [{"role": "tool", "content": [part]}, {"role": "assistant", "content": "a"}]
+    _, engine = score(write(tmp_path / "in.jsonl", {"question": "q", "answer": turns}))
+    assert engine.prompts[0].media == (IMAGE,)
 
 
 @pytest.mark.parametrize("root", [True, False], ids=["with_a_root", "without"])
