@@ -279,7 +279,9 @@ def is_tool_result(message: Mapping[str, Any]) -> bool:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and "type" in value and bool(kind_and_source(value)[0]))
+    return isinstance(value, str) or (
+        isinstance(value, Mapping) and "type" in value and bool(kind_and_source(value)[0])
+    )
 
 
 def _is_list(value: Any) -> bool:

@@ -16,6 +16,11 @@ from flexjudge_reward.errors import ConfigError, EngineError, MissingExtra
 _CLOSE_S = 10.0  # how long closing waits for a running judgement
 
 
+def fails_one(error: BaseException) -> bool:
+    """Whether an error is one request's: an exception, or a panic of `tokenizers`, whose class in PyO3 is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class LocalEngine(StatefulEngine):
     """A model in this process. A subclass has `complete` and `_release`."""
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flexjudge_reward.engines.local import LocalEngine
+from flexjudge_reward.engines.local import LocalEngine, fails_one
 from flexjudge_reward.engines.model import MOLECULES, THINKERS, model_type, unheard
 from flexjudge_reward.errors import EngineError, MissingExtra
 from flexjudge_reward.media.molecule import TOKENS
@@ -128,7 +128,9 @@ class TransformersEngine(LocalEngine):
         try:
             replies = decoder.reply([texts[i] for i in batch], [requests[i] for i in batch])
             return dict(zip(batch, replies, strict=True))
-        except Exception as error:  # a model's own code may raise anything
+        except BaseException as error:  # a model's own code may raise anything
+            if not fails_one(error):
+                raise
             if len(batch) == 1:
                 return {batch[0]: Generation.failed("engine", f"{type(error).__name__}: {error}")}
             half = len(batch) // 2
@@ -139,7 +141,7 @@ class TransformersEngine(LocalEngine):
         return {**self._run(decoder, first, texts, requests), **self._run(decoder, second, texts, requests)}
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     torch = sys.modules["torch"]
     if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()

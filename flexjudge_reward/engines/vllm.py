@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flexjudge_reward.engines.local import LocalEngine
+from flexjudge_reward.engines.local import LocalEngine, fails_one
 from flexjudge_reward.engines.model import THINKERS, Chat, load_tokenizer, model_type, unheard
 from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.engines.stills import STILLS, with_stills
@@ -152,7 +152,9 @@ class VLLMEngine(LocalEngine):
             llm.enqueue([prompt], [_params(request.sampling)], use_tqdm=False, tokenization_kwargs=options)
         except EngineDeadError:
             raise
-        except Exception as error:  # vLLM's and its processors' own errors have no common base over its versions
+        except BaseException as error:  # vLLM's and its processors' own errors have no common base over its versions
+            if not fails_one(error):
+                raise
             return Generation.failed("refused", f"vLLM refused the prompt: {error}")
         return None
 
