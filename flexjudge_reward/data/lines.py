@@ -177,7 +177,7 @@ def json_object(line: bytes) -> Raw:
     except RecursionError:
         return ConfigError("no JSON: it is nested too deeply")
     if isinstance(given, list):
-        return ConfigError("expected a JSON object, found a list: write one object a line, as in jq -c '.[]' OLD > NEW")
+        return ConfigError("expected a JSON object, found list: write one object a line, as in jq -c '.[]' OLD > NEW")
     return given if isinstance(given, dict) else ConfigError(f"expected a JSON object, found {type(given).__name__}")
 
 

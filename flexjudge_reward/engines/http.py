@@ -55,6 +55,7 @@ _PROBE_S, _CLOSE_S = 5.0, 5.0
 _ENCODERS = 8  # threads, at most one for two processors
 _WORTH_A_PROBE = 32  # requests
 _BUSY_S = 30.0  # for how long after a reply a 503 may mean that there are too many requests
+_BETWEEN = 8  # replies between two of them at most
 _MOST_BUSY = 8  # such answers to one request; further ones are attempts
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
@@ -87,7 +88,7 @@ class Client:
         self._listed: list[dict[str, Any]] | None = None
         self._replies = 0
         self._last_reply = 0.0  # to any batch, by the clock of the loop
-        self._overloaded: object = None  # the request that the last 503 was for
+        self._overloaded: tuple[object, int] = (None, 0)  # the request of the last 503, and the replies until then
         self._closed = False
         self._lock = threading.Lock()
         self.dialect, self._replicas = Dialect(self._where), Replicas(self._where)
@@ -333,7 +334,7 @@ class Client:
     async def _attempt(self, body: Body, row: object = None) -> tuple[Answer, float]:
         """What the server says, and when the attempt began; `row` names its request, where a 503 may be a rate limit.
 
-        It is one if the server serves others, and the 503 before it was another request's: else it fails at this one.
+        It is one if the server serves others, and the 503 shortly before it was another request's: else it is a fault.
         """
         try:
             began = await self._throttle.enter()
@@ -349,8 +350,9 @@ class Client:
             if found.limited:
                 self._throttle.limited(began, found.pause)
             elif found.overloaded and row is not None:
-                last, self._overloaded = self._overloaded, row
-                if row != last and self._last_reply > self._loop.time() - _BUSY_S:
+                (last, before), self._overloaded = self._overloaded, (row, self._replies)
+                recent = self._last_reply > self._loop.time() - _BUSY_S
+                if recent and row != last and self._replies < before + _BETWEEN:
                     found = replace(found, limited=True)
                     self._throttle.overloaded(began, found.pause)
         return found, began

@@ -453,7 +453,7 @@ def test_a_503_for_what_is_over_a_limit_loses_no_row(busy: dict[str, Any], monke
     for module in (http, throttle):
         monkeypatch.setattr(module, "_pause", lambda nth, demanded: 0.01 if demanded is None else demanded)
     with Vendor(Limited(0.02, **{"status": 503} | busy)) as server:
-        assert kinds(judged(server, 32, concurrency=16, max_attempts=5)) == [None] * 32
+        assert kinds(judged(server, 32, concurrency=8)) == [None] * 32
 
 
 def test_a_limit_that_never_ends_does(monkeypatch: pytest.MonkeyPatch) -> None:
