@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module, metadata, util
 from typing import Any
@@ -43,6 +44,7 @@ _SHELLS = "completion for a shell: flexjudge completion bash | zsh | tcsh"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _mend_streams()
     try:
         parser = _parser(*words[:1])
         if words[:1] == ["completion"]:
@@ -61,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nflexjudge: interrupted; {kept}", file=sys.stderr)
         return 130
     return code
+
+
+def _mend_streams() -> None:
+    """Makes a closed standard stream the null device, and lets none fail at a character that it cannot encode."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # else print(file=sys.stderr) goes to standard output, among the data
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _said(error: FlexJudgeError | OSError) -> object:
@@ -99,7 +110,7 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
         add(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     commands.add_parser("completion", help=_SHELLS)
-    if command == "recipes":
+    if command == "recipes" or (command == "completion" and util.find_spec("flexjudge_recipes")):
         _add_recipes(recipes)
     return parser
 
@@ -132,5 +143,16 @@ def _completion(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         raise MissingExtra("shtab", "completion") from None
     if len(words) != 1 or words[0] not in shtab.SUPPORTED_SHELLS:
         raise ConfigError(f"name a shell: {', '.join(shtab.SUPPORTED_SHELLS)}")
+    for action in _actions(parser):
+        if action.nargs != 0 and action.choices is None and action.type not in (int, float):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # else the shell completes no file here
     print(shtab.complete(parser, words[0]))
     return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        for command in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from _actions(command)

@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   const island = $("data"), data = JSON.parse(island.textContent);
   const list = $("list"), room = $("room"), detail = $("detail"), form = $("filters");
-  let found = [], chosen = -1;
+  let found = [], chosen = -1, waiting = 0; // waiting: the timer of a filter that was typed and is not applied yet
 
   const make = (tag, name, ...inside) => {
     const element = document.createElement(tag);
@@ -72,13 +72,18 @@
     const narrow = ["outcome", "low", "high", "shortest", "longest"].some((name) => q[name] !== undefined);
     return narrow ? row.candidates.filter((one) => fits(one, q)).length : Math.max(1, row.candidates.length);
   };
+  const scored = (row) => row.candidates.filter((one) => one.score !== undefined).length;
+  const narrow = (row) => (scored(row) > 1 ? row.best - row.worst : Number.MAX_VALUE); // one score has no spread
   const ORDERS = {
     low: (a, b) => (a.worst ?? Infinity) - (b.worst ?? Infinity) || 0,
     high: (a, b) => (b.best ?? -Infinity) - (a.best ?? -Infinity) || 0,
     spread: (a, b) => (b.best - b.worst) - (a.best - a.worst),
+    flat: (a, b) => narrow(a) - narrow(b),
     failed: (a, b) => b.failures - a.failures,
   };
   const filter = () => {
+    clearTimeout(waiting); // else it would undo a choice that was made since
+    waiting = 0;
     const q = asked();
     let judged = 0;
     found = data.rows.filter((row) => {
@@ -153,8 +158,14 @@
     element.open = open;
     return element;
   };
-  const card = (one, place, q, numbered) => {
-    const rank = one.label || [one.failure ? "" : `${place + 1}.`, numbered ? `candidate ${one.number}` : ""].join(" ");
+  // Candidates with equal scores share a place.
+  const placed = (one, row) => {
+    const place = 1 + row.candidates.filter((other) => other.score > one.score).length;
+    return `${place}.${row.candidates.filter((other) => other.score === one.score).length > 1 ? " (tie)" : ""}`;
+  };
+  const card = (one, row, q) => {
+    const numbered = row.detail && !row.pair;
+    const rank = one.label || [one.score === undefined ? "" : placed(one, row), numbered ? `candidate ${one.number}` : ""].join(" ");
     const value = one.failure ? make("span", "score bad", one.failure[0].replaceAll("_", " ")) : make("span", "score", one.score === undefined ? "–" : number(one.score));
     const element = make("section", fits(one, q) ? "card" : "card off", make("header", "", make("span", "", rank), value));
     if (one.unit !== undefined) {
@@ -181,7 +192,7 @@
     detail.replaceChildren(close, title, ...section("Pair", fate), ...section("Why", row.pair && row.detail ? [text(row.detail)] : []),
       ...section("Question", shown(row.question)), ...section("Reference", shown(row.reference)),
       ...section("Rubric of this row", row.rubric ? [text(row.rubric)] : []),
-      ...section("Candidates, best first", row.candidates.length ? [make("div", "cards", ...row.candidates.map((one, place) => card(one, place, q, row.detail && !row.pair)))] : []),
+      ...section(`Candidates, best first${row.scale ? `; scores from ${number(row.scale[0])} to ${number(row.scale[1])}` : ""}`, row.candidates.length ? [make("div", "cards", ...row.candidates.map((one) => card(one, row, q)))] : []),
       ...section("Comparisons", !row.pair && row.detail ? [text(row.detail)] : []),
       ...[said(row.replies, true)].filter(Boolean));
     if (data.judges > 1 && row.judge !== undefined) detail.append(make("p", "hint", `judge ${row.judge + 1}`));
@@ -195,6 +206,7 @@
   const page = () => Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
   const MOVES = { ArrowDown: () => chosen + 1, ArrowUp: () => chosen - 1, PageDown: () => chosen + page(), PageUp: () => chosen - page(), Home: () => 0, End: () => found.length - 1 };
   list.addEventListener("keydown", (event) => {
+    if (waiting) filter(); // the key is about the rows that were asked for
     if (event.key === "Enter" && chosen >= 0) read();
     else if (MOVES[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey) choose(MOVES[event.key]());
     else return;
@@ -205,9 +217,9 @@
     if (event.key === "/" && !typing) { form.elements.text.focus(); event.preventDefault(); }
     if (event.key === "Escape" && (typing || detail.contains(document.activeElement))) leave();
   });
-  let waiting = 0;
-  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); });
-  form.addEventListener("reset", () => setTimeout(filter));
+  const soon = (milliseconds) => { clearTimeout(waiting); waiting = setTimeout(filter, milliseconds); };
+  form.addEventListener("input", () => soon(120));
+  form.addEventListener("reset", () => soon(0)); // the fields are cleared after this event
   form.addEventListener("submit", (event) => { event.preventDefault(); filter(); list.focus(); });
   let drawing = 0;
   list.addEventListener("scroll", () => { cancelAnimationFrame(drawing); drawing = requestAnimationFrame(draw); }, { passive: true });

@@ -108,8 +108,18 @@ def test_candidates_are_side_by_side_in_judged_order_with_their_reasoning(browse
     assert browser.evaluate("document.querySelectorAll('.card .reply').length") == 3
 
 
+def test_equal_scores_share_a_place(browser: Browser, tmp_path: Path) -> None:
+    lines = [line("q", "a", place, 0, scores=[score]) for place, score in enumerate((3.0, 9.0, 3.0, 1.0))]
+    browser.open(page(tmp_path, [*lines, failed("q", group="a", place=4)]).as_uri())
+    places = "[...document.querySelectorAll('.card header span:first-child')].map((one) => one.textContent.trim())"
+    assert browser.evaluate(places) == ["1.", "2. (tie)", "2. (tie)", "4.", ""]
+    assert "candidates, best first; scores from 1 to 10" in detail(browser).lower()
+    assert browser.said == []
+
+
 @pytest.mark.parametrize(
-    ("order", "first"), [("low", "step 0"), ("high", "step 0"), ("spread", "step 0"), ("failed", "step 4")]
+    ("order", "first"),
+    [("low", "step 0"), ("high", "step 0"), ("spread", "step 0"), ("flat", "step 0"), ("failed", "step 4")],
 )
 def test_orders(browser: Browser, tmp_path: Path, order: str, first: str) -> None:
     browser.open(page(tmp_path, few()).as_uri())
@@ -138,6 +148,30 @@ def test_it_is_used_from_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert browser.evaluate(focused) == "list" and detail(browser).startswith("step 0")
     browser.key("Tab", 9)
     assert browser.said == []
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param("form.requestSubmit()", id="enter"),
+        pytest.param("form.reset(); await pause(50)", id="cleared"),
+        pytest.param("list.focus()", id="escape-at-once"),
+    ],
+)
+def test_a_filter_that_is_typed_undoes_no_later_choice(browser: Browser, tmp_path: Path, then: str) -> None:
+    """What is typed is applied after a moment; a key that chooses a row in this moment keeps its effect."""
+    browser.open(page(tmp_path, few()).as_uri())
+    browser.evaluate(f"""(async () => {{
+      const form = document.forms.filters, list = document.getElementById('list');
+      const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+      form.elements.text.value = 't';
+      form.elements.text.dispatchEvent(new Event('input', {{bubbles: true}}));
+      {then};
+      list.dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowDown'}}));
+      await pause(250);
+    }})()""")
+    assert detail(browser).startswith("step 4")
+    assert browser.evaluate("document.getElementById('list').getAttribute('aria-activedescendant')") == "row1"
 
 
 def test_the_filters_outlive_a_reload(browser: Browser, tmp_path: Path) -> None:

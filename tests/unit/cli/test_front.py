@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +49,70 @@ def test_standard_input_is_a_source(
     assert [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()] == [[3, 9]] * 3
 
 
+def test_vllm_writes_its_log_to_standard_error(
+    engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it is on standard output, among the rows."""
+    monkeypatch.setenv("VLLM_LOGGING_STREAM", "")
+    monkeypatch.delenv("VLLM_LOGGING_STREAM")
+    assert main(["score", str(write(tmp_path / "in.jsonl", ROWS)), *NANO]) == 0
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("", "standard input has no rows", id="empty"),
+        pytest.param("[]\n", "standard input, line 1: ", id="no-row"),
+        pytest.param(None, "standard input has no rows", id="closed"),
+    ],
+)
+def test_errors_name_standard_input(
+    text: str | None, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = None if text is None else SimpleNamespace(buffer=io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "stdin", given)
+    assert main(["score", "-", *NANO]) == 2
+    assert f"flexjudge: error: {said}" in capsys.readouterr().err
+    if text is None:
+        sys.stdin.close()
+
+
+def test_a_card_names_standard_input(engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(ROWS[0]).encode())))
+    assert main(["annotate", "-", "-o", str(tmp_path / "pairs.jsonl"), *NANO]) == 0
+    assert "Preference pairs of standard-input.jsonl" in (tmp_path / "pairs.md").read_text()
+
+
+def test_what_is_for_a_closed_stderr_is_not_among_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = verdicts(tmp_path / "a.jsonl", [1.0])
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["compare", str(one), str(tmp_path / "none.jsonl")]) == 2
+    sys.stderr.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_closed_stdout_ends_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = verdicts(tmp_path / "a.jsonl", [1.0])
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["compare", str(one), str(one)]) == 0
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_show_end_no_command(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (write(tmp_path / name, [{"id": "\u2192", "scores": [n]}]) for n, name in enumerate("ab"))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    assert main(["compare", str(one), str(other)]) == 1
+    sys.stdout.flush()
+    assert "\\u2192: [0] against [1], 1 apart" in shown.getvalue().decode(encoding)
+
+
 @pytest.mark.parametrize(
     ("failed", "limit", "code"),
     [
@@ -65,6 +131,25 @@ def test_too_many_failed_judgements_have_an_exit_code(
     source = write(tmp_path / "in.jsonl", rows)
     assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), *NANO, *limit]) == code
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10  # written all the same
+
+
+@pytest.mark.parametrize("command", ["score", "rerank", "annotate"])
+def test_too_many_failed_judgements_say_what_to_do(
+    command: str, engine: ScriptedEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as with the wording of another judge."""
+    source = write(tmp_path / "in.jsonl", [{**row, "candidates": ["? a", "? b"]} for row in ROWS])
+    assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), *NANO]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "judgements failed, more than 5.0%: this model does not follow the answer format: is it a judge" in last
+
+
+def test_help_names_no_file_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """A user of a wheel has none open."""
+    for command in ("", "score", "annotate", "report", "evaluate", "doctor", "serve", "cache"):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        assert not re.search(r"flexjudge_reward/\S+\.py|\b[a-z_]+/[a-z_]+\.py", capsys.readouterr().out), command
 
 
 @pytest.mark.parametrize("command", ["score", "rerank", "annotate"])
@@ -146,10 +231,25 @@ def test_completion_needs_its_package_and_a_shell(
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "flexjudge-reward[completion]" in capsys.readouterr().err
-    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash", "zsh"), complete=lambda parser, shell: f"# of {shell}")
+    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash", "zsh"), FILE={}, complete=lambda parser, shell: f"# of {shell}")
     monkeypatch.setitem(sys.modules, "shtab", shells)
     assert main(["completion", "bash"]) == 0 and capsys.readouterr().out == "# of bash\n"
     assert main(["completion", "fish"]) == 2 and "bash, zsh" in capsys.readouterr().err
+
+
+def test_a_shell_completes_files_where_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion that offers nothing takes a shell's own completion of files away."""
+    parsers: list[argparse.ArgumentParser] = []
+    files = {"bash": "files"}
+    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash",), FILE=files, complete=lambda parser, _: parsers.append(parser))
+    monkeypatch.setitem(sys.modules, "shtab", shells)
+    assert main(["completion", "bash"]) == 0
+    (commands,) = [one for one in parsers[0]._actions if isinstance(one.choices, dict)]
+    score = {one.dest: getattr(one, "complete", None) for one in commands.choices["score"]._actions}
+    assert [score[name] for name in ("source", "output", "media_root", "config", "rubric")] == [files] * 5
+    assert [score[name] for name in ("engine", "votes", "limit", "json", "position_swap")] == [None] * 5
+    (recipes,) = [one for one in commands.choices["recipes"]._actions if isinstance(one.choices, dict)]
+    assert {*recipes.choices} == {"list", "copy", "run"}
 
 
 # ---- compare
