@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   const island = $("data"), data = JSON.parse(island.textContent);
   const list = $("list"), room = $("room"), detail = $("detail"), form = $("filters");
-  let found = [], chosen = -1;
+  let found = [], chosen = -1, waiting = 0; // waiting: the timer of a filter that was typed and is not applied yet
 
   const make = (tag, name, ...inside) => {
     const element = document.createElement(tag);
@@ -79,6 +79,8 @@
     failed: (a, b) => b.failures - a.failures,
   };
   const filter = () => {
+    clearTimeout(waiting); // else it would undo a choice that was made since
+    waiting = 0;
     const q = asked();
     let judged = 0;
     found = data.rows.filter((row) => {
@@ -195,6 +197,7 @@
   const page = () => Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
   const MOVES = { ArrowDown: () => chosen + 1, ArrowUp: () => chosen - 1, PageDown: () => chosen + page(), PageUp: () => chosen - page(), Home: () => 0, End: () => found.length - 1 };
   list.addEventListener("keydown", (event) => {
+    if (waiting) filter(); // the key is about the rows that were asked for
     if (event.key === "Enter" && chosen >= 0) read();
     else if (MOVES[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey) choose(MOVES[event.key]());
     else return;
@@ -205,9 +208,9 @@
     if (event.key === "/" && !typing) { form.elements.text.focus(); event.preventDefault(); }
     if (event.key === "Escape" && (typing || detail.contains(document.activeElement))) leave();
   });
-  let waiting = 0;
-  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); });
-  form.addEventListener("reset", () => setTimeout(filter));
+  const soon = (milliseconds) => { clearTimeout(waiting); waiting = setTimeout(filter, milliseconds); };
+  form.addEventListener("input", () => soon(120));
+  form.addEventListener("reset", () => soon(0)); // the fields are cleared after this event
   form.addEventListener("submit", (event) => { event.preventDefault(); filter(); list.focus(); });
   let drawing = 0;
   list.addEventListener("scroll", () => { cancelAnimationFrame(drawing); drawing = requestAnimationFrame(draw); }, { passive: true });

@@ -140,6 +140,30 @@ def test_it_is_used_from_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert browser.said == []
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param("form.requestSubmit()", id="enter"),
+        pytest.param("form.reset(); await pause(50)", id="cleared"),
+        pytest.param("list.focus()", id="escape-at-once"),
+    ],
+)
+def test_a_filter_that_is_typed_undoes_no_later_choice(browser: Browser, tmp_path: Path, then: str) -> None:
+    """What is typed is applied after a moment; a key that chooses a row in this moment keeps its effect."""
+    browser.open(page(tmp_path, few()).as_uri())
+    browser.evaluate(f"""(async () => {{
+      const form = document.forms.filters, list = document.getElementById('list');
+      const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+      form.elements.text.value = 't';
+      form.elements.text.dispatchEvent(new Event('input', {{bubbles: true}}));
+      {then};
+      list.dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowDown'}}));
+      await pause(250);
+    }})()""")
+    assert detail(browser).startswith("step 4")
+    assert browser.evaluate("document.getElementById('list').getAttribute('aria-activedescendant')") == "row1"
+
+
 def test_the_filters_outlive_a_reload(browser: Browser, tmp_path: Path) -> None:
     address = page(tmp_path, few()).as_uri()
     browser.open(address)
