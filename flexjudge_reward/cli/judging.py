@@ -256,8 +256,12 @@ def _source(arguments: argparse.Namespace) -> Iterator[None]:
     if arguments.source != "-":
         yield
         return
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        arguments.source = file.name
-        yield
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "standard-input.jsonl")  # a card names it
+        with file.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        arguments.source = str(file)
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(file), "standard input")) from None

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ _SHELLS = "completion for a shell: flexjudge completion bash | zsh | tcsh"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _mend_streams()
     try:
         parser = _parser(*words[:1])
         if words[:1] == ["completion"]:
@@ -61,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nflexjudge: interrupted; {kept}", file=sys.stderr)
         return 130
     return code
+
+
+def _mend_streams() -> None:
+    """Makes a closed standard stream the null device, and lets none fail at a character that it cannot encode."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # else print(file=sys.stderr) goes to standard output, among the data
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _said(error: FlexJudgeError | OSError) -> object:

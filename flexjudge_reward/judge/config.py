@@ -12,6 +12,7 @@ command to run instead.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -293,7 +294,9 @@ class RewardConfig:
     media_root: str | None = setting(None, "the folder below which media files may be read; without one, none is")
     completion: Completion = setting("answer", "what is judged: the answer after the policy's own reasoning, or all")
     num_generations: int | None = setting(None, "the trainer's group size; by default what the rows show", low=1)
-    deadline: float = setting(1200.0, "seconds after which a rank gives up; below the trainer's ddp_timeout", low=0.001)
+    deadline: float = setting(
+        1200.0, "seconds after which a rank gives up; below the trainer's ddp_timeout", 0.001, math.inf
+    )
     reward_server: str | None = setting(None, "a `flexjudge serve` that judges instead of this process")
 
     def __post_init__(self) -> None:

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import re
 import tomllib
 import types
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 from flexjudge_reward.errors import ConfigError, MissingExtra
 
 PREFIX = "FLEXJUDGE_"
+_MOST = 1e15  # of any number: what waits, adds or counts takes no infinity
 _NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY", "FLEXJUDGE_SERVE_TOKEN"}
 
 
@@ -74,15 +74,16 @@ class Setting(NamedTuple):
             right = isinstance(value, (int, self.kind)) and not isinstance(value, bool)
             expected = "a whole number" if self.kind is int else "a number"
             if right:
-                right, expected = self.low <= value <= self.high, self._range()
+                right, expected = self.low <= value <= self.high, self._range(value)
         elif isinstance(value, self.types) and not isinstance(value, str):
             return value
         elif self.choices:
             right, expected = str(value) in self.choices, f"one of {', '.join(self.choices)}"
         else:
-            right, expected = isinstance(value, str | Path) and bool(str(value)), "a text"
+            right = isinstance(value, str | Path) and bool(str(value)) and "\0" not in str(value)
+            expected = "a text"
         if not right:
-            raise ConfigError(f"{where}: {self.name!r} must be {expected}, found {value!r}")
+            raise ConfigError(f"{where}: {self.name!r} must be {expected}, found {value!r:.100}")
         return self.kind(value)
 
     def parsed(self, text: str) -> Any:
@@ -94,11 +95,13 @@ class Setting(NamedTuple):
         except ValueError:
             return text
 
-    def _range(self) -> str:
-        return f"at least {self.low:g}" if math.isinf(self.high) else f"from {self.low:g} to {self.high:g}"
+    def _range(self, value: float) -> str:
+        if self.high < _MOST:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"at most {_MOST:g}" if value > _MOST else f"at least {self.low:g}"
 
 
-def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
+def setting(default: Any, help: str, low: float = -_MOST, high: float = _MOST) -> Any:
     """A dataclass field that is a setting; a number has a range, both ends included."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 

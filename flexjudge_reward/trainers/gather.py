@@ -199,7 +199,7 @@ class Deadline:
         if not self.left:
             return None
         result, thread = started(work)
-        if wait([result], self.left).not_done:
+        if wait([result], min(self.left, threading.TIMEOUT_MAX)).not_done:
             atexit.register(_end, thread)
             return None
         return result.result()

@@ -48,6 +48,60 @@ def test_standard_input_is_a_source(
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("", "standard input has no rows", id="empty"),
+        pytest.param("[]\n", "standard input, line 1: ", id="no-row"),
+        pytest.param(None, "standard input has no rows", id="closed"),
+    ],
+)
+def test_errors_name_standard_input(
+    text: str | None, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = None if text is None else SimpleNamespace(buffer=io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "stdin", given)
+    assert main(["score", "-", *NANO]) == 2
+    assert f"flexjudge: error: {said}" in capsys.readouterr().err
+    if text is None:
+        sys.stdin.close()
+
+
+def test_a_card_names_standard_input(engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(ROWS[0]).encode())))
+    assert main(["annotate", "-", "-o", str(tmp_path / "pairs.jsonl"), *NANO]) == 0
+    assert "Preference pairs of standard-input.jsonl" in (tmp_path / "pairs.md").read_text()
+
+
+def test_what_is_for_a_closed_stderr_is_not_among_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = verdicts(tmp_path / "a.jsonl", [1.0])
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["compare", str(one), str(tmp_path / "none.jsonl")]) == 2
+    sys.stderr.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_closed_stdout_ends_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = verdicts(tmp_path / "a.jsonl", [1.0])
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["compare", str(one), str(one)]) == 0
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_show_end_no_command(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (write(tmp_path / name, [{"id": "\u2192", "scores": [n]}]) for n, name in enumerate("ab"))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    assert main(["compare", str(one), str(other)]) == 1
+    sys.stdout.flush()
+    assert "\\u2192: [0] against [1], 1 apart" in shown.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(
     ("failed", "limit", "code"),
     [
         pytest.param(0, [], 0, id="none"),

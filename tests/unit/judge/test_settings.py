@@ -127,6 +127,8 @@ def test_every_setting_is_a_flag_with_a_help_and_the_same_type() -> None:
         pytest.param({"position_swap": 1}, "'position_swap' must be true or false, found 1", id="not-a-switch"),
         pytest.param({"model": 7}, "'model' must be a text, found 7", id="not-a-text"),
         pytest.param({"model": ""}, "'model' must be a text, found ''", id="no-text"),
+        pytest.param({"cache": "a\0b"}, r"'cache' must be a text, found 'a\\x00b'", id="no-path"),
+        pytest.param({"votes": "y" * 9_000}, "'votes' must be a whole number, found '" + "y" * 99, id="long"),
         pytest.param({"rubric": 7}, "'rubric' must be a text, found 7", id="not-a-rubric"),
         pytest.param({"on_failure": "zero"}, "'on_failure' must be one of group_mean, abstain, raise", id="policy"),
     ],
@@ -245,6 +247,8 @@ def test_a_server_beside_another_engine_is_a_contradiction_within_one_place() ->
         pytest.param("max_failure_rate", 1.5, "from 0 to 1, found 1.5", id="share"),
         pytest.param("deadline", 0.0, "at least 0.001, found 0.0", id="deadline"),
         pytest.param("num_generations", 0, "at least 1, found 0", id="group-size"),
+        pytest.param("num_generations", 10**26, f"at most 1e+15, found {10**26}", id="no-such-group"),
+        pytest.param("prompt_price", float("inf"), "at most 1e+15, found inf", id="price"),
     ],
 )
 def test_a_value_out_of_range_names_its_place(name: str, value: float, message: str, tmp_path: Path) -> None:

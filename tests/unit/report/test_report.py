@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -534,3 +535,10 @@ def test_a_taken_port_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
     with serving(tmp_path) as port:
         assert main(["report", str(tmp_path), "--serve", str(port)]) == 2
     assert f"cannot serve on port {port}" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
+    """Of a file from a system with another encoding."""
+    path = write(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), [line()])
+    assert main(["report", str(path), "-o", str(tmp_path / "page.html")]) == 0
+    assert "<bdi>caf .jsonl</bdi>" in (tmp_path / "page.html").read_text()
