@@ -5,6 +5,8 @@
     python benchmarks/front_door.py suite     suite.minutes            make test in a clean clone, without installation,
                                               suite.fast_seconds       and make test-fast
     python benchmarks/front_door.py house     house.*                  modules, lines, functions; package.wheel_mb
+    python benchmarks/front_door.py findings  door.findings_fixed      findings.toml: the tests of each finding are run,
+                                                                       and the wheel and the sdist are looked into
 
 The clone goes to a temporary folder and is removed afterwards. Needs `git`, `make` and Python 3.11 only.
 """
@@ -16,11 +18,17 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import tomllib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import install
 from figures import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +41,7 @@ def main() -> None:
         "demo": measure_demo,
         "suite": measure_suite,
         "house": measure_house,
+        "findings": measure_findings,
     }
     if len(sys.argv) != 2 or sys.argv[1] not in measurements:
         sys.exit(f"usage: python benchmarks/front_door.py {'|'.join(measurements)}")
@@ -75,6 +84,73 @@ def measure_suite() -> None:
         fast = time.perf_counter() - start
     record("suite.minutes", minutes, unit="min", target="", note="real vLLM and trainers included")
     record("suite.fast_seconds", fast, unit="s", target="<= 60", note="tests/unit and tests/contract")
+
+
+def measure_findings() -> None:
+    """The findings of findings.toml whose every check passes."""
+    sections = tomllib.loads((ROOT / "benchmarks" / "findings.toml").read_text("utf-8"))
+    checks = {(section, was): said[1:] for section, found in sections.items() for was, said in found.items()}
+    tests = sorted({one for named in checks.values() for one in named if one.startswith("tests/")})
+    wrong = failing(tests) | {one for named in checks.values() for one in named if one not in tests}
+    with tempfile.TemporaryDirectory() as folder:
+        known = {*shipped(Path(folder)), *(f"install {extra}" for extra in install.EXTRAS)}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    wrong -= known | {one for one in wrong if one.startswith("readme ") and one.removeprefix("readme ") in readme}
+    for (section, was), named in checks.items():
+        if bad := [one for one in named if one in wrong]:
+            print(f"{section}  {was}: {', '.join(bad)}")
+        elif not named:
+            print(f"{section}  {was}: {sections[section][was][0]}")
+    fixed = sum(bool(named) and not wrong & {*named} for named in checks.values())
+    note = f"of {len(checks)}; {len(tests)} tests or files of tests; 'install' lines are what make test-install runs"
+    record("door.findings_fixed", fixed, unit="findings", target="", note=note)
+
+
+def failing(tests: list[str]) -> set[str]:
+    """Those with a case that fails, or without one that passes: a test that is skipped shows nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-o",
+            "junit_family=xunit1",
+            f"--junit-xml={report}",
+        ]
+        subprocess.run([*command, *tests], cwd=ROOT)
+        cases = ElementTree.parse(report).getroot().iter("testcase")
+        ended = {(f"{case.get('file')}::{str(case.get('name')).partition('[')[0]}", ending(case)) for case in cases}
+
+    def good(test: str) -> bool:
+        own = {how for name, how in ended if name == test or name.startswith(f"{test}::")}
+        return "passed" in own and "failed" not in own
+
+    return {test for test in tests if not good(test)}
+
+
+def exists(test: str) -> bool:
+    file, _, name = test.partition("::")
+    return (ROOT / file).is_file() and (not name or f"def {name}(" in (ROOT / file).read_text("utf-8"))
+
+
+def ending(case: ElementTree.Element) -> str:
+    kinds = {child.tag for child in case}
+    return "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+
+
+def shipped(folder: Path) -> Iterator[str]:
+    """The files in the wheel and in the source distribution, as findings.toml names them."""
+    build = f"from setuptools import build_meta as b; b.build_wheel({str(folder)!r}); b.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    for wheel in folder.glob("*.whl"):
+        yield from (f"wheel {name}" for name in zipfile.ZipFile(wheel).namelist())
+    for sdist in folder.glob("*.tar.gz"):
+        with tarfile.open(sdist) as archive:
+            yield from (f"sdist {name.partition('/')[2]}" for name in archive.getnames())
 
 
 def measure_house() -> None:

@@ -2,6 +2,7 @@
 
     python3 benchmarks/install.py                     Python 3.11 to 3.13, and every extra on each (an hour)
     python3 benchmarks/install.py 3.13 core report    one Python, these extras
+    python3 benchmarks/install.py readme              the README word for word, on each Python
 
 Records door.core_install_seconds and door.first_judgement_seconds, of the slowest Python. An environment is made,
 used and removed before the next. The time of pip is that of the index that it uses; `torch==2.13.0`, the build for
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,8 +84,8 @@ class Line:
 
     def run(self, folder: Path) -> float:
         """Its seconds. Raises SystemExit if it does anything else."""
-        word = self.command.split()[0]
-        command = self.command.split() if word in ("flexjudge", "python", "trl") else ["python", "-c", self.command]
+        words = shlex.split(self.command, comments=True)
+        command = words if words[0] in ("flexjudge", "python", "trl") else ["python", "-c", self.command]
         environment = clean() | {"PATH": f"{folder}/env/bin:{os.environ['PATH']}", "XDG_CACHE_HOME": f"{folder}/cache"}
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -102,6 +105,14 @@ def clean() -> dict[str, str]:
 def missing(extra: str) -> str:
     """What the one line says where an extra is missing."""
     return f"pip install 'flexjudge-reward[{extra}]'"
+
+
+def readme() -> list[Line]:
+    """Its Python blocks, as files that are run, and its commands; what needs a network or a GPU apart."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    commands = re.findall(r"^    (flexjudge .*)", text, re.MULTILINE)
+    return [*map(Line, blocks), Line("flexjudge recipes list", says="grpo_vlm"), *map(Line, commands)]
 
 
 EXTRAS: dict[str, list[Line]] = {
@@ -135,6 +146,7 @@ EXTRAS: dict[str, list[Line]] = {
         Line(f"{GRPO} 1", says="rewards/helpful/mean"),
         Line(f"{GRPO} 2", says="rewards/helpful/mean"),
     ],
+    "readme": readme(),
     "vlm": [Line(PROCESSOR, says="Qwen2_5_VLProcessor")],
     "yaml": [Line(f"{SCORE} --config judge.yaml", 2, missing("transformers"))],
     "completion": [Line("flexjudge completion bash", says="flexjudge")],
@@ -148,7 +160,8 @@ EXTRAS: dict[str, list[Line]] = {
     "vendors": [Line("import any_llm")],
     "diffusers": [Line("import diffusers")],
 }
-WITH_TORCH = ("transformers", "trl", "diffusers")  # of "vlm", torch and torchvision must be one build
+INSTALLED = {"core": "", "readme": "[trl,report]"}  # of all others, the extra of that name
+WITH_TORCH = ("transformers", "trl", "readme", "diffusers")  # of "vlm", torch and torchvision must be one build
 
 
 def main() -> None:
@@ -179,7 +192,7 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     if extra in WITH_TORCH:
         subprocess.run([*pip, TORCH], check=True, env=clean())
     start = time.perf_counter()
-    subprocess.run([*pip, f"{wheel}" if extra == "core" else f"{wheel}[{extra}]"], check=True, env=clean())
+    subprocess.run([*pip, f"{wheel}{INSTALLED.get(extra, f'[{extra}]')}"], check=True, env=clean())
     times = {"door.core_install_seconds": time.perf_counter() - start} if extra == "core" else {}
     installed = f"{extra:13} pip {time.perf_counter() - start:6.1f} s"
     Line(PICTURE).run(folder)
@@ -188,6 +201,9 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     (folder / "samples.jsonl").write_text(json.dumps(samples) + "\n")
     labelled = samples | {"label": [5, 1]}
     (folder / "labelled.jsonl").write_text(json.dumps(labelled) + "\n")
+    (folder / "images").mkdir()
+    shutil.copy(folder / "1.png", folder / "images")
+    (folder / "answers.jsonl").write_text((folder / "rows.jsonl").read_text())
     (folder / "rows.parquet").write_bytes(b"PAR1")
     (folder / "judge.yaml").write_text("model: nano\n")
     (folder / "grpo.yaml").write_text(json.dumps(SETTINGS))  # JSON is YAML
@@ -198,7 +214,7 @@ def tried(python: str, extra: str, wheel: Path, folder: Path) -> dict[str, float
     for line in EXTRAS[extra]:
         seconds = line.run(folder)
         times |= {line.seconds: seconds} if line.seconds else {}
-        print(f"python {python}   {installed}   {seconds:6.1f} s   {line.command[:80]}", flush=True)
+        print(f"python {python}   {installed}   {seconds:6.1f} s   {line.command[:80]!r}", flush=True)
     shutil.rmtree(folder)
     return times
 

@@ -21,6 +21,7 @@ from flexjudge_reward.data.rows import RowOptions, Rows
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardConfig
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.rewards import ADVICE
 from flexjudge_reward.judge.settings import PREFIX, add_flags, collect, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.annotate import annotate_file
@@ -239,13 +240,16 @@ def row_options(arguments: argparse.Namespace) -> RowOptions:
 
 def _exit_code(result: Result, limit: float) -> int:
     """3 if too many judgements failed, which a program that reads the file next should know."""
+    counts = result.failures if isinstance(result, RunSummary) else result
+    kinds = {kind: counts[kind] for kind in get_args(FailureKind) if counts.get(kind)}
     if isinstance(result, RunSummary | TraceCounts):
         failed, judged = result.failed, result.judged
     else:
-        failed = sum(count for why, count in result.items() if why in get_args(FailureKind))
+        failed = sum(kinds.values())
         judged = sum(count for why, count in result.items() if why not in ("rows", "row"))
     if judged and failed > limit * judged:
-        print(f"flexjudge: {failed} of {judged} judgements failed, more than {limit:.1%}", file=sys.stderr)
+        said = f"{failed} of {judged} judgements failed, more than {limit:.1%}"
+        print(f"flexjudge: {said}: {ADVICE[max(kinds, key=kinds.__getitem__)]}", file=sys.stderr)
         return 3
     return 0
 

@@ -44,7 +44,7 @@ UNCLEAR: frozenset[FailureKind] = frozenset({"malformed", "out_of_range", "wrong
 NO_TROUBLE: frozenset[FailureKind] = frozenset({"unfinished", "uncertain"})
 """Failures that no judge has to answer for: the policy's own, and those that a setting makes."""
 
-_ADVICE = {
+ADVICE: dict[str, str] = {
     "truncated": "raise max_tokens, give the engine memory for its context, or judge with a model that thinks shorter",
     "malformed": "this model does not follow the answer format: is it a judge of this format and prompt set?",
     "out_of_range": "the judge answers off the rubric's scale: use the scale it was trained on",
@@ -247,5 +247,5 @@ class FailureWatch:
         return (
             f"{len(failed)} of the last {len(self._recent)} judgements failed ({counts}); the limit is"
             f" {self.limit:.1%} of {self.window} (max_failure_rate={self.limit:g}). Latest {most}: {example.detail}."
-            f" What to do: {_ADVICE[most]}; if this many failures are expected, raise max_failure_rate."
+            f" What to do: {ADVICE[most]}; if this many failures are expected, raise max_failure_rate."
         )

@@ -40,7 +40,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, get_args
 
 from flexjudge_reward.data.cells import source_media
 from flexjudge_reward.data.rows import BadRow, Row, RowOptions, Rows
@@ -53,10 +53,11 @@ from flexjudge_reward.offline.card import Making
 from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, form_of, pair_format, pairs_of, select
+from flexjudge_reward.offline.progress import Progress
 from flexjudge_reward.offline.window import in_order
 from flexjudge_reward.prompts.template import Template
 from flexjudge_reward.rubric import Rubric
-from flexjudge_reward.types import Content
+from flexjudge_reward.types import Content, FailureKind
 
 MOST_CANDIDATES = {"all": 64, "best": 256}  # of a row, whose pairs grow as their square: 2,000 would be 2 million pairs
 BATCH = 128  # rows that are written together; of a judge in this process they are judged together, too
@@ -191,8 +192,6 @@ def _annotate(
     writer: PairWriter,
     journal: Journal,
 ) -> None:
-    from tqdm import tqdm
-
     def write(compared: Sequence[tuple[Row | BadRow, list[Pair]]]) -> None:
         for row, pairs in compared:
             if isinstance(row, BadRow):
@@ -203,7 +202,7 @@ def _annotate(
         if compared:
             journal.commit(len(compared))
 
-    with tqdm(total=total, initial=journal.counts["rows"], unit="row", desc="annotating", disable=None) as bar:
+    with Progress("annotating", total, journal.counts["rows"]) as progress:
         held: list[tuple[Row | BadRow, list[Pair]]] = []
         for batch, compared in _compared(rows, making.judge):
             check_answered(compared, first=not journal.counts["rows"])
@@ -213,7 +212,8 @@ def _annotate(
             if not any(map(_unanswered, compared)):
                 write(held)
                 held = []
-            bar.update(len(batch))
+            failed = sum(journal.counts[kind] for kind in get_args(FailureKind))
+            progress.update(len(batch), f"{journal.counts['pairs']:,} pairs, {failed:,} failed")
         write(held)
 
 

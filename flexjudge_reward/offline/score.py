@@ -38,6 +38,7 @@ from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import asked_entry, failure_entry, json_line
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.offline.output import owned
+from flexjudge_reward.offline.progress import Progress
 from flexjudge_reward.offline.recorded import RecordedRows
 from flexjudge_reward.offline.rerank import ranked
 from flexjudge_reward.offline.window import in_order
@@ -102,8 +103,6 @@ def rejudge_file(
 
 
 def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks: bool) -> RunSummary:
-    from tqdm import tqdm
-
     done, start, check = 0, time.perf_counter(), partial(check_row, judge, ranks)
     if output is not None:
         if output.suffix.lower() in _NO_LINES:
@@ -114,7 +113,7 @@ def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks
         rows.check_output_path(output)
     with nullcontext() if output is None else owned(output):
         total, left, summary = rows.verify(check, ranks), rows.read(check, ranks), RunSummary()
-        with _complete(output) as sink, tqdm(total=total, unit="row", desc="judging", disable=None) as bar:
+        with _complete(output) as sink, Progress("judging", total) as progress:
 
             def judged(batch: list[Row | BadRow]) -> list[dict[str, object]]:
                 return list(judged_batch(batch, judge, entries, summary))
@@ -123,7 +122,7 @@ def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks
                 for row, entry in zip(batch, found, strict=True):
                     sink.write(json_line({rows.unit: row.number, "id": row.id, **entry}))
                 sink.flush()
-                bar.update(len(batch))
+                progress.update(len(batch), f"{summary.failed:,} of {summary.judged:,} judgements failed")
                 done += len(batch)
     summary.seconds = min(summary.seconds, time.perf_counter() - start)  # of batches side by side it is their sum
     rows.report(summary.skipped, done)

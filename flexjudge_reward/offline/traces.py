@@ -38,6 +38,7 @@ from flexjudge_reward.formats.onecall import OneCall
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import json_line
 from flexjudge_reward.offline.output import owned
+from flexjudge_reward.offline.progress import Progress
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Example, FailureKind, Verdict
 
@@ -139,9 +140,7 @@ class _Job:
         self._kept: set[str] = set()  # digests of the examples that have a trace
 
     def run(self, rows: Rows, total: int | None, left: Iterator[Row | BadRow], files: _Files) -> None:
-        from tqdm import tqdm
-
-        with tqdm(total=total, unit="row", desc="tracing", disable=None) as bar:
+        with Progress("tracing", total) as progress:
             while batch := list(islice(left, BATCH)):
                 good = [row for row in batch if isinstance(row, Row)]
                 drawn = iter(self._drawn([row.example for row in good]))
@@ -149,7 +148,7 @@ class _Job:
                     found = next(drawn) if isinstance(row, Row) else []
                     self._add(rows.unit, row, found, files)
                 files.flush()
-                bar.update(len(batch))
+                progress.update(len(batch), f"{self.counts['traces']:,} traces, {self.counts.failed:,} failed")
 
     def _drawn(self, examples: Sequence[Example]) -> list[list[Verdict]]:
         """Per example, a verdict for each seed. Raises EngineError if there is no reply at all."""

@@ -197,3 +197,27 @@ for needs in (lambda: Media.image(array).images(), lambda: evaluate("nano_world"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["datasets", "evaluate"], done.stderr
+
+
+def test_files_that_texts_name_exist() -> None:
+    """Code, pages and rubrics name files of this repository by their paths."""
+    named = re.compile(
+        r"(?<![\w/.])(?:recipes|benchmarks|tests|flexjudge_reward)/[\w./-]+\.(?:py|toml|yaml|md|jsonl|png)"
+    )
+    texts = [path for folder in (PACKAGE, ROOT / "recipes") for path in folder.rglob("*")]
+    texts = [path for path in texts if path.suffix in (".py", ".toml", ".md", ".yaml")] + [*ROOT.glob("*.md")]
+    gone = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in texts
+        for name in named.findall(path.read_text("utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert not gone
+
+
+def test_caps_of_vllm_are_in_its_extras_only() -> None:
+    """Who does not install vLLM may have a newer torch and transformers than it takes."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    with_vllm = {name for name, needs in extras.items() if any(need.startswith("vllm") for need in needs)}
+    assert with_vllm == {"vllm", "cpu"}
+    assert not any("[vllm]" in need or "[cpu]" in need for needs in extras.values() for need in needs)

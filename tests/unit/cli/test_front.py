@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,25 @@ def test_too_many_failed_judgements_have_an_exit_code(
     source = write(tmp_path / "in.jsonl", rows)
     assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), *NANO, *limit]) == code
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10  # written all the same
+
+
+@pytest.mark.parametrize("command", ["score", "rerank", "annotate"])
+def test_too_many_failed_judgements_say_what_to_do(
+    command: str, engine: ScriptedEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as with the wording of another judge."""
+    source = write(tmp_path / "in.jsonl", [{**row, "candidates": ["? a", "? b"]} for row in ROWS])
+    assert main([command, str(source), "-o", str(tmp_path / "out.jsonl"), *NANO]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "judgements failed, more than 5.0%: this model does not follow the answer format: is it a judge" in last
+
+
+def test_help_names_no_file_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """A user of a wheel has none open."""
+    for command in ("", "score", "annotate", "report", "evaluate", "doctor", "serve", "cache"):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        assert not re.search(r"flexjudge_reward/\S+\.py|\b[a-z_]+/[a-z_]+\.py", capsys.readouterr().out), command
 
 
 @pytest.mark.parametrize("command", ["score", "rerank", "annotate"])
