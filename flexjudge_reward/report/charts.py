@@ -49,7 +49,7 @@ def lines(title: str, values: Mapping[str, Mapping[int, float | None]], top: flo
         placed = [(*place(x, y), f"{name}, step {x}: {y:.4g}") for x, y in line.items()]
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y, _ in placed)
         drawn.append(Line(name, path, placed if len(placed) <= _MOST_DOTS else []))
-    ends = [(_across(0.0), f"{low}"), (_across(1.0), f"{high}")] if high > low else [(_across(0.5), f"{low}")]
+    ends = [(_across(0.0), f"step {low}"), (_across(1.0), f"{high}")][: 1 + (high > low)]
     return Chart(title, drawn, [], ends, _labels(ceiling))
 
 

@@ -71,6 +71,7 @@ class Group:
     pair: str = ""  # "kept", or why it was not; "" for what is no pair
     detail: str = ""
     margin: float | None = None
+    scale: tuple[float, float] | None = None  # of the scores
     row: str = ""  # the id of the row of the input, as JSON
     repeated: bool = False  # a later run of the same record went back and judged this step again
     pair_of: tuple[object, ...] = ()  # places in that row
@@ -166,6 +167,7 @@ def _recorded(line: dict[str, Any], file: Path, number: int) -> Group:
         probe=_text(line.get("probe")),
         row=_row(line),
         replies=[] if alone else said,
+        scale=_scale(scale),
         detail="\n".join(
             [*map(_compared, _dicts(line.get("comparisons"))), *map(_answered, _dicts(line.get("criteria")))]
         ),
@@ -236,7 +238,9 @@ def _scored(line: dict[str, Any], file: Path, number: int) -> Group:
     question, shared = _parts(line.get("question")), [] if alone else reasoning
     shown = [Seen(kind, _text(one)) for kind in MEDIA_COLUMNS for one in _list(line.get(f"{kind}s"))]
     cached = int(line.get("cached") is True)
-    return Group(key, name, file, candidates, None, [*question, *shown], replies=shared, calls=1, cached=cached)
+    group = Group(key, name, file, candidates, None, [*question, *shown], replies=shared, calls=1, cached=cached)
+    group.scale = _scale(scale)
+    return group
 
 
 def _paired(line: dict[str, Any], file: Path, number: int) -> Group:
@@ -274,13 +278,17 @@ def _row(line: Mapping[str, Any]) -> str:
 
 
 def _candidate(parts: Any, score: Any, scale: Any, failure: tuple[str, str] | None, replies: list[str]) -> Candidate:
-    value, bounds = _number(score), [_number(bound) for bound in _list(scale)]
-    unit = None
+    value, bounds, unit = _number(score), _scale(scale), None
     if value is None or failure is not None:
         value, failure = None, failure or ("other", "no score")
-    elif len(bounds) == 2 and None not in bounds and bounds[0] < bounds[1]:  # type: ignore[operator]
-        unit = min(1.0, max(0.0, (value - bounds[0]) / (bounds[1] - bounds[0])))  # type: ignore[operator]
+    elif bounds is not None:
+        unit = min(1.0, max(0.0, (value - bounds[0]) / (bounds[1] - bounds[0])))
     return Candidate(_parts(parts), value, unit, failure, replies)
+
+
+def _scale(scale: Any) -> tuple[float, float] | None:
+    low, high = [*map(_number, _list(scale)), None, None][:2]
+    return None if low is None or high is None or low >= high or len(_list(scale)) != 2 else (low, high)
 
 
 def _failure(value: Any) -> tuple[str, str] | None:

@@ -72,10 +72,13 @@
     const narrow = ["outcome", "low", "high", "shortest", "longest"].some((name) => q[name] !== undefined);
     return narrow ? row.candidates.filter((one) => fits(one, q)).length : Math.max(1, row.candidates.length);
   };
+  const scored = (row) => row.candidates.filter((one) => one.score !== undefined).length;
+  const narrow = (row) => (scored(row) > 1 ? row.best - row.worst : Number.MAX_VALUE); // one score has no spread
   const ORDERS = {
     low: (a, b) => (a.worst ?? Infinity) - (b.worst ?? Infinity) || 0,
     high: (a, b) => (b.best ?? -Infinity) - (a.best ?? -Infinity) || 0,
     spread: (a, b) => (b.best - b.worst) - (a.best - a.worst),
+    flat: (a, b) => narrow(a) - narrow(b),
     failed: (a, b) => b.failures - a.failures,
   };
   const filter = () => {
@@ -155,8 +158,14 @@
     element.open = open;
     return element;
   };
-  const card = (one, place, q, numbered) => {
-    const rank = one.label || [one.failure ? "" : `${place + 1}.`, numbered ? `candidate ${one.number}` : ""].join(" ");
+  // Candidates with equal scores share a place.
+  const placed = (one, row) => {
+    const place = 1 + row.candidates.filter((other) => other.score > one.score).length;
+    return `${place}.${row.candidates.filter((other) => other.score === one.score).length > 1 ? " (tie)" : ""}`;
+  };
+  const card = (one, row, q) => {
+    const numbered = row.detail && !row.pair;
+    const rank = one.label || [one.score === undefined ? "" : placed(one, row), numbered ? `candidate ${one.number}` : ""].join(" ");
     const value = one.failure ? make("span", "score bad", one.failure[0].replaceAll("_", " ")) : make("span", "score", one.score === undefined ? "–" : number(one.score));
     const element = make("section", fits(one, q) ? "card" : "card off", make("header", "", make("span", "", rank), value));
     if (one.unit !== undefined) {
@@ -183,7 +192,7 @@
     detail.replaceChildren(close, title, ...section("Pair", fate), ...section("Why", row.pair && row.detail ? [text(row.detail)] : []),
       ...section("Question", shown(row.question)), ...section("Reference", shown(row.reference)),
       ...section("Rubric of this row", row.rubric ? [text(row.rubric)] : []),
-      ...section("Candidates, best first", row.candidates.length ? [make("div", "cards", ...row.candidates.map((one, place) => card(one, place, q, row.detail && !row.pair)))] : []),
+      ...section(`Candidates, best first${row.scale ? `; scores from ${number(row.scale[0])} to ${number(row.scale[1])}` : ""}`, row.candidates.length ? [make("div", "cards", ...row.candidates.map((one) => card(one, row, q)))] : []),
       ...section("Comparisons", !row.pair && row.detail ? [text(row.detail)] : []),
       ...[said(row.replies, true)].filter(Boolean));
     if (data.judges > 1 && row.judge !== undefined) detail.append(make("p", "hint", `judge ${row.judge + 1}`));

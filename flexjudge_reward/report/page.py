@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from flexjudge_reward.report.lines import Candidate, Group, Seen
 
 MOST, MOST_TEXT = 20_000, 26_000_000  # judgements, and bytes of their texts, of a page
-BINS = 20  # of a histogram
+BINS = 10  # of a histogram: a bar for each whole score from 1 to 10
 _MOST_JUDGES, _MOST_ALARMS = 20, 50
 _FRAME = 100  # bytes of what surrounds the texts of a candidate or a group
 
@@ -49,9 +49,19 @@ class Step:
     @property
     def spread(self) -> float | None:
         """The standard deviation of the scores within a group, averaged over the groups with two scores or more."""
-        several = [(count, total, squares) for count, total, squares in self.groups.values() if count > 1]
-        spreads = [math.sqrt(max(0.0, squares / n - (total / n) ** 2)) for n, total, squares in several]
+        spreads = self._spreads
         return sum(spreads) / len(spreads) if spreads else None
+
+    @property
+    def flat(self) -> tuple[int, int]:
+        """The groups whose scores are all equal, which train nothing, and the groups with two scores or more."""
+        spreads = self._spreads
+        return sum(spread < 1e-6 for spread in spreads), len(spreads)
+
+    @property
+    def _spreads(self) -> list[float]:
+        several = [(count, total, squares) for count, total, squares in self.groups.values() if count > 1]
+        return [math.sqrt(max(0.0, squares / n - (total / n) ** 2)) for n, total, squares in several]
 
 
 class Page:

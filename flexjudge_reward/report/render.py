@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexjudge_reward.errors import MissingExtra, printable
+from flexjudge_reward.errors import MissingExtra
 from flexjudge_reward.report import charts
 from flexjudge_reward.report.lines import Candidate, Group, Parts, Seen, files_of, groups_of
 from flexjudge_reward.report.page import BINS, MOST, Page, Step
@@ -69,7 +69,7 @@ def report(source: Path, media_root: Path | None = None, live: str = "", most: i
     script, style = (_HERE.joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
     html = template.render(
         page=page,
-        name=printable(source.resolve().name),
+        name=source.resolve().name.encode("utf-8", "replace").decode(),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         charts=_charts(page),
         judges=[_settings(judge) for judge in page.judges],
@@ -169,6 +169,7 @@ def _group(group: Group, page: Page, pictures: Pictures) -> dict[str, Any]:
         "pair": group.pair,
         "detail": group.detail,
         "margin": group.margin,
+        "scale": group.scale,
     }
     return _present(row)
 

@@ -108,8 +108,18 @@ def test_candidates_are_side_by_side_in_judged_order_with_their_reasoning(browse
     assert browser.evaluate("document.querySelectorAll('.card .reply').length") == 3
 
 
+def test_equal_scores_share_a_place(browser: Browser, tmp_path: Path) -> None:
+    lines = [line("q", "a", place, 0, scores=[score]) for place, score in enumerate((3.0, 9.0, 3.0, 1.0))]
+    browser.open(page(tmp_path, [*lines, failed("q", group="a", place=4)]).as_uri())
+    places = "[...document.querySelectorAll('.card header span:first-child')].map((one) => one.textContent.trim())"
+    assert browser.evaluate(places) == ["1.", "2. (tie)", "2. (tie)", "4.", ""]
+    assert "candidates, best first; scores from 1 to 10" in detail(browser).lower()
+    assert browser.said == []
+
+
 @pytest.mark.parametrize(
-    ("order", "first"), [("low", "step 0"), ("high", "step 0"), ("spread", "step 0"), ("failed", "step 4")]
+    ("order", "first"),
+    [("low", "step 0"), ("high", "step 0"), ("spread", "step 0"), ("flat", "step 0"), ("failed", "step 4")],
 )
 def test_orders(browser: Browser, tmp_path: Path, order: str, first: str) -> None:
     browser.open(page(tmp_path, few()).as_uri())

@@ -111,6 +111,41 @@ def test_curves_are_of_the_steps(tmp_path: Path) -> None:
         assert title in titles
 
 
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        pytest.param([[3.0, 3.0], [3.0, 9.0]], "groups with equal scores 1 (50.0 %)", id="one-of-two"),
+        pytest.param([[3.0, 4.0], [1.0, 9.0]], "groups with equal scores 0", id="none"),
+        pytest.param([[3.0], [9.0]], "", id="groups-of-one"),
+    ],
+)
+def test_groups_that_train_nothing_are_counted(scores: list[list[float]], said: str, tmp_path: Path) -> None:
+    lines = [line("q", f"{n}", at, 0, scores=[one]) for n, group in enumerate(scores) for at, one in enumerate(group)]
+    text = words(write(tmp_path / "r.jsonl", [*lines, failed("q", group="x")]))
+    assert said in text and ("groups with equal scores" in text) == bool(said)
+    assert f"failed 1 ({100 / (len(lines) + 1):.1f} %)" in text
+
+
+def test_a_histogram_of_whole_scores_has_a_bar_for_each(tmp_path: Path) -> None:
+    lines = [line("q", f"{n}", scores=[float(n)]) for n in range(1, 11)]
+    assert read(write(tmp_path / "r.jsonl", lines)).scores == [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("scale", "shown"),
+    [
+        pytest.param([0, 1], [0.0, 1.0], id="whole"),
+        pytest.param([5, 1], None, id="reversed"),
+        pytest.param([1, "x"], None, id="no-number"),
+        pytest.param([1, 2, 3], None, id="three"),
+        pytest.param(None, None, id="none"),
+    ],
+)
+def test_the_scale_of_a_group_is_shown(scale: Any, shown: Any, tmp_path: Path) -> None:
+    (row,) = rows(write(tmp_path / "r.jsonl", [line(scale=scale)]))
+    assert row.get("scale") == shown
+
+
 def test_the_judge_is_named_with_its_settings(tmp_path: Path) -> None:
     lines = [line("q", "g", number, judge={"model": f"m{number}", "temperature": 0.5}) for number in range(2)]
     path = write(tmp_path / "r.jsonl", lines)
@@ -437,7 +472,7 @@ def test_without_jinja_the_command_for_it_is_named(
 def test_long_lines_are_thinned_by_means() -> None:
     chart = charts.lines("t", {"a": {step: float(step % 2) for step in range(4_000)}})
     assert chart is not None and chart.lines[0].path.count("L") == 499 and not chart.lines[0].dots
-    assert chart.across == [(charts.LEFT, "7"), (charts.WIDTH - 8, "3999")]
+    assert chart.across == [(charts.LEFT, "step 7"), (charts.WIDTH - 8, "3999")]
 
 
 @pytest.mark.parametrize("values", [{}, {"a": {}}, {"a": {3: None}}])
@@ -541,4 +576,4 @@ def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
     """Of a file from a system with another encoding."""
     path = write(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), [line()])
     assert main(["report", str(path), "-o", str(tmp_path / "page.html")]) == 0
-    assert "<bdi>caf .jsonl</bdi>" in (tmp_path / "page.html").read_text()
+    assert "<bdi>caf?.jsonl</bdi>" in (tmp_path / "page.html").read_text()
