@@ -149,7 +149,7 @@ EXTRAS: dict[str, list[Line]] = {
     "readme": readme(),
     "vlm": [Line(PROCESSOR, says="Qwen2_5_VLProcessor")],
     "yaml": [Line(f"{SCORE} --config judge.yaml", 2, missing("transformers"))],
-    "completion": [Line("flexjudge completion bash", says="flexjudge")],
+    "completion": [Line("flexjudge completion bash", says="_shtab_compgen_files")],
     "evaluate": [
         Line("flexjudge doctor samples.jsonl", 2, "label"),
         Line("flexjudge evaluate labelled.jsonl -o check", 2, missing("transformers")),

@@ -30,7 +30,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module, metadata, util
 from typing import Any
@@ -110,7 +110,7 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
         add(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     commands.add_parser("completion", help=_SHELLS)
-    if command == "recipes":
+    if command == "recipes" or (command == "completion" and util.find_spec("flexjudge_recipes")):
         _add_recipes(recipes)
     return parser
 
@@ -143,5 +143,16 @@ def _completion(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         raise MissingExtra("shtab", "completion") from None
     if len(words) != 1 or words[0] not in shtab.SUPPORTED_SHELLS:
         raise ConfigError(f"name a shell: {', '.join(shtab.SUPPORTED_SHELLS)}")
+    for action in _actions(parser):
+        if action.nargs != 0 and action.choices is None and action.type not in (int, float):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # else the shell completes no file here
     print(shtab.complete(parser, words[0]))
     return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        for command in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from _actions(command)

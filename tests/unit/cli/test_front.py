@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -220,10 +221,25 @@ def test_completion_needs_its_package_and_a_shell(
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "flexjudge-reward[completion]" in capsys.readouterr().err
-    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash", "zsh"), complete=lambda parser, shell: f"# of {shell}")
+    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash", "zsh"), FILE={}, complete=lambda parser, shell: f"# of {shell}")
     monkeypatch.setitem(sys.modules, "shtab", shells)
     assert main(["completion", "bash"]) == 0 and capsys.readouterr().out == "# of bash\n"
     assert main(["completion", "fish"]) == 2 and "bash, zsh" in capsys.readouterr().err
+
+
+def test_a_shell_completes_files_where_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion that offers nothing takes a shell's own completion of files away."""
+    parsers: list[argparse.ArgumentParser] = []
+    files = {"bash": "files"}
+    shells = SimpleNamespace(SUPPORTED_SHELLS=("bash",), FILE=files, complete=lambda parser, _: parsers.append(parser))
+    monkeypatch.setitem(sys.modules, "shtab", shells)
+    assert main(["completion", "bash"]) == 0
+    (commands,) = [one for one in parsers[0]._actions if isinstance(one.choices, dict)]
+    score = {one.dest: getattr(one, "complete", None) for one in commands.choices["score"]._actions}
+    assert [score[name] for name in ("source", "output", "media_root", "config", "rubric")] == [files] * 5
+    assert [score[name] for name in ("engine", "votes", "limit", "json", "position_swap")] == [None] * 5
+    (recipes,) = [one for one in commands.choices["recipes"]._actions if isinstance(one.choices, dict)]
+    assert {*recipes.choices} == {"list", "copy", "run"}
 
 
 # ---- compare
