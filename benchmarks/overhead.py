@@ -3,6 +3,7 @@
     python benchmarks/overhead.py server    ServerEngine against bare aiohttp, 64 to 1,024 requests in flight
     python benchmarks/overhead.py images    the same with a picture in each request
     python benchmarks/overhead.py python    the whole of our Python: Judge on ServerEngine, text and pictures
+    python benchmarks/overhead.py memory    what a row of one large call holds, in groups with a picture
     python benchmarks/overhead.py vllm      Judge on VLLMEngine against raw vllm.LLM, 512 prompts
 
 Both sides see the same prompts in the same process, in turn, and the order changes from round to round, because the
@@ -15,7 +16,8 @@ time limits or checks. Ratio of requests per second; 1 is as fast. On a busy mac
 both sides, which is noted beside it.
 
 images: groups of eight share a picture. Ratio of CPU time, decoding and digest of each picture included; the bare side
-decodes nothing. python: judgements per second of this process's CPU time.
+decodes nothing. python: judgements per second of this process's CPU time. memory: the peak of one call of many rows
+less that of a call of few, per row; the picture files themselves are not in it.
 
 vllm: the embedded judge, 512 prompts, half of them with an image. The raw side gets the finished chat texts and calls
 `LLM.generate` once; ours gets examples and returns verdicts. Both use one engine, whose caches are emptied before each
@@ -33,6 +35,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,6 +66,7 @@ IN_FLIGHT = (64, 256, 1024)
 REQUESTS, SERVER_ROUNDS = 2048, 9
 PICTURES, GROUP, IMAGE_ROUNDS, PYTHON_ROUNDS = 32, 8, 5, 5
 PROMPTS, VLLM_ROUNDS = 512, 7
+MEMORY_ROWS = (2048, 8192)  # both beyond what media/frames.py keeps decoded, whatever the number of rows
 QUESTION = "What is shown, and is every part of the answer true? Name each part, say what speaks for it, and compare. "
 
 MESSAGE = {"role": "assistant", "content": "<think>" + "All of it is right. " * 20 + "</think><answer>7</answer>"}
@@ -252,13 +256,38 @@ def python() -> None:
         record(f"python.{name}_per_cpu_s", median(rates[1:]), unit="1/CPU-s", target=f">= {target}", note=note)
 
 
-def pictures() -> list[bytes]:
+def memory() -> None:
+    load, spawn = os.getloadavg()[0], multiprocessing.get_context("spawn")
+    with loopback() as url, spawn.Pool(1, maxtasksperchild=1) as pool:
+        few, many = (pool.apply(held, (url, rows)) for rows in MEMORY_ROWS)
+    note = f"calls of {MEMORY_ROWS[0]} and {MEMORY_ROWS[1]} rows, {few:.0f} and {many:.0f} MB; load average {load:.1f}"
+    each = (many - few) / (MEMORY_ROWS[1] - MEMORY_ROWS[0])
+    record("python.memory_mb_per_row", each, unit="MB", target="<= 0.1", note=note)
+
+
+def held(url: str, rows: int) -> float:
+    """MB at the peak of one call, above what this process has before it, with all files."""
+    files = pictures(rows // GROUP)
+    media = [Media.image(file) for file in files]
+    with Judge(Pointwise(), ServerEngine(url, concurrency=256)) as judge:
+        judge([Example([Media.image(files[0]), QUESTION], [QUESTION])])
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = _resident("VmRSS")
+        scored(judge([Example([one, QUESTION], [f"{QUESTION} {number}"]) for one in media for number in range(GROUP)]))
+        return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def pictures(count: int = PICTURES) -> list[bytes]:
     """PNG files of 448 x 448 that an encoder finds as hard as photographs, of about 370 KB."""
     import numpy as np
     import PIL.Image
 
     files = []
-    for seed in range(PICTURES):
+    for seed in range(count):
         rng = np.random.default_rng(seed)
         shapes = PIL.Image.fromarray(rng.integers(0, 255, (28, 28, 3), np.uint8)).resize((448, 448))
         pixels = np.asarray(shapes, np.int16) + rng.normal(0, 4, (448, 448, 1)).astype(np.int16)
@@ -333,4 +362,4 @@ def _load(before: float) -> str:
 
 
 if __name__ == "__main__":
-    {"server": server, "images": images, "python": python, "vllm": vllm}[sys.argv[1]]()
+    {"server": server, "images": images, "python": python, "memory": memory, "vllm": vllm}[sys.argv[1]]()

@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py              against the `openai` package, about two minutes
     python benchmarks/peers.py flex_judge   against the loop of the released Flex-Judge, about five minutes
+    python benchmarks/peers.py genrm        against a generative reward inside the trainer, about five minutes
 
 A loopback server in a process of its own replies to each request after 20 ms. All sides ask about the same texts, in
 turn, three rounds; the figure is the median of the ratios within a round. peers.sequential_ratio: one request after the
@@ -11,6 +12,11 @@ flex_judge: the embedded judge in one vLLM engine for both sides, 512 rows of te
 caches are emptied before each turn. The other side is the loop of jongwooko/flex-judge, test/mllm_as_a_judge_vllm.py:
 per row, open the image and apply the chat template; one `LLM.generate` for all; the scores by a regular expression.
 Its resizing to 448 x 448 is left out, so that both sides show the same images. Ratio of rows per second.
+
+genrm: `FlexJudgeReward` on vLLM with a cache that is empty before each turn; 256 rollouts in groups of 8, each an image
+and one of five answers, so that half of a group's answers are equal, as those of a trained policy are. The other side
+has the shape of ms-swift's GenRM plugin (examples/train/grpo/plugin/plugin.py): the same model on transformers in the
+trainer's process, one `generate` for all rollouts, the score by a regular expression. Ratio of rewards per second.
 """
 
 from __future__ import annotations
@@ -18,15 +24,21 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import random
 import re
 import sys
+import tempfile
 from statistics import median
 
+import PIL.Image
 from figures import record
+from nano import cases
 from overhead import QUESTION, Cost, alternating, answered, examples, forget, loopback, plain, spent
 
 from flexjudge_reward import (
+    CachedEngine,
     Example,
+    FlexJudgeReward,
     Judge,
     Media,
     Message,
@@ -39,10 +51,12 @@ from flexjudge_reward import (
     VLLMEngine,
 )
 from flexjudge_reward.media.image import encode
+from flexjudge_reward.nano import path
 from flexjudge_reward.prompts.quoting import flatten
 
 REQUESTS, FEW, IN_FLIGHT, ROUNDS = 1024, 64, 64, 3
-LOOP_ROUNDS = 5
+LOOP_ROUNDS, GROUPS, GROUP_SIZE = 5, 32, 8
+ANSWERS = ("yes", "no", "2", "red star", "white triangle")
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -96,7 +110,6 @@ def openai() -> None:
 
 def flex_judge() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    import PIL.Image
     from vllm import SamplingParams
 
     load, sampling = os.getloadavg()[0], Sampling(max_tokens=160)
@@ -137,6 +150,51 @@ def flex_judge() -> None:
     record("peers.flex_judge_ratio", ratio, unit="ratio of rows per second", target=">= 1.0", note=note)
 
 
+def genrm() -> None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    load, rng, sampling = os.getloadavg()[0], random.Random(0), Sampling(max_tokens=160)
+    processor = AutoProcessor.from_pretrained(path("base"), padding_side="left")
+    model = AutoModelForImageTextToText.from_pretrained(path(), dtype="float32").eval()
+    engine, form = VLLMEngine("nano", dtype="float32", enforce_eager=True), Pointwise(prompt_set="nano")
+    questions = [case.example.question for case in cases("pointwise", "image", GROUPS, 1, seed=7)]
+    rollouts = [(question, rng.choice(ANSWERS)) for question in questions for _ in range(GROUP_SIZE)]
+    files = [encode(image.images()[0]) for (image, _), _ in rollouts]
+    texts, answers = [text for (_, text), _ in rollouts], [answer for _, answer in rollouts]
+    prompts = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in texts]
+    turns = [chat(Judge(form, engine), Example(question, [answer])) for question, answer in rollouts]
+
+    def ours() -> Cost:
+        images = [PIL.Image.open(io.BytesIO(file)) for file in files]
+        with tempfile.TemporaryDirectory() as folder:
+            reward = FlexJudgeReward(Judge(form, CachedEngine(engine, f"{folder}/cache.sqlite"), sampling), probes=0)
+            cost = spent(lambda: made.append(reward(prompts, answers, image=images)))
+        if engine._llm is not None:
+            forget(engine._llm)
+        return cost
+
+    def theirs() -> Cost:
+        return spent(loop)
+
+    def loop() -> None:
+        images = [PIL.Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        asked = [processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+        inputs = processor(text=asked, images=[[image] for image in images], padding=True, return_tensors="pt")
+        replies = model.generate(**inputs, max_new_tokens=160, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        scores = [re.search(r"<answer>(\d+)</answer>", text) for text in processor.batch_decode(replies)]
+        made.append([None if score is None else float(score[1]) for score in scores])
+
+    made: list[list[float | None]] = []
+    costs = alternating(LOOP_ROUNDS, ours, theirs)
+    engine.close()
+    assert all(sum(one is not None for one in rewards) > 0.9 * len(rollouts) for rewards in made), "rollouts are lost"
+    ratio = median(theirs.seconds / ours.seconds for ours, theirs in costs)
+    different = len(set(zip(texts, files, answers, strict=True))) / len(rollouts)
+    note = f"{len(rollouts)} rollouts, {different:.0%} different; load average {load:.1f} on {os.cpu_count()} cores"
+    record("peers.genrm_ratio", ratio, unit="ratio of rewards per second", target=">= 5", note=note)
+
+
 def stored(example: Example) -> tuple[list[bytes], list[str], list[str]]:
     """A row as a file has it: its images, the texts of its question, and its answers."""
     texts = [part for part in example.question if isinstance(part, str)]
@@ -154,4 +212,4 @@ def chat(judge: Judge, example: Example) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    {"openai": openai, "flex_judge": flex_judge}[sys.argv[1] if len(sys.argv) > 1 else "openai"]()
+    {"openai": openai, "flex_judge": flex_judge, "genrm": genrm}[sys.argv[1] if len(sys.argv) > 1 else "openai"]()
