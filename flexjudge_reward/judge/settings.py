@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from flexjudge_reward.errors import ConfigError, MissingExtra
 
 PREFIX = "FLEXJUDGE_"
-_MOST = 1e15  # of any number: what waits, adds or counts takes no infinity
+_MOST = 1e20  # of any number: what waits, adds or counts takes no infinity; a seed may have 64 bits
 _NO_SETTINGS = {"FLEXJUDGE_CONFIG", "FLEXJUDGE_API_KEY", "FLEXJUDGE_SERVE_TOKEN"}
 
 

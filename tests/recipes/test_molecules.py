@@ -233,6 +233,7 @@ def test_grpo_trains_and_measures(grpo: Path) -> None:
     (first, *_) = [row for row in report["log"] if "molecule/valid" in row]
     assert 0 < first["molecule/valid"] <= 1 and 0 <= first["judge/score"] <= 1 and first["judge/failure_rate"] == 0
     assert report["judge"]["judged"] > 0 and (grpo / "model.safetensors").exists()
+    assert (grpo / "molecules.jsonl").stat().st_size > 0 and (grpo / "molecules.png").stat().st_size > 0
     assert molecule_policy.pretrained_on(str(grpo)) == set(DOZEN)  # a further round measures novelty as this one
 
 

@@ -54,3 +54,12 @@ def test_every_program_that_needs_arguments_says_so(program: str, tmp_path: Path
     if program.startswith("molecules"):
         pytest.importorskip("rdkit")
     assert "needs arguments: name a configuration" in ends(program, "", tmp_path)
+
+
+def test_no_run_has_the_bars_of_weights() -> None:
+    """They fill the log of a batch job."""
+    import flexjudge_recipes.common  # noqa: F401
+
+    from transformers.utils.logging import is_progress_bar_enabled
+
+    assert not is_progress_bar_enabled()

@@ -49,6 +49,16 @@ def test_standard_input_is_a_source(
     assert [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()] == [[3, 9]] * 3
 
 
+def test_vllm_writes_its_log_to_standard_error(
+    engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it is on standard output, among the rows."""
+    monkeypatch.setenv("VLLM_LOGGING_STREAM", "")
+    monkeypatch.delenv("VLLM_LOGGING_STREAM")
+    assert main(["score", str(write(tmp_path / "in.jsonl", ROWS)), *NANO]) == 0
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
