@@ -208,9 +208,10 @@ def _joined(one: Content, other: Content) -> Content:
 
 
 def _text(example: Example) -> str | None:
-    """The first candidate, if it is text."""
+    """The first candidate, if it is text and no cut thought."""
     parts = example.candidates[0]
-    return "".join(str(part) for part in parts) if all(isinstance(part, str) for part in parts) else None
+    whole = all(isinstance(part, str) and not isinstance(part, Unfinished) for part in parts)
+    return "".join(map(str, parts)) if whole else None
 
 
 def _constant(texts: Sequence[str]) -> Callable[[Example, random.Random], Content | None]:
