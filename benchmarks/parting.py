@@ -11,13 +11,14 @@ Each run has a folder in runs/parting; one that is finished is not made again. T
 recorded answers go through the reward once more, and the run's cache has their verdicts, so only probes and controls
 are judged. That is what a training has, since none of them reaches a reward.
 
-Records `alarms.points_lost_before`: the points of truth below its peak at the first measurement after the first alarm
-of a probe, or at the end where there is none; the most of the seeds.
+Records `alarms.points_lost_before`: the most points of truth below the peak so far, up to the first measurement after
+the first alarm of a probe, or in the whole run where there is none; the most of the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -106,10 +107,11 @@ def recorded(folder: Path, seed: int) -> dict[int, dict[int, Example]]:
 
 
 def lost(truth: Mapping[int, float], alarm: int | None) -> float:
-    """Points below the peak so far, at the first measurement after the alarm; at the end where there is none."""
-    after = [step for step in truth if alarm is not None and step > alarm] or [max(truth)]
-    peak = max(value for step, value in truth.items() if step <= after[0])
-    return 100 * (peak - truth[after[0]])
+    """The most points below the peak so far, up to the first measurement after the alarm, or in all without one."""
+    last = min((step for step in truth if alarm is not None and step > alarm), default=max(truth))
+    before = [truth[step] for step in sorted(truth) if step <= last]
+    peaks = itertools.accumulate(before, max)
+    return 100 * max(peak - value for peak, value in zip(peaks, before, strict=True))
 
 
 def outcome(name: str, seed: int) -> tuple[float, str]:

@@ -194,16 +194,20 @@ def policy(rule: Rule, seed: int, steps: int, noisy: float, size: int = 8, group
 # ------------------------------------------------------------------------------------------------------------ grpo
 
 
-RULES: dict[str, dict[str, Any]] = {"plain": {}, "shrink": {"shrink": True}, "min_confidence": {"min_confidence": 0.7}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shrink": {"shrink": True},
+    "min_confidence": {"min_confidence": 0.7},
+}
 CELLS = ROOT / "runs" / "uncertainty"
 
 
 def grpo() -> None:
     """Accuracy of the demo's training by four votes, plain, with shrinking, and with a least confidence."""
-    cells = {(seed, name): 100 * cell(name, seed)["accuracy_after"] for seed in SEEDS for name in RULES}
-    found = {name: [cells[seed, name] for seed in SEEDS] for name in RULES}
+    cells = {(seed, name): 100 * cell(name, seed)["accuracy_after"] for seed in SEEDS for name in SETTINGS}
+    found = {name: [cells[seed, name] for seed in SEEDS] for name in SETTINGS}
     each = "; ".join(f"{name} {', '.join(f'{one:.1f}' for one in own)}" for name, own in found.items())
-    for name in list(RULES)[1:]:
+    for name in list(SETTINGS)[1:]:
         gains = [one - plain for one, plain in zip(found[name], found["plain"], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5
         note = f"right after the demo's training by four votes, percent by seed {SEEDS}: {each}"
@@ -216,7 +220,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     folder = CELLS / f"{name}-{seed}"
     if not (folder / "report.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        judge: dict[str, Any] = {"votes": 4, "temperature": 1.0, **RULES[name]}
+        judge: dict[str, Any] = {"votes": 4, "temperature": 1.0, **SETTINGS[name]}
         return run(seed, folder, judge)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
     return report

@@ -26,6 +26,7 @@ of calls, so that a repeated run has the same probes.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -131,10 +132,11 @@ class Probes:
         score, paid = max(self._paid, key=lambda one: _length(one[1]), default=(0.0, None))
         if paid is None or score <= 0.5 or not (text := _text(paid)) or not (other := self._other(paid, rng)):
             return None
-        words = text.split()
-        half = " ".join(words[: len(words) // 2]) if len(words) > 1 else text[: len(text) // 2]
-        candidates = [_joined((half,), other), *paid.candidates[:beside]]
-        return Probe("half", paid.with_candidates(candidates), None, score) if half else None
+        ends = [word.end() for word in re.finditer(r"\S+", text)]
+        half = text[: ends[len(ends) // 2 - 1] if len(ends) > 1 else len(text) // 2]
+        made = _joined((half,), other)
+        whole = paid.candidates if beside else ()
+        return Probe("half", paid.with_candidates([made, *whole]), None, score) if half and made != (text,) else None
 
     def read(
         self,
