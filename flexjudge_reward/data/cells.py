@@ -140,7 +140,10 @@ def plain_text(value: Any, what: str) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    except (OverflowError, ValueError):  # a whole number beyond every float, or a decimal that signals
+        return False
 
 
 def _has_parts(content: Any) -> bool:

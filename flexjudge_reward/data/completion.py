@@ -15,12 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from flexjudge_reward.prompts.thoughts import closing_of, opening_of
+from flexjudge_reward.prompts.thoughts import closing_of, names_more, opening_of
 from flexjudge_reward.types import Unfinished
 
 Completion = Literal["answer", "all"]
 
 _OPEN = ("<think>", "<thinking>", "[THINK]")  # how a prompt ends that opens a thought
+_CLOSE = ("</think>", "</thinking>", "[/THINK]")
 _BLANK = re.compile(r"\s*")
 _GPT_OSS = re.compile(r"\s*analysis(?!\s).*?assistantfinal", re.DOTALL)  # as trainers decode it, without control tokens
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -71,13 +72,16 @@ def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
     text = "".join(part for part in parts if isinstance(part, str))
     close, opening = text.find("</think>"), text.find("<think>")
     place: _Place | None = (0, 0)
-    if parts and isinstance(parts[0], str) and (decoded := _GPT_OSS.match(parts[0])):
+    if not opened and parts and isinstance(parts[0], str) and (decoded := _GPT_OSS.match(parts[0])):
         place = (0, decoded.end())
-    if opened or (close >= 0 and not 0 <= opening < close):
-        place = _behind(parts, "</think>", (0, 0))
+    elif opened or (close >= 0 and not 0 <= opening < close):
+        place = _behind(parts, next((mark for mark in _CLOSE if mark in text), _CLOSE[0]), (0, 0))
     # By places, not by what is left: a policy can write 10,000 thoughts in a row.
     while place is not None and (tag := _opening(parts, place)):
-        place = _behind(parts, closing_of(tag), place)
+        behind = _behind(parts, closing_of(tag), place)
+        if behind is not None and names_more(tag) and _is_end(parts, behind):
+            break  # the answer is in the tag
+        place = behind
     if place is None or place == (0, 0):
         return None if place is None else list(parts)
     part, at = place
@@ -107,6 +111,13 @@ def _behind(parts: Sequence[Any], closing: str, place: _Place) -> _Place | None:
             return index, found + len(closing)
         at = 0
     return None
+
+
+def _is_end(parts: Sequence[Any], place: _Place) -> bool:
+    """Whether only blanks are behind a place."""
+    first, at = place
+    left = ((parts[index], at if index == first else 0) for index in range(first, len(parts)))
+    return all(isinstance(part, str) and _BLANK.fullmatch(part, begin) for part, begin in left)
 
 
 def _text(thought: Any) -> str:

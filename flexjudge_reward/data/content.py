@@ -279,9 +279,11 @@ def is_tool_result(message: Mapping[str, Any]) -> bool:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, Mapping) and "type" in value and bool(kind_and_source(value)[0])
-    )
+    if not isinstance(value, Mapping):
+        return isinstance(value, str)
+    # A row of a tool may have a type and an address of its own.
+    known = str(value.get("type")).removeprefix("input_").removeprefix("output_").removesuffix("_url") in ("text", *KINDS)
+    return known and bool(kind_and_source(value)[0])
 
 
 def _is_list(value: Any) -> bool:

@@ -211,7 +211,8 @@ def _check_names(rows: csv.DictReader[str]) -> None:
         raise ConfigError(f"the names of the columns cannot be read: {error}") from None
     if any("\0" in name for name in names):
         raise ConfigError(_NOT_UTF8.replace("WINDOWS-1252", "UTF-16"))
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    # Spreadsheets write columns without names behind the last one.
+    if twice := next((name for name in names if name.strip() and names.count(name) > 1), None):
         raise ConfigError(f"two columns are named {twice!r}, and one would hide the other: rename one of them")
     if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
         raise ConfigError(f"the cells are separated by {found[0]!r}: save the file with commas")

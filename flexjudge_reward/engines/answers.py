@@ -136,7 +136,8 @@ def _is_reply(body: Any) -> bool:
         ended = finish_of(choice).lower()
     except (TypeError, KeyError, IndexError, AttributeError):
         return False
-    counted = bool(message or ended or is_blocked(body)) or (isinstance(body.get("usage"), dict) and not _failed(body))
+    silent = isinstance(body.get("usage"), dict) and not _failed(body) and not choice.get("delta")  # a cut stream's
+    counted = bool(message or ended or is_blocked(body)) or silent
     whole = all(isinstance(text, _TEXTS) for text in texts)
     return counted and whole and not choice.get("error") and ended not in _INTERRUPTED
 

@@ -42,7 +42,7 @@ def _patiently(raw: bytes, headers: Mapping[str, str]) -> Any:
     kind["Content-Type"] = headers.get("Content-Type", "")
     try:
         text = raw.decode(str(kind.get_param("charset") or json.detect_encoding(raw)), "replace")
-    except LookupError:  # no such encoding
+    except (LookupError, ValueError):  # no such encoding, or one that cannot replace what is damaged
         text = raw.decode("utf-8", "replace")
     text = text.removeprefix("\ufeff")
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _NAMED = re.compile(
-    r"<((?:\w{1,16}[:_])?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection))>", re.IGNORECASE
+    r"<((?:\w{1,16}[:_])?(?:think|thinking|thoughts?)|reason|reasoning|analysis|reflection)>", re.IGNORECASE
 )
 _MARKS = {
     **{"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|channel>thought": "<channel|>", "<|think|>": "<|/think|>"},
@@ -31,3 +31,8 @@ def opening_of(text: str, at: int = 0) -> str:
 def closing_of(opening: str) -> str:
     """What ends a thought that began so."""
     return _MARKS.get(opening) or f"</{opening[1:]}"
+
+
+def names_more(opening: str) -> bool:
+    """Whether a mark is a tag that answers in XML have, too, such as `<analysis>`."""
+    return _NAMED.fullmatch(opening) is not None and "think" not in opening.lower()

@@ -69,6 +69,11 @@ THOUGHTS = {
     "gpt_oss_without_control_tokens": ("analysisThe user asks.\n\nassistantfinala", "a"),
     "a_word_and_no_channel": ("analysis of variance", "analysis of variance"),
     "another_tag": ("<b>hm</b>a", "<b>hm</b>a"),
+    "an_answer_in_a_tag": ("<analysis>a</analysis>\n", "<analysis>a</analysis>\n"),
+    "an_answer_in_a_tag_behind_a_thought": ("<think>hm</think><thought>a</thought>", "<thought>a</thought>"),
+    "an_answer_in_tags": ("<swot_analysis>a</swot_analysis><b/>", "<swot_analysis>a</swot_analysis><b/>"),
+    "a_tag_for_the_thought": ("<reasoning>hm</reasoning><answer>a</answer>", "<answer>a</answer>"),
+    "gpt_oss_that_names_a_tag": ("analysisHm.assistantfinala </think> b", "a </think> b"),
     "empty": ("<think>\n\n</think>\n\na", "a"),
     "later_in_the_answer": ("a <think>not at the beginning</think> b", "a <think>not at the beginning</think> b"),
     "quoted_in_the_thought": ("<think>a <think> tag</think>a", "a"),
@@ -97,6 +102,10 @@ THOUGHTS = {
     "a_tool_that_returns_an_object": (
         [said("", tool_calls=CALL), {"role": "tool", "content": {"x": 1}}, said("a")],
         '```assistant\n[{"name": "look"}]\n```\n```tool\n{"x": 1}\n```\n```assistant\na\n```\n',
+    ),
+    "a_tool_that_returns_rows_with_addresses": (
+        [{"role": "tool", "content": [{"type": "product", "image_url": "https://x/y.png"}]}, said("a")],
+        '```tool\n[{"type": "product", "image_url": "https://x/y.png"}]\n```\n```assistant\na\n```\n',
     ),
     "calls_as_parts": (
         [said([{"type": "tool_use", "name": "f"}]), {"role": "user", "content": [{"type": "tool_result"}]}, said("a")],
@@ -153,6 +162,12 @@ def test_a_thought_that_the_prompt_opens_is_seen_without_its_tag(tmp_path: Path,
     for read in (from_trainer, lambda *arguments: from_file(tmp_path, *arguments)):
         assert isinstance(read("hm", "answer", prompt)[0], Unfinished)
         assert read("hm</think>a", "answer", prompt) == ("a",)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")])
+def test_a_thought_that_the_prompt_opens_ends_as_it_began(opening: str, closing: str) -> None:
+    assert from_trainer(f"hm{closing}a", prompt=f"Q? {opening}") == ("a",)
+    assert isinstance(from_trainer("hm", prompt=f"Q? {opening}")[0], Unfinished)
 
 
 @pytest.mark.parametrize(

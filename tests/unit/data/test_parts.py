@@ -315,6 +315,20 @@ def test_a_file_of_another_form_says_what_to_do(tmp_path: Path, name: str, data:
     assert name in str(caught.value)
 
 
+def test_columns_without_names_hide_nothing(tmp_path: Path) -> None:
+    """Spreadsheets write them behind the last column."""
+    (tmp_path / "in.csv").write_text("question,answer,,\nq,a,,\n")
+    (row,) = Rows(tmp_path / "in.csv").read(any_row)
+    assert isinstance(row, Row) and row.example.candidates == (("a",),)
+
+
+def test_a_number_beyond_all_floats_is_one_bad_row(tmp_path: Path) -> None:
+    lines = [f'{{"question": {question}, "answer": "a"}}\n' for question in ("1" * 400, '"q"')]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    bad, good = Rows(tmp_path / "in.jsonl").read(any_row)
+    assert isinstance(bad, BadRow) and isinstance(good, Row)
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_is_at_least_one(tmp_path: Path, limit: int) -> None:
     with pytest.raises(ConfigError, match="limit must be at least 1"):

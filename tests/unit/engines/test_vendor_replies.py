@@ -133,6 +133,10 @@ def test_a_whole_reply_is_read(body: str) -> None:
             completion({"content": GOOD}).replace("fine", "é").encode("latin-1"), "latin-1", "é", id="latin-1"
         ),
         pytest.param(completion({"content": GOOD}).encode(), "none-such", "fine", id="no-encoding"),
+        *(
+            pytest.param(completion({"content": GOOD}).encode().replace(b"fine", b"\xc3"), name, "\ufffd", id=name)
+            for name in ("undefined", "idna", "punycode")  # encodings that raise whatever is to be done with errors
+        ),
         pytest.param(
             completion({"content": GOOD}).encode().replace(b"fine", b"\xc3"), "", "\ufffd", id="half-a-letter"
         ),
@@ -232,6 +236,7 @@ def test_a_reply_without_a_score_has_its_kind(body: str, kind: str) -> None:
         pytest.param("<!doctype html><title>maintenance</title>", id="page"),
         pytest.param(events(delta(GOOD)), id="stream-cut-by-a-proxy"),
         pytest.param(json.dumps(delta("")), id="one-chunk-of-a-stream"),
+        pytest.param(json.dumps({**delta(GOOD), "usage": {"prompt_tokens": 9}}), id="one-chunk-with-a-count"),
         pytest.param("\n".join(map(json.dumps, (delta(GOOD[:9]), delta(GOOD[9:])))), id="chunks-without-an-end"),
         pytest.param(completion({"content": GOOD})[:-9], id="cut"),
         pytest.param(": PROCESSING\n\n" + completion({"content": GOOD})[:-9], id="cut-behind-a-comment"),
