@@ -26,8 +26,10 @@ draft is no better than a coin; 2 an error, in one line on stderr; 3 done, with 
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,7 +73,14 @@ def _mend_streams() -> None:
         if getattr(sys, name) is None:  # else print(file=sys.stderr) goes to standard output, among the data
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", encoding="utf-8"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("flexjudge", _escaped)
+        sys.stdout.reconfigure(errors="flexjudge")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be encoded as JSON escapes it: rows on standard output stay JSON, which has no `\\xe9`."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _said(error: FlexJudgeError | OSError) -> object:

@@ -113,6 +113,18 @@ def test_names_that_a_terminal_cannot_show_end_no_command(
     assert "\\u2192: [0] against [1], 1 apart" in shown.getvalue().decode(encoding)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_rows_on_any_standard_output_stay_json(
+    encoding: str, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`\\xe9` is no JSON."""
+    odd, shown = "\u00e9\u2192\U0001f600", io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    assert main(["score", str(write(tmp_path / "in.jsonl", [{**ROWS[0], "id": odd}])), *NANO]) == 0
+    sys.stdout.flush()
+    assert json.loads(shown.getvalue().decode(encoding))["id"] == odd
+
+
 @pytest.mark.parametrize(
     ("failed", "limit", "code"),
     [
