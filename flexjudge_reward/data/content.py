@@ -282,7 +282,7 @@ def _is_part(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return isinstance(value, str)
     # A row of a tool may have a type and an address of its own.
-    known = str(value.get("type")).removeprefix("input_").removeprefix("output_").removesuffix("_url") in ("text", *KINDS)
+    known = re.sub(r"^(in|out)put_|_url$", "", str(value.get("type"))) in ("text", *KINDS)
     return known and bool(kind_and_source(value)[0])
 
 

@@ -55,7 +55,8 @@ _PROBE_S, _CLOSE_S = 5.0, 5.0
 _ENCODERS = 8  # threads, at most one for two processors
 _WORTH_A_PROBE = 32  # requests
 _BUSY_S = 30.0  # for how long after a reply a 503 may mean that there are too many requests
-_BETWEEN = 8  # replies between two of them at most
+_BUSY_SHARE = 1 / 3  # of the last answers; a replica of five that is down is no reason to ask the others less
+_WEIGHT = 0.1  # of the last answer in this share
 _MOST_BUSY = 8  # such answers to one request; further ones are attempts
 _LISTS = 3  # more of the lists of models, which a router has from any of its replicas
 _SUSPICIOUS = 1.5  # times the least tokens of a prompt: what most tokenizers make of most texts is more
@@ -88,7 +89,8 @@ class Client:
         self._listed: list[dict[str, Any]] | None = None
         self._replies = 0
         self._last_reply = 0.0  # to any batch, by the clock of the loop
-        self._overloaded: tuple[object, int] = (None, 0)  # the request of the last 503, and the replies until then
+        self._overloaded: object = None  # the request of the last 503
+        self._busy = 0.0  # the share of 503s among the last answers
         self._closed = False
         self._lock = threading.Lock()
         self.dialect, self._replicas = Dialect(self._where), Replicas(self._where)
@@ -334,7 +336,8 @@ class Client:
     async def _attempt(self, body: Body, row: object = None) -> tuple[Answer, float]:
         """What the server says, and when the attempt began; `row` names its request, where a 503 may be a rate limit.
 
-        It is one if the server serves others, and the 503 shortly before it was another request's: else it is a fault.
+        It is one if the server serves others, many answers are such, and the one before was another request's: else it
+        is a fault.
         """
         try:
             began = await self._throttle.enter()
@@ -346,13 +349,14 @@ class Client:
             self._sent(body)
         if isinstance(found, Reply):
             self._throttle.served()
+            self._busy *= 1 - _WEIGHT
         elif isinstance(found, Passing):
             if found.limited:
                 self._throttle.limited(began, found.pause)
             elif found.overloaded and row is not None:
-                (last, before), self._overloaded = self._overloaded, (row, self._replies)
+                last, self._overloaded, self._busy = self._overloaded, row, self._busy + _WEIGHT * (1 - self._busy)
                 recent = self._last_reply > self._loop.time() - _BUSY_S
-                if recent and row != last and self._replies < before + _BETWEEN:
+                if recent and row != last and self._busy > _BUSY_SHARE:
                     found = replace(found, limited=True)
                     self._throttle.overloaded(began, found.pause)
         return found, began

@@ -19,6 +19,7 @@ from collections import deque
 PATIENCE = 20
 LONGEST_PAUSE_S = 30.0
 _LONGEST_INTERVAL_S = 8.0
+_OVERLOAD_S = 2.0  # for which all wait after a 503, whatever it demands: it may be about one request only
 
 
 class Throttle:
@@ -93,7 +94,7 @@ class Throttle:
         """The same for an answer that may be this request's own: all wait for 2 s at most, and no patience is lost."""
         now = asyncio.get_running_loop().time()
         self._overloads = self._overloads + 1 if began >= self._limited_at else self._overloads
-        self._free_at = max(self._free_at, now + _pause(min(self._overloads, 3), pause))
+        self._free_at = max(self._free_at, now + min(_OVERLOAD_S, _pause(self._overloads, pause)))
         if began >= self._limited_at:
             self._limited_at, self.limit = now, max(1.0, self.limit / 2)
 

@@ -5,6 +5,8 @@ Their forms are from public reports, in words of our own where these do not matt
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -307,6 +309,29 @@ def test_a_server_that_ends_in_a_run_is_no_answers_fault(end: Fault) -> None:
 def test_rows_that_are_refused_one_after_the_other_end_no_run() -> None:
     with Vendor(lambda body: said(403, "flagged") if "answer 1" in text_of(body) else None) as server:
         assert kinds(judged(server, 20, concurrency=1)) == [None, "refused", *[None] * 8, *["refused"] * 10]
+
+
+def test_one_replica_of_five_that_is_down_slows_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for a rate limit, it made a run six times as long."""
+    slowed: list[Any] = []
+    monkeypatch.setattr(throttle.Throttle, "overloaded", lambda *given: slowed.append(given))
+    monkeypatch.setattr(http, "_pause", lambda attempt, demanded: 0.01)
+    turn = itertools.count(1)
+    with Vendor(lambda body: said(503, "no healthy upstream") if next(turn) % 5 == 0 else None) as server:
+        assert kinds(judged(server, 40, concurrency=4)) == [None] * 40
+    assert not slowed
+
+
+def test_a_pause_that_one_answer_demands_holds_the_others_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "_OVERLOAD_S", 0.01)
+
+    async def enters() -> None:
+        held = throttle.Throttle(2)
+        held.overloaded(asyncio.get_running_loop().time(), 30.0)
+        async with asyncio.timeout(5):
+            await held.enter()
+
+    asyncio.run(enters())
 
 
 @pytest.mark.parametrize("poison", [1, 3])
