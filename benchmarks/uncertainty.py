@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from criteria import descriptions
@@ -194,16 +195,20 @@ def policy(rule: Rule, seed: int, steps: int, noisy: float, size: int = 8, group
 # ------------------------------------------------------------------------------------------------------------ grpo
 
 
-RULES: dict[str, dict[str, Any]] = {"plain": {}, "shrink": {"shrink": True}, "min_confidence": {"min_confidence": 0.7}}
-CELLS = ROOT / "runs" / "uncertainty"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shrink": {"shrink": True},
+    "min_confidence": {"min_confidence": 0.7},
+}
+RESULTS = ROOT / "benchmarks" / "results" / "uncertainty.jsonl"  # a line per training
 
 
 def grpo() -> None:
     """Accuracy of the demo's training by four votes, plain, with shrinking, and with a least confidence."""
-    cells = {(seed, name): 100 * cell(name, seed)["accuracy_after"] for seed in SEEDS for name in RULES}
-    found = {name: [cells[seed, name] for seed in SEEDS] for name in RULES}
+    cells = {(seed, name): 100 * cell(name, seed) for seed in SEEDS for name in SETTINGS}
+    found = {name: [cells[seed, name] for seed in SEEDS] for name in SETTINGS}
     each = "; ".join(f"{name} {', '.join(f'{one:.1f}' for one in own)}" for name, own in found.items())
-    for name in list(RULES)[1:]:
+    for name in list(SETTINGS)[1:]:
         gains = [one - plain for one, plain in zip(found[name], found["plain"], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5
         note = f"right after the demo's training by four votes, percent by seed {SEEDS}: {each}"
@@ -211,15 +216,19 @@ def grpo() -> None:
         record(f"{name}.grpo_points", statistics.mean(gains), unit="points", target=">= 0", note=note)
 
 
-def cell(name: str, seed: int) -> dict[str, Any]:
-    """The report of one training; one that is there is read, and one that was cut off is made again."""
-    folder = CELLS / f"{name}-{seed}"
-    if not (folder / "report.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        judge: dict[str, Any] = {"votes": 4, "temperature": 1.0, **RULES[name]}
-        return run(seed, folder, judge)
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
-    return report
+def cell(name: str, seed: int) -> float:
+    """The share right after one training, 0 to 1; one that is in the results is not made again."""
+    done = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
+    for one in done:
+        if (one["name"], one["seed"]) == (name, seed):
+            return float(one["accuracy_after"])
+    with tempfile.TemporaryDirectory() as scratch:
+        report = run(seed, Path(scratch, "run"), {"votes": 4, "temperature": 1.0, **SETTINGS[name]})
+    judged = {what: report["judge"][what] for what in ("judged", "failures", "tokens")}
+    shares = {what: report[what] for what in ("accuracy_before", "accuracy_after")}
+    with RESULTS.open("a") as lines:
+        lines.write(json.dumps({"name": name, "seed": seed, **shares, **judged}) + "\n")
+    return float(report["accuracy_after"])
 
 
 if __name__ == "__main__":

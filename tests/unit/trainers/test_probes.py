@@ -52,6 +52,9 @@ def test_every_kind_is_made_at_the_share_of_tokens_that_is_allowed() -> None:
     probes, made = drawn(ROWS)
     assert 0.018 < probes.tokens / probes.judged_tokens <= 0.02 and {probe.kind for probe in made} == set(KINDS)
     for probe in made:
+        if probe.source is None:
+            assert probe.kind == "half" and probe.paid == 0.6
+            continue
         source = ROWS[probe.source]
         (own,), (answer,) = source.candidates, probe.example.candidates
         assert probe.example.question == source.question and answer != own
@@ -62,13 +65,53 @@ def test_every_kind_is_made_at_the_share_of_tokens_that_is_allowed() -> None:
     assert drawn(ROWS, share=0)[1] == []
 
 
-TEXTS = {*KINDS} - {"reference", "other_answer", "grafted"}
+TEXTS = {*KINDS} - {"reference", "other_answer", "grafted", "half"}
 MAKES = [
     pytest.param([Example("q", ["a"]), Example("q", ["b"])], TEXTS, id="one_question"),
     pytest.param([Example("q", ["a"]), Example("p", ["a"])], {*TEXTS, "grafted"}, id="same_answer"),
     pytest.param([Example("q", [Unfinished("hm")]), Example("p", [Unfinished("so")])], set(), id="cut_thoughts"),
     pytest.param([Example(q, [Media.molecule(q * 2)]) for q in "CO"], {"other_answer", "grafted"}, id="no_texts"),
 ]
+
+
+HALVES = [
+    pytest.param([(0.9, "one two"), (0.9, "a b c d e")], "a b one two", id="the_longest"),
+    pytest.param([(0.9, "one two"), (0.8, "a b c d e")], "a b one two", id="whose_score_is_among_the_best"),
+    pytest.param([(0.9, "one"), (0.9, "a\n\nb c\nd\n")], "a\n\nb one", id="line_breaks_are_kept"),
+    pytest.param([(0.9, "d"), (0.9, "a d")], None, id="the_same_again"),
+    pytest.param([(0.9, "four"), (0.9, "sixsix")], "six four", id="one_word"),
+    pytest.param([(0.9, "x"), (0.9, "yes")], "y x", id="one_word_of_odd_length"),
+    pytest.param([(0.9, "x"), (0.9, "y")], None, id="nothing_to_halve"),
+    pytest.param([(0.5, "one two"), (0.4, "a b c d e")], None, id="not_paid"),
+    pytest.param([(0.9, "one two")], None, id="no_other_question"),
+    pytest.param([(0.9, ""), (0.9, "")], None, id="empty"),
+    pytest.param([(Failure("timeout"), "one two"), (Failure("timeout"), "a b")], None, id="no_scores"),
+]
+
+
+@pytest.mark.parametrize(("paid", "expected"), HALVES)
+def test_half_of_the_longest_of_the_best_paid_answers(
+    paid: list[tuple[float | Failure, str]], expected: str | None
+) -> None:
+    rows = [Example(f"question {n}", [text]) for n, (_, text) in enumerate(paid)]
+    results = [GroupResult((outcome,), SCORED.verdicts) for outcome, _ in paid]
+    probes = Probes(0.9)
+    for _ in range(20):
+        made = probes.draw(rows, ["half"])
+        probes.read(rows, made, results, [SCORED] * len(made))
+    found = {"".join(map(str, probe.example.candidates[0])) for probe in made if probe.kind == "half"}
+    assert found == ({expected} - {None})
+
+
+def test_a_format_for_groups_judges_a_half_beside_the_whole() -> None:
+    rows = [Example(f"question {n}", ["one two three", "b"]) for n in range(2)]
+    results = [GroupResult((0.9, 0.2), SCORED.verdicts)] * 2
+    probes = Probes(0.9)
+    for _ in range(20):
+        made = probes.draw(rows, ["half"])
+        probes.read(rows, made, results, [GroupResult((0.1, 0.9), SCORED.verdicts)] * len(made))
+    halves = {probe.example.candidates for probe in made if probe.kind == "half"}
+    assert halves == {(("one one two three",), ("one two three",))}
 
 
 @pytest.mark.parametrize(("rows", "kinds"), MAKES)
@@ -85,10 +128,11 @@ FOUND = [
     pytest.param("padded", (0.5,), 0.6, False, id="a_copy_below_its_original"),
     pytest.param("padded", (0.6,), 0.6, None, id="a_copy_like_its_original"),
     pytest.param("padded", (1.0,), 1.0, None, id="a_copy_with_the_full_score"),
-    pytest.param("grafted", (1.0,), 1.0, True, id="a_graft_with_the_full_score"),
-    pytest.param("grafted", (1.0, 1.0), 0.0, True, id="a_graft_with_the_full_score_in_a_group"),
     pytest.param("grafted", (0.9,), 0.9, None, id="a_graft_like_its_original"),
-    pytest.param("grafted", (0.9,), 1.0, False, id="a_graft_below_the_full_score"),
+    pytest.param("half", (0.9,), 0.9, True, id="a_half_like_the_whole"),
+    pytest.param("half", (0.8,), 0.9, False, id="a_half_below_the_whole"),
+    pytest.param("half", (0.5, 0.5), 0.9, True, id="a_half_like_the_whole_in_a_group"),
+    pytest.param("half", (0.4, 0.5), 0.1, False, id="a_half_below_the_whole_in_a_group"),
     pytest.param("padded", (0.6,), Failure("timeout"), None, id="no_original"),
     pytest.param("other_answer", (0.9,), Failure("timeout"), True, id="no_original_needed"),
     pytest.param("hedged", (Failure("malformed"),), 0.5, None, id="not_judged"),
@@ -101,7 +145,8 @@ FOUND = [
 @pytest.mark.parametrize(("kind", "probed", "real", "failed"), FOUND)
 def test_what_fails(kind: str, probed: tuple[float | Failure, ...], real: float | Failure, failed: bool | None) -> None:
     results = [GroupResult((real,), SCORED.verdicts)]
-    found = Probes(0.02).read(ROWS[:1], [Probe(kind, ROWS[0], 0)], results, [GroupResult(probed, SCORED.verdicts)])
+    made = Probe(kind, ROWS[0], None, real) if kind == "half" else Probe(kind, ROWS[0], 0)  # type: ignore[arg-type]
+    found = Probes(0.02).read(ROWS[:1], [made], results, [GroupResult(probed, SCORED.verdicts)])
     assert found == (() if failed is None else (ProbeResult(kind, failed),))
 
 
