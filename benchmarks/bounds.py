@@ -55,7 +55,7 @@ from flexjudge_reward import (
 from support import attacks, real
 from support.fault_server import FaultServer
 
-CAGES, TRIES, ROWS = 8, 6, 120
+CAGES, TRIES, ROWS = 8, 6, 1200
 KILLS_S = (0.1, 1.0)
 
 
@@ -115,8 +115,9 @@ def _two_writers(folder: str) -> list[int | None]:
 
 def _one_killed(folder: str) -> list[int | None]:
     killed = _writer(folder)
-    while not (part := Path(folder, "out.jsonl.partial")).exists() or not part.stat().st_size:
-        time.sleep(0.01)
+    part = Path(folder, "out.jsonl.partial")
+    while killed.is_alive() and not (part.exists() and part.stat().st_size):
+        time.sleep(0.001)
     killed.kill()
     killed.join()
     again = _writer(folder)
@@ -132,7 +133,7 @@ def _writer(folder: str) -> Any:
 
 def _annotate(folder: str) -> None:
     def reply(request: Request) -> str:
-        time.sleep(0.01)
+        time.sleep(0.001)
         return f"<think>so</think><answer>{9 if 'good' in str(request.prompt.messages[-1]) else 3}</answer>"
 
     try:

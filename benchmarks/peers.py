@@ -156,7 +156,7 @@ def genrm() -> None:
 
     load, rng, sampling = os.getloadavg()[0], random.Random(0), Sampling(max_tokens=160)
     processor = AutoProcessor.from_pretrained(path("base"), padding_side="left")
-    model = AutoModelForImageTextToText.from_pretrained(path(), dtype="float32").eval()
+    model = AutoModelForImageTextToText.from_pretrained(path("judge"), dtype="float32").eval()
     engine, form = VLLMEngine("nano", dtype="float32", enforce_eager=True), Pointwise(prompt_set="nano")
     questions = [case.example.question for case in cases("pointwise", "image", GROUPS, 1, seed=7)]
     rollouts = [(question, rng.choice(ANSWERS)) for question in questions for _ in range(GROUP_SIZE)]
