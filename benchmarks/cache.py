@@ -54,8 +54,8 @@ FORK = multiprocessing.get_context("fork")  # where fresh interpreters would nev
 
 
 class Echo(Engine):
-    """A judge without a lock, whose only right reply follows from the request. Without the requests that
-    `ScriptedEngine` keeps, each of which costs time in every pass of Python's garbage collector."""
+    """A judge without a lock, whose only right reply follows from the request. It keeps no requests, as
+    `ScriptedEngine` does: each costs time in every pass of Python's garbage collector."""
 
     def __init__(self, reply: str = "") -> None:
         self.reply = reply  # to every request instead

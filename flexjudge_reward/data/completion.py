@@ -15,13 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from flexjudge_reward.prompts.thoughts import closing_of, names_more, opening_of
+from flexjudge_reward.prompts.thoughts import closing_of, ending_of, names_more, opening_of
 from flexjudge_reward.types import Unfinished
 
 Completion = Literal["answer", "all"]
 
-_OPEN = ("<think>", "<thinking>", "[THINK]")  # how a prompt ends that opens a thought
-_CLOSE = ("</think>", "</thinking>", "[/THINK]")
 _BLANK = re.compile(r"\s*")
 _GPT_OSS = re.compile(r"\s*analysis(?!\s).*?assistantfinal", re.DOTALL)  # as trainers decode it, without control tokens
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -29,12 +27,12 @@ _PARTS = ("thinking", "reasoning")
 _Place = tuple[int, int]  # a part, and a character in it
 
 
-def judged_part(parts: Sequence[Any], thought: str, completion: Completion, opened: bool = False) -> list[Any]:
+def judged_part(parts: Sequence[Any], thought: str, completion: Completion, opened: str = "") -> list[Any]:
     """The parts of one turn of the policy that are shown: texts and media, or one `Unfinished`.
 
     Args:
         thought: what the policy thought according to a field of its message.
-        opened: whether the prompt ends with an open thought.
+        opened: the mark of an open thought that the prompt ends with.
     """
     if completion == "all":
         return [f"<think>\n{thought}\n</think>\n\n", *parts] if thought else list(parts)
@@ -60,14 +58,14 @@ def is_thought(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") in _PARTS
 
 
-def ends_open(prompt: Any) -> bool:
-    """Whether a prompt ends with an open thought, so that the completion begins inside it."""
+def open_thought(prompt: Any) -> str:
+    """The mark of an open thought that a prompt ends with, so that the completion begins inside it; "" if none."""
     if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[-1], Mapping):
         prompt = prompt[-1].get("content")
-    return isinstance(prompt, str) and prompt.rstrip().endswith(_OPEN)
+    return ending_of(prompt) if isinstance(prompt, str) else ""
 
 
-def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
+def _after_thoughts(parts: Sequence[Any], opened: str) -> list[Any] | None:
     """The parts behind the thoughts at the beginning; None if the last of them never closes."""
     text = "".join(part for part in parts if isinstance(part, str))
     close, opening = text.find("</think>"), text.find("<think>")
@@ -75,7 +73,7 @@ def _after_thoughts(parts: Sequence[Any], opened: bool) -> list[Any] | None:
     if not opened and parts and isinstance(parts[0], str) and (decoded := _GPT_OSS.match(parts[0])):
         place = (0, decoded.end())
     elif opened or (close >= 0 and not 0 <= opening < close):
-        place = _behind(parts, next((mark for mark in _CLOSE if mark in text), _CLOSE[0]), (0, 0))
+        place = _behind(parts, closing_of(opened or "<think>"), (0, 0))
     # By places, not by what is left: a policy can write 10,000 thoughts in a row.
     while place is not None and (tag := _opening(parts, place)):
         behind = _behind(parts, closing_of(tag), place)

@@ -61,11 +61,11 @@ def content_of(value: Any, what: str, make: MakeMedia, columns: Columns = (), re
     return joined(turns)
 
 
-def completion_of(value: Any, what: str, make: MakeMedia, completion: Completion, opened: bool = False) -> Content:
+def completion_of(value: Any, what: str, make: MakeMedia, completion: Completion, opened: str = "") -> Content:
     """What a policy wrote, or the part of it that is judged (`completion.py`). Raises ConfigError as `content_of`.
 
     Args:
-        opened: whether the prompt ends with an open thought.
+        opened: the mark of an open thought that the prompt ends with.
     """
     turns = []
     for role, parts in _turns(value, what, make, completion, opened):
@@ -118,7 +118,7 @@ def apart(parts: Sequence[Any]) -> list[Any]:
 
 
 def _turns(
-    value: Any, what: str, make: MakeMedia, completion: Completion | None = None, opened: bool = False
+    value: Any, what: str, make: MakeMedia, completion: Completion | None = None, opened: str = ""
 ) -> list[Turn]:
     """The turns of a value; `completion` says what is shown of what the policy wrote, None that it is no completion."""
     if not is_conversation(value):
@@ -132,7 +132,7 @@ def _turns(
     for number, message in enumerate(value):
         own = _message_parts(message, make)
         if completion is not None and message["role"] == "assistant":
-            own = judged_part(own, thought_of(message), completion, opened and not number)
+            own = judged_part(own, thought_of(message), completion, "" if number else opened)
         if calls := message.get("tool_calls") or message.get("function_call"):
             own = [part for part in own if not isinstance(part, Unfinished)]  # it ended with a call, not with a thought
             own.append(json.dumps(calls, ensure_ascii=False, default=str))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, held_media, plain_text
-from flexjudge_reward.data.completion import Completion, ends_open
+from flexjudge_reward.data.completion import Completion, open_thought
 from flexjudge_reward.data.content import (
     completion_of,
     content_of,
@@ -124,7 +124,7 @@ class _Reader:
         if names.question is not None:
             shown = [part for part in question if isinstance(part, Media)]
             question = (*shown, plain_text(cells[names.question], f"column {names.question!r}"))
-        answer = completion_of(completion, "completion", self._make, names.completion, ends_open(prompt))
+        answer = completion_of(completion, "completion", self._make, names.completion, open_thought(prompt))
         return Example(
             question,
             [answer],

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
 from flexjudge_reward.data.cells import MEDIA_COLUMNS, columns_of, held_media, source_media, with_media
-from flexjudge_reward.data.completion import Completion, ends_open, thought_of
+from flexjudge_reward.data.completion import Completion, open_thought, thought_of
 from flexjudge_reward.data.content import completion_of, content_of, options_of, reference_of, rubric
 from flexjudge_reward.data.conversations import MISSING, split, with_roles
 from flexjudge_reward.data.lines import Lines
@@ -279,7 +279,7 @@ class Rows:
         make = partial(_media, self._roots)
         shown = [kind for kind in MEDIA_COLUMNS if f"{kind}s" in entry]
         media = [(kind, [make(kind, one, {}) for one in entry[f"{kind}s"]]) for kind in shown]
-        question, opened = entry["question"], ends_open(entry["question"])
+        question, opened = entry["question"], open_thought(entry["question"])
         return Example(
             content_of(question, "question", make, media),
             [completion_of(candidate, "candidate", make, self._completion, opened) for candidate in candidates],

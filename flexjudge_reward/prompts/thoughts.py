@@ -18,14 +18,23 @@ _MARKS = {
     **{"<|begin_of_thought|>": "<|end_of_thought|>", "<|thinking|>": "<|/thinking|>"},
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
-OPENINGS = tuple(_MARKS)
+_OPENINGS = tuple(_MARKS)
+_LONGEST = 40  # characters of a mark
 
 
 def opening_of(text: str, at: int = 0) -> str:
     """The mark that begins a thought at a place of a text; empty if something else is there."""
-    if text.startswith(OPENINGS, at):
-        return next(mark for mark in OPENINGS if text.startswith(mark, at))
+    if text.startswith(_OPENINGS, at):
+        return next(mark for mark in _OPENINGS if text.startswith(mark, at))
     return found[0] if text.startswith("<", at) and (found := _NAMED.match(text, at)) else ""
+
+
+def ending_of(text: str) -> str:
+    """The mark that a text ends with and that begins a thought; empty if there is none."""
+    end = text.rstrip()[-_LONGEST:]
+    starts = (at for at, character in enumerate(end) if character in "<[◁")
+    found = next((end[at:] for at in starts if opening_of(end, at) == end[at:]), "")
+    return "" if names_more(found) else found
 
 
 def closing_of(opening: str) -> str:

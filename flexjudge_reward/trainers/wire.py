@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from flexjudge_reward.data.completion import Completion, ends_open
+from flexjudge_reward.data.completion import Completion, open_thought
 from flexjudge_reward.data.content import completion_of, content_of, options_of, reference_of, rubric
 from flexjudge_reward.errors import ConfigError, CostLimitReached, JudgementFailed, MediaError
 from flexjudge_reward.judge.rewards import Outcome
@@ -54,7 +54,7 @@ def rows_of(entry: Any, completion: Completion) -> tuple[list[Example], str | No
     if completion not in get_args(Completion):
         raise ConfigError(f"'completion' must be one of {', '.join(get_args(Completion))}")
     question = content_of(entry["question"], "question", media_of)
-    opened = ends_open(entry["question"])
+    opened = open_thought(entry["question"])
     shared = reference_of(entry.get("reference"), media_of), rubric(entry.get("rubric"))
     rows = [Example(question, [_candidate(one, completion, opened)], *shared) for one in candidates]
     return rows, *_group(entry.get("group"), len(rows))
@@ -134,7 +134,7 @@ def _bytes(kind: str, source: Any) -> bytes:
         raise ConfigError(f"the bytes of a {kind} are sent in base64, {how}; found {source!r:.60}") from None
 
 
-def _candidate(value: Any, completion: Completion, opened: bool) -> Content:
+def _candidate(value: Any, completion: Completion, opened: str) -> Content:
     match value:
         case {"unfinished": str(text)}:
             return (Unfinished(text),)

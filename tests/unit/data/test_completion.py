@@ -164,10 +164,23 @@ def test_a_thought_that_the_prompt_opens_is_seen_without_its_tag(tmp_path: Path,
         assert read("hm</think>a", "answer", prompt) == ("a",)
 
 
-@pytest.mark.parametrize(("opening", "closing"), [("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")])
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        pytest.param("<thinking>", "</thinking>", id="thinking"),
+        pytest.param("[THINK]", "[/THINK]", id="mistral"),
+        pytest.param("◁think▷", "◁/think▷", id="kimi"),
+        pytest.param("<seed:think>", "</seed:think>", id="seed"),
+        pytest.param("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", id="gpt_oss"),
+    ],
+)
 def test_a_thought_that_the_prompt_opens_ends_as_it_began(opening: str, closing: str) -> None:
     assert from_trainer(f"hm{closing}a", prompt=f"Q? {opening}") == ("a",)
     assert isinstance(from_trainer("hm", prompt=f"Q? {opening}")[0], Unfinished)
+
+
+def test_a_prompt_that_names_a_tag_of_answers_opens_no_thought() -> None:
+    assert from_trainer("a", prompt="Answer in <analysis>") == ("a",)
 
 
 @pytest.mark.parametrize(
