@@ -56,6 +56,8 @@ from flexjudge_reward.types import Content, CriterionAnswer, Example, Failure, G
 _log = logging.getLogger("flexjudge_reward")
 _appending = threading.Lock()
 _written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
+# Ends of lines for `str.splitlines` and JavaScript, which JSON leaves as they are within a text.
+_ENDS = {one: f"\\u{ord(one):04x}" for one in "\x85\u2028\u2029"}
 _RUN = secrets.token_hex(4)
 _SHORT_S = 10.0  # seconds of a sound that is kept in any case
 _MOST_MEDIA = 100_000  # that one process keeps, so that a long run does not fill a disk with small files
@@ -160,7 +162,10 @@ def record_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON that can be encoded as UTF-8; a number that JSON does not have, such as NaN, is null."""
+    """A row as a line of JSON that can be encoded as UTF-8, one line also for readers that know other ends of lines.
+
+    A number that JSON does not have, such as NaN, is null.
+    """
     try:
         text = _written(row)
     except ValueError:
@@ -170,6 +175,8 @@ def json_line(row: Mapping[str, Any]) -> str:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only hold escaped
         text = json.dumps(row, allow_nan=False, default=str)
+    for end, written in _ENDS.items():
+        text = text.replace(end, written)
     return text + "\n"
 
 
