@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.answers import Answer, Passing, Refusal, Reply
-from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.chat_codec import Body, ChatCodec, is_plausible, least_tokens, whole
 from flexjudge_reward.engines.client import Wire
 from flexjudge_reward.engines.connections import LARGE
 from flexjudge_reward.engines.dialect import THINKING, Dialect, names_limit
@@ -289,8 +289,8 @@ class Client:
             reply = replace(reply, closed=True)
         if problem := self._replicas.replied(outcome.body.get("model")):
             batch.unusable, batch.mixed = problem, True
-        if body.pictures and reply.prompt_tokens > PLACEHOLDER and await self._prober.drops_images(batch.codec):
-            return Generation.failed("unsupported", f"the server at {self._where} shows its model no images")
+        if body.kinds and (lost := await self._prober.dropped(batch.codec, body.kinds, reply)):
+            return Generation.failed("unsupported", f"the server at {self._where} shows its model no {lost}")
         if is_plausible(reply, request.prompt):
             return reply
         least = least_tokens(request.prompt)
