@@ -31,9 +31,13 @@ _BEGINNINGS = {
     **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"RF64", b".snd", b"caff", b"#!AMR"), "audio"),
     **dict.fromkeys((b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"), "audio"),
 }
-# JPEG, PNG, GIF and WebP in bare base64: a path of this length has a dot, and base64 has none.
-_BARE = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{80,}\Z")
-_DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
+# Bare base64: a path of this length has a dot, and base64 has none. JPEG, PNG, GIF; WebP, WAV and AVI; FLAC, OGG, MP3
+# with and without a tag, AAC; WebM and Matroska; MP4 and its relatives.
+_BARE = re.compile(
+    r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|ZkxhQ|T2dnU|SUQz|//[E-Pk-v]|GkXfo|AAAA[A-Za-z0-9+/][GWm2]Z0eX)"
+    r"[A-Za-z0-9+/=\s]{80,}\Z"
+)
+_DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._,\"+-]+)*;base64,", re.IGNORECASE)
 
 
 def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
@@ -54,7 +58,9 @@ def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
     if isinstance(source, str) and _URL.match(source):
         raise MediaError("URLs are not fetched; load it yourself and pass the bytes, a PIL image or a path")
     if isinstance(source, str | os.PathLike):
-        return files.read(source, roots, limits.bytes)
+        data = files.read(source, roots, limits.bytes)
+        _check_size(len(data), limits)
+        return data
     held = getattr(source, "_hf_encoded", None)  # what `datasets` gives for a sound or a clip has the file beside it
     if isinstance(held, Mapping) and held.get("bytes") is not None:
         return encoded_bytes(held["bytes"], (), limits)
