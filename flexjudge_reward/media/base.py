@@ -113,7 +113,7 @@ class Media:
 
     @classmethod
     def video(cls, source: object, fps: float = 1.0, roots: Roots = (), limits: Limits = Limits()) -> Media:
-        """One video, sampled evenly to at most `limits.frames` frames.
+        """One video, sampled evenly to at most `limits.frames` frames. Its sound is not heard: show it as `audio`, too.
 
         Args:
             source: a list of frames (each as for `image`, all of one size), an array with the frames first, or an
