@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,10 +126,11 @@ def fingerprint(source: Path) -> str:
 def _name_sounds(datasets: Any) -> None:
     """Lets a folder or an archive of sounds be read without torchcodec.
 
-    `datasets` (4.5 to 5.2) imports it before it looks at a sound, also where it only notes a path or bytes.
+    `datasets` (4.5 to 5.2) imports it before it looks at a sound, also where it only notes a path or bytes. Where it is
+    installed, nothing is changed.
     """
     encode = datasets.Audio.encode_example
-    if hasattr(encode, "__wrapped__"):
+    if hasattr(encode, "__wrapped__") or find_spec("torchcodec"):
         return
 
     @wraps(encode)
