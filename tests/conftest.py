@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +52,8 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         for name in _WITH_VLLM if "trl" in sys.modules else ():
-            with suppress(ImportError):  # an older TRL has other modules
+            with suppress(ImportError), warnings.catch_warnings():  # an older TRL has other modules
+                warnings.simplefilter("ignore")  # it calls them experimental
                 importlib.import_module(name)
         sys.modules.pop("vllm", None)
 

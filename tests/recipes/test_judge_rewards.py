@@ -185,6 +185,21 @@ def batch(reward: TrlReward, texts: list[str], scores: list[list[float]], twin: 
     return reward(completions, ids, scores=scores, task=["items"] * len(texts), twin=twin, **given)
 
 
+@pytest.mark.parametrize(
+    ("scale", "text", "expected"),
+    [
+        pytest.param([1, 5, 0], tags(5, 1), 1.0, id="exact"),
+        pytest.param([1, 5, 0], tags(10, 1), 0.0, id="off_the_scale_of_the_row"),
+        pytest.param([1, 5, 0], tags(3, 1), 0.1 + 0.6 + 0.3 * 0.75, id="closeness_by_the_scale_of_the_row"),
+        pytest.param([1, 5, 1], tags(4.5, 1), 0.1 + 0.6 + 0.3 * (1 - 0.5 / 8), id="decimals"),
+        pytest.param([1, 5, 0], tags(4.5, 1), 0.0, id="no_decimals"),
+    ],
+)
+def test_a_row_is_read_on_the_scale_that_its_prompt_names(scale: list[float], text: str, expected: float) -> None:
+    earned = batch(TrlReward("teacher", PAIR, LIMIT), [text], [[5.0, 1.0]], [-1], scale=[scale])
+    assert earned == pytest.approx([expected])
+
+
 def test_draws_of_the_two_orders_are_paired_one_by_one() -> None:
     texts = [tags(8, 3), tags(8, 3), tags(3, 8), tags(8, 3), tags(1, 2), tags(1, 2)]
     scores = [[10.0, 1.0]] * 2 + [[1.0, 10.0]] * 2 + [[1.0, 2.0]] + [[2.0, 1.0]]

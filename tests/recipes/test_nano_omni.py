@@ -84,7 +84,7 @@ def test_the_pitch_of_a_hum_is_heard_in_its_spectrum(pitch: str) -> None:
 def make() -> Maker:
     tokenizer = tokenizers.Tokenizer.from_file(str(path("omni") / "tokenizer.json"))
     processor = omni_model.make_processor(tokenizer)
-    return Maker(tokenizer, Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048))
+    return Maker(tokenizer, Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048, "<|im_end|>"))
 
 
 @pytest.fixture(scope="module")

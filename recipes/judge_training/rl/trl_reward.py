@@ -12,7 +12,7 @@ from typing import Any
 
 from flexjudge_recipes.judge_training.rl import rewards
 
-from flexjudge_reward import ConfigError, Format, Verdict
+from flexjudge_reward import ConfigError, Format, Scale, Verdict
 from flexjudge_reward.formats.builtin import LETTERS
 
 
@@ -34,13 +34,15 @@ class TrlReward:
         scores: Sequence[Sequence[float]],
         task: Sequence[str],
         twin: Sequence[int],
+        scale: Sequence[Sequence[float]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
         """Raises ConfigError: the two orders of a pair are not in one call."""
+        scales = [None] * len(scores) if scale is None else [Scale(low, high, bool(d)) for low, high, d in scale]
         verdicts = [
-            rewards.read(self.format, len(true), _text(completion), len(ids), self.limit)
-            for completion, ids, true in zip(completions, completion_ids, scores, strict=True)
+            rewards.read(self.format, len(true), _text(completion), len(ids), self.limit, named)
+            for completion, ids, true, named in zip(completions, completion_ids, scores, scales, strict=True)
         ]
         if log_metric is not None:
             for name, value in _shares(verdicts, scores, task).items():
