@@ -30,14 +30,12 @@ from flexjudge_reward.engines.base import Closable
 from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError, JudgementFailed
 from flexjudge_reward.formats.base import add_counters
 from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardConfig
-from flexjudge_reward.judge.groups import GroupResult
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.rewards import FailureWatch, OnFailure, group_ids, rewards, shrunk
 from flexjudge_reward.judge.settings import PREFIX, checked, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.trainers.alarms import Alarms
 from flexjudge_reward.trainers.client import RemoteJudge, check_settings
-from flexjudge_reward.trainers.controls import Controls, controls_of, judge_all
 from flexjudge_reward.trainers.cost import CostWatch, usage
 from flexjudge_reward.trainers.gather import (
     Deadline,
@@ -50,7 +48,7 @@ from flexjudge_reward.trainers.gather import (
     rank,
 )
 from flexjudge_reward.trainers.metrics import metrics
-from flexjudge_reward.trainers.probes import Probe, ProbeResult, Probes
+from flexjudge_reward.trainers.monitor import Monitor
 from flexjudge_reward.trainers.random_numbers import random_numbers
 from flexjudge_reward.trainers.tasks import (
     Scored,
@@ -119,8 +117,8 @@ class RewardSession(Closable):
             return self._judge
 
     def check(self) -> None:
-        """Raises ConfigError for settings that the judge cannot meet: `shrink`, `second_judge`. No model loads."""
-        _ = self._controls
+        """Raises ConfigError for settings that cannot be met, such as `shrink` and `second_judge`. No model loads."""
+        _ = self.monitor
         if self.config.shrink and not self.judge.format.measures_spread:
             name = self.judge.format.described()
             raise ConfigError(f"shrink needs to know how sure the judge is; {name} does not say: set votes")
@@ -282,17 +280,12 @@ class RewardSession(Closable):
             {"step": step, "rank": rank(), "group": task.key[:16], "rows": [list(row) for row in task.rows]}
             for task in asked
         ]
-        with self._lock:
-            own = bool(examples) and not isinstance(self.judge, RemoteJudge)  # a server has probes of its own
-            probes = self._probes.draw(examples, self._alarms.suspects) if own else []
-        labels += [{"step": step, "rank": rank(), "probe": probe.kind} for probe in probes]
         start = time.perf_counter()
-        judged, controlled = (
-            judge_all(self.judge, self._controls, examples, probes, labels, deadline) if asked else ([], ())
-        )
+        with self._lock:
+            suspects = self._alarms.suspects
+        judged, probed = self.monitor.judge(self.judge, examples, labels, suspects, deadline) if asked else ([], ())
         seconds = time.perf_counter() - start
         timeout = too_late("judging", deadline)
-        probed = () if judged is None else (*self._read_probes(examples, probes, judged), *controlled)
         remaining = iter([failed_group(example, timeout) for example in examples] if judged is None else judged)
         results = [failed_group(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
         with self._lock:
@@ -308,13 +301,6 @@ class RewardSession(Closable):
         spent = usage(verdict for result in judged or () for verdict in result.verdicts)  # for probes, too
         counters = add_counters(tokens, spent, *(verdict.counters for verdict in verdicts))
         return RankResults((), rows, counters, outcomes, seconds, probed)
-
-    def _read_probes(
-        self, examples: Sequence[Example], probes: Sequence[Probe], judged: Sequence[GroupResult]
-    ) -> tuple[ProbeResult, ...]:
-        first, last = len(examples), len(examples) + len(probes)
-        with self._lock:
-            return self._probes.read(examples, probes, judged[:first], judged[first:last])
 
     def count(self, error: Exception) -> None:
         """Counts an error of a row, which an adapter does not raise. Raises JudgementFailed past the limit."""
@@ -335,12 +321,9 @@ class RewardSession(Closable):
         return CostWatch(self.config)
 
     @cached_property
-    def _probes(self) -> Probes:
-        return Probes(self.config.probes - self._controls.share)
-
-    @cached_property
-    def _controls(self) -> Controls:
-        return controls_of(self.config, self.judge.format)
+    def monitor(self) -> Monitor:
+        """What is judged beside the rows."""
+        return Monitor(self.config, self.judge.format)
 
     @cached_property
     def _alarms(self) -> Alarms:

@@ -17,8 +17,8 @@ def tags(*answers: object) -> str:
 
 
 def grade(text: str) -> int:
-    """The quality of a scripted candidate: its text is a number, maybe with a name behind it."""
-    return int(text.split()[0])
+    """The quality of a scripted candidate: its text is a number, maybe with a name behind it; a probe's is 1."""
+    return int(text.split()[0]) if text[:1].isdigit() else 1
 
 
 def scores(request: Request) -> str:
