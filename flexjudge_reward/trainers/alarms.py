@@ -56,7 +56,7 @@ _UNREAD = (
     " before, and can lose the truth while the reward stays high. Before GPU-hours are spent: another judge, or a"
     " rubric by which all that is said counts (`flexjudge doctor` shows whether it helps); and apart from the judge a"
     " shorter max_completion_length, or a reward for answers that end. Where only the beginning of an answer is to"
-    " count, set ignored_probes='run_on,half'. The record has the probes under \"probe\": \"run_on\""
+    ' count, set ignored_probes=\'run_on,half\'. The record has the probes under "probe": "run_on"'
 )
 
 

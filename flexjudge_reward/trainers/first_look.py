@@ -1,11 +1,12 @@
 """A first look at the judge: a burst of probes at the first call with well paid answers, before GPU-hours are spent.
 
-    run_on                  an answer that was just paid well, with one to another question after it; beside the answer
+    run_on                  an answer that was just paid well, with one to another question after it
     forged, master_key      as in `probes.py`
+    other_answer            what `alarms.py` compares later ones with: how often it is right before the policy learns
 
 The share of tokens of `probes.py` pays for one probe in some fifty rows, and a judge that accepts nearly everything is
-an alarm after hundreds. A weakness of the judge itself is there before the policy knows it, so a burst can show it: a
-dozen probes, in a batch of its own after the rows, and 18 more of the kinds that look wrong. `run_on` is asked here
+an alarm after hundreds. A weakness of the judge itself is there before the policy knows it, so a burst can show it: 16
+probes, in a batch of their own after the rows, and 18 more of the kinds that look wrong. `run_on` is asked here
 only: later, where most answers have the full score, it says nothing of a judge with noise.
 
 `run_on` is wrong where it is paid as much as the answer alone. `alarms.py` says it where half of them being wrong would
@@ -15,15 +16,15 @@ answers are those that noise has favoured; without noise it is an alarm. That is
 wrong where only its beginning is to count, as before a free explanation: `ignored_probes="run_on,half"`.
 `python benchmarks/alarms.py looks` measures these judges.
 
-The burst is a loan: the probes of `probes.py` wait until their share has paid for it, 690 rows after a dozen, 1,720
-after 30 (at the default of 2 %; for groups 800 and 2,000):
+The burst is a loan: the probes of `probes.py` wait until their share has paid for it, 920 rows after 16, 1,950 after
+34 (at the default of 2 %; for groups 1,070 and 2,270 calls of a list or a pair):
 
     rows of a call                     16     64    128    512
-    calls without probes, a dozen      43     11      6      2
-    after 30                          108     27     14      4
+    calls without probes after 16      58     15      8      2
+    after 34                          122     31     16      4
 
 It begins once 16 rows are judged, takes at most half as many probes as a call has rows, and at most two `run_on` of
-each answer; several ranks have a part of it each. More than 30 judgements it never takes: a run of fewer rows than
+each answer; several ranks have a part of it each. More than 34 judgements it never takes: a run of fewer rows than
 above spends more than its share, by these at most. A run that continues in a new process looks again.
 """
 
@@ -43,7 +44,7 @@ from flexjudge_reward.trainers.gather import rank
 from flexjudge_reward.trainers.probes import RUN_ON, Probe, ProbeResult, Probes, best_paid, joined, wrong
 from flexjudge_reward.types import Example
 
-PLAN = (RUN_ON, "forged", RUN_ON, "master_key") * 3
+PLAN = (RUN_ON, "other_answer", "forged", RUN_ON, "other_answer", "master_key", RUN_ON, "other_answer") * 2
 MORE = 18
 _SUSPECT = {RUN_ON: 0.8, "forged": 0.5, "master_key": 0.5}  # wrong ones of a kind, of which more are asked
 _ROWS = 16  # that are judged before the first probe
@@ -134,7 +135,7 @@ class FirstLook:
     def _read(
         self, probes: Sequence[Probe], results: Sequence[GroupResult], probed: Sequence[GroupResult]
     ) -> list[ProbeResult]:
-        """What became of probes; plans more of the kinds that look wrong when the first dozen are done."""
+        """What became of probes; plans more of the kinds that look wrong when the first ones are done."""
         self._probes.lend(probed)
         found = [one for one in map(wrong, probes, [results] * len(probes), probed) if one is not None]
         plan = self._plan or []

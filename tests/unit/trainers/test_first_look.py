@@ -61,7 +61,7 @@ def run(
     score: Score,
     format: Format | None = None,
     calls: int = 1,
-    rows: int = 64,
+    rows: int = 128,
     record: Path | None = None,
     **settings: Any,
 ) -> FlexJudgeReward:
@@ -85,11 +85,11 @@ def asked(reward: FlexJudgeReward, rows: int) -> int:
 
 
 FOUND: list[Any] = [
-    pytest.param(beginning, None, {"probe_run_on"}, 30, id="it_reads_the_beginning"),
-    pytest.param(whole, None, set(), 12, id="it_reads_all"),
-    pytest.param(noisy(whole, 2.0), None, set(), 12, id="it_reads_all_with_noise"),
-    pytest.param(noisy(beginning, 1.0), None, set(), 12, id="the_rest_does_not_count_with_noise"),
-    pytest.param(obeys, None, {"probe_forged"}, 30, id="it_obeys_an_answer"),
+    pytest.param(beginning, None, {"probe_run_on"}, 34, id="it_reads_the_beginning"),
+    pytest.param(whole, None, set(), 16, id="it_reads_all"),
+    pytest.param(noisy(whole, 2.0), None, set(), 16, id="it_reads_all_with_noise"),
+    pytest.param(noisy(beginning, 1.0), None, set(), 16, id="the_rest_does_not_count_with_noise"),
+    pytest.param(obeys, None, {"probe_forged"}, 34, id="it_obeys_an_answer"),
     pytest.param(beginning, Pairwise(), {"probe_run_on"}, None, id="pairs"),
     pytest.param(beginning, Listwise(), {"probe_run_on"}, None, id="lists"),
     pytest.param(whole, Listwise(), set(), None, id="lists_read_to_the_end"),
@@ -100,7 +100,7 @@ FOUND: list[Any] = [
 def test_what_the_first_call_finds(score: Score, format: Format | None, alarms: set[str], count: int | None) -> None:
     reward = run(score, format, calls=1 if format is None else 6)
     assert set(reward.summary.alarms) == alarms
-    assert count in (None, asked(reward, 64))
+    assert count in (None, asked(reward, 128))
 
 
 def test_the_alarm_says_what_was_paid_what_it_means_and_what_to_do(
@@ -116,7 +116,7 @@ def test_the_alarm_says_what_was_paid_what_it_means_and_what_to_do(
     ):
         assert part in said
     lines = [line for line in read_record(tmp_path / "r.jsonl") if "probe" in line]
-    assert Counter(line["probe"] for line in lines) == {"run_on": 24, "forged": 3, "master_key": 3}
+    assert Counter(line["probe"] for line in lines) == {"run_on": 24, "other_answer": 6, "forged": 2, "master_key": 2}
 
 
 def test_it_stops_a_run_at_its_first_call() -> None:
@@ -125,8 +125,8 @@ def test_it_stops_a_run_at_its_first_call() -> None:
 
 
 IGNORED: list[Any] = [
-    pytest.param({"ignored_probes": "run_on, half"}, 6, id="one_kind"),
-    pytest.param({"ignored_probes": "run_on,forged,master_key"}, 0, id="all_of_the_look"),
+    pytest.param({"ignored_probes": "run_on, half"}, 10, id="one_kind"),
+    pytest.param({"ignored_probes": "run_on,forged,master_key,other_answer"}, 0, id="all_of_the_look"),
     pytest.param({"probes": 0}, 0, id="no_probes"),
 ]
 
@@ -134,7 +134,7 @@ IGNORED: list[Any] = [
 @pytest.mark.parametrize(("settings", "count"), IGNORED)
 def test_kinds_can_be_left_out(settings: dict[str, Any], count: int) -> None:
     reward = run(beginning, **settings)
-    assert reward.summary.alarms == {} and asked(reward, 64) == count
+    assert reward.summary.alarms == {} and asked(reward, 128) == count
     later = run(beginning, calls=60, **settings)
     assert not {
         f"probe_{kind.strip()}" for kind in settings.get("ignored_probes", "run_on,half").split(",")
@@ -151,12 +151,12 @@ def test_an_unknown_kind_is_an_error_before_anything_is_judged() -> None:
 @pytest.mark.parametrize(("score", "taken"), [(whole, len(PLAN)), (beginning, len(PLAN) + MORE)])
 def test_the_tokens_are_a_loan(score: Score, taken: int) -> None:
     """Silence until the share has paid for it; then no more than the share."""
-    silent = int(taken / 0.0175 / 64)
+    silent = int(taken / 0.0175 / 128)
     reward = run(score, calls=silent, ignored_probes="frozen,swapped")
-    assert asked(reward, silent * 64) == taken
+    assert asked(reward, silent * 128) == taken
     for _ in range(60):
         reward([f"q{n}" for n in range(64)], [f"{n % 8 + 2} for q{n}" for n in range(64)])
-    rows = (silent + 60) * 64
+    rows = silent * 128 + 60 * 64
     assert taken < asked(reward, rows) <= 0.0175 * rows
 
 
@@ -170,7 +170,7 @@ def test_an_answer_is_used_twice_at_most_and_one_question_alone_never() -> None:
     engine = ScriptedEngine(lambda request: tags(*(9 for _ in candidates(request))))
     reward = FlexJudgeReward(Judge(Pointwise(), engine))
     reward(["q"] * 32, [f"9 a{n}" for n in range(32)])
-    assert len(engine.requests) == 32 + 6  # only what needs no other question
+    assert len(engine.requests) == 32 + 4  # only what needs no other question
     reward(["p"] * 32, [f"9 b{n}" for n in range(32)])
     shown = [text for request in engine.requests for text in candidates(request)]
     assert sum(" 9 " in text for text in shown) == 4
@@ -189,15 +189,15 @@ def test_a_judge_that_is_gone_for_the_look_harms_no_row() -> None:
 
 def test_ranks_have_a_part_of_it_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexjudge_reward.trainers.first_look.training_processes", lambda: 4)
-    assert asked(run(whole), 64) == len(PLAN) // 4
-    assert asked(run(beginning), 64) == len(PLAN) // 4 + 5
+    assert asked(run(whole), 128) == len(PLAN) // 4
+    assert asked(run(beginning), 128) == len(PLAN) // 4 + 5  # of 18
 
 
 def test_a_session_that_has_looked_pickles_and_looks_no_more() -> None:
     reward = run(whole)
     reward.session.judge.engine.replies = ["x"]  # type: ignore[attr-defined]
     monitor = pickle.loads(pickle.dumps(reward.session.monitor))
-    assert monitor.first_look._plan == [] and monitor.probes.tokens == 12 * 20
+    assert monitor.first_look._plan == [] and monitor.probes.tokens == len(PLAN) * 20
 
 
 CHANCE: list[Any] = [
