@@ -31,7 +31,7 @@ class Monitor:
         self.controls = controls.controls_of(config, format, ignored)
         self.probes = Probes(config.probes - self.controls.share, ignored)
         self.first_look = FirstLook(self.probes)
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
 
     def judge(
         self, judge: Judge, examples: Sequence[Example], labels: Labels, suspects: Sequence[str], deadline: Deadline
@@ -56,18 +56,29 @@ class Monitor:
         results, probed = judged[: len(examples)], judged[len(examples) :]
         with self._lock:
             found = self.probes.read(examples, probes, results, probed)
-        looked = deadline.run(lambda: self.first_look.check(judge, examples, results, of_call)) or ([], ())
+        looked = deadline.run(lambda: self._looked(judge, examples, results, of_call)) or ([], ())
         checked = deadline.run(lambda: self.controls.check(judge, examples, results, of_call))
         if checked is None:
             self.controls.late()
             checked = [], ()
         return [*judged, *looked[0], *checked[0]], (*found, *looked[1], *checked[1])
 
+    def _looked(
+        self, judge: Judge, examples: Sequence[Example], results: Sequence[GroupResult], label: Mapping[str, object]
+    ) -> tuple[list[GroupResult], tuple[ProbeResult, ...]]:
+        """The first look's part in this call; none while another thread looks."""
+        if not self._looking.acquire(blocking=False):
+            return [], ()
+        try:
+            return self.first_look.check(judge, examples, results, label)
+        finally:
+            self._looking.release()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_looking")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=threading.Lock(), _looking=threading.Lock())
 
 
 def _ignored(config: RewardConfig) -> frozenset[str]:

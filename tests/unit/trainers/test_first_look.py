@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import pickle
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,20 @@ def test_ranks_have_a_part_of_it_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexjudge_reward.trainers.first_look.training_processes", lambda: 4)
     assert asked(run(whole), 128) == len(PLAN) // 4
     assert asked(run(beginning), 128) == len(PLAN) // 4 + 5  # of 18
+
+
+def test_calls_that_overlap_look_once() -> None:
+    def reply(request: Request) -> Generation:
+        time.sleep(0.001)
+        return Generation(tags(*(grade(text) for text in candidates(request))), completion_tokens=20)
+
+    reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(reply)))
+    questions = [f"q{n // 4}" for n in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [f"{n % 8 + 2} for {one}" for n, one in enumerate(questions)]
+        calls = [pool.submit(reward, questions, answers) for _ in range(8)]
+        assert all(None not in call.result() for call in calls)
+    assert asked(reward, 0) - reward.summary.judged <= len(PLAN) + MORE
 
 
 def test_a_session_that_has_looked_pickles_and_looks_no_more() -> None:
