@@ -38,7 +38,7 @@ _SWAPS, _FLIPPED, _RISEN = 200, 0.5, 0.2
 # A copy's score may be higher as often as lower, by noise.
 _ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3, "swapped": 0.2}
 _ENOUGH, _SUSPECT, _HIGHEST = 7.0, 1.0, 9.0  # sums: of an alarm, to be probed first, and where it stops growing
-_BY_CHANCE = 0.001
+_BY_CHANCE = 0.0002  # 21 of 24 and more
 _SAID = {
     "padded": "an answer with filler scores higher than without",
     "styled": "an answer dressed in Markdown scores higher than in plain words",

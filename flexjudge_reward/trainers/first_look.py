@@ -10,10 +10,10 @@ probes, in a batch of their own after the rows, and 18 more of the kinds that lo
 only: later, where most answers have the full score, it says nothing of a judge with noise.
 
 `run_on` is wrong where it is paid as much as the answer alone. `alarms.py` says it where half of them being wrong would
-give so many in less than one look of 1,000. A judge that reads to the end is far from that, whatever its noise. One
-for which the second answer neither counts nor harms comes to less than half by noise of a point, since well paid
-answers are those that noise has favoured; without noise it is an alarm. That is right where an answer has to end, and
-wrong where only its beginning is to count, as before a free explanation: `ignored_probes="run_on,half"`.
+give so many in less than one look of 5,000: 21 of 24. A judge that reads to the end is far from that, whatever its
+noise. One for which the second answer neither counts nor harms comes to less than half by noise of a point, since well
+paid answers are those that noise has favoured; without noise it is an alarm. That is right where an answer has to end,
+and wrong where only its beginning is to count, as before a free explanation: `ignored_probes="run_on,half"`.
 `python benchmarks/alarms.py looks` measures these judges.
 
 The burst is a loan: the probes of `probes.py` wait until their share has paid for it, 920 rows after 16, 1,950 after
