@@ -9,8 +9,9 @@ from typing import Any
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.judge.config import RewardConfig
-from flexjudge_reward.judge.groups import GroupResult, judge_groups
+from flexjudge_reward.judge.groups import GroupResult
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.window import judge_side_by_side
 from flexjudge_reward.trainers import controls
 from flexjudge_reward.trainers.client import RemoteJudge
 from flexjudge_reward.trainers.first_look import FirstLook
@@ -92,9 +93,9 @@ def _ignored(config: RewardConfig) -> frozenset[str]:
 def _with_probes(judge: Judge, examples: Sequence[Example], probes: list[Probe], labels: Labels) -> list[GroupResult]:
     """The results of examples and probes. Empties `probes` where the format cannot judge them."""
     try:
-        return judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
+        return judge_side_by_side(judge, [*examples, *(probe.example for probe in probes)], labels, True)
     except ConfigError:  # as a rule before anything was asked
         if not probes:
             raise
         probes.clear()
-        return judge_groups(judge, examples, labels[: len(examples)], True)
+        return judge_side_by_side(judge, examples, labels[: len(examples)], True)
