@@ -88,6 +88,7 @@ class BadRow:
     number: int
     id: object
     why: str
+    example: None = None
 
 
 class Rows:

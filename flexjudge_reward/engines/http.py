@@ -45,7 +45,7 @@ from flexjudge_reward.engines.replicas import Replicas
 from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
-from flexjudge_reward.errors import EngineError, MediaError
+from flexjudge_reward.errors import EngineError, MediaError, SeveralModels
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import FailureKind, Generation, Request
 
@@ -123,7 +123,7 @@ class Client:
         batch = _Batch(requests, codec, stall_timeout, [None] * len(requests), [""] * len(requests))
         self._wait(self._post_all(batch))
         if batch.unusable and (batch.mixed or not batch.served):
-            raise EngineError(batch.unusable)
+            raise (SeveralModels if batch.mixed else EngineError)(batch.unusable)
         return [reply or _unanswered(batch, index) for index, reply in enumerate(batch.replies)]
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Client:
         others = await asyncio.gather(*asked)
         lists = [answers.models(one[1]) for one in others if not isinstance(one, Passing) and one[0] == 200]
         if problem := self._replicas.listed([listed, *lists]):
-            raise EngineError(problem)
+            raise SeveralModels(problem)
         return listed
 
     async def _post_all(self, batch: _Batch) -> None:

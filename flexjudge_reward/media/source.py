@@ -6,9 +6,11 @@ Promised: no URL is fetched, no file outside the roots is opened, and the size i
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from flexjudge_reward.errors import MediaError, need
@@ -33,6 +35,8 @@ _BEGINNINGS = {
 }
 # JPEG, PNG, GIF and WebP in bare base64: a path of this length has a dot, and base64 has none.
 _BARE = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{80,}\Z")
+_SAMPLE = (16, 16)
+_BYTES = ("L", "P", "RGB", "RGBA", "CMYK")  # modes whose pixels Pillow compares without copying them
 _DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
 
 
@@ -68,15 +72,44 @@ def same_as(source: object) -> Hashable:
         return ("path", source.get("path")) if data is None else same_as(data)
     if isinstance(source, str | bytes):
         return source
-    if hasattr(source, "getexif"):  # a PIL image: what decides its pixels as RGB (`image.upright_rgb`)
-        try:
-            image: Any = source
-            pixels, palette = image.tobytes(), image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-            notes = [image.mode, image.size, image.getexif().get(0x0112), image.info.get("transparency"), palette]
-            return pixels, repr(notes)
-        except Exception:  # what a damaged file raises; `load` says it
-            return id(source)
+    if hasattr(source, "getexif"):
+        with suppress(Exception):  # what a damaged file raises; `load` says it
+            return _Picture(source)
     return id(source)
+
+
+def hash_of_pixels(source: object) -> str:
+    """Of a PIL image, a hash of what decides its pixels as RGB, in hex; else empty."""
+    if hasattr(source, "getexif"):
+        with suppress(Exception):
+            return _Picture(source).hash()
+    return ""
+
+
+class _Picture:
+    """A PIL image, equal to others of the same pixels as RGB (`image.upright_rgb`), which are compared if need be."""
+
+    def __init__(self, image: Any) -> None:
+        self._image, palette = image, image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+        turned, clear = image.getexif().get(0x0112), image.info.get("transparency")
+        self._notes = repr([image.mode, image.size, turned, clear, palette])
+        self._some = image.resize(_SAMPLE, 0).tobytes()  # of its pixels, as they are
+
+    def hash(self) -> str:
+        """In hex."""
+        return hashlib.sha256(self._notes.encode() + self._image.tobytes()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash((self._notes, self._some))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Picture) or (self._notes, self._some) != (other._notes, other._some):
+            return False
+        if self._image.mode not in _BYTES:
+            return bool(self._image.tobytes() == other._image.tobytes())
+        from PIL import ImageChops
+
+        return ImageChops.difference(self._image, other._image).getbbox(alpha_only=False) is None
 
 
 def is_path(text: str) -> bool:

@@ -31,6 +31,7 @@ from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardCon
 from flexjudge_reward.judge.groups import GroupResult, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.settings import declared_names
+from flexjudge_reward.judge.window import judge_side_by_side
 from flexjudge_reward.trainers.client import RemoteJudge
 from flexjudge_reward.trainers.gather import Deadline
 from flexjudge_reward.trainers.probes import Probe, ProbeResult
@@ -240,12 +241,12 @@ def _with_probes(
     if isinstance(judge, RemoteJudge):
         return judge.judge_groups(examples)
     try:
-        return judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
+        return judge_side_by_side(judge, [*examples, *(probe.example for probe in probes)], labels, True)
     except ConfigError:  # as a rule before anything was asked
         if not probes:
             raise
         probes.clear()
-        return judge_groups(judge, examples, labels[: len(examples)], True)
+        return judge_side_by_side(judge, examples, labels[: len(examples)], True)
 
 
 def _judged(judge: Judge, examples: Sequence[Example], label: Mapping[str, object]) -> list[GroupResult]:

@@ -55,7 +55,7 @@ from flexjudge_reward.trainers.random_numbers import random_numbers
 from flexjudge_reward.trainers.tasks import (
     Scored,
     Task,
-    failed_group,
+    key_of,
     keys_of,
     keys_of_texts,
     read_columns,
@@ -177,7 +177,7 @@ class RewardSession(Closable):
             if rows is None:
                 raise EngineError(f"the rows were not read within the deadline of {deadline.seconds:g} s")
             self._check_media(rows)
-            keys = deadline.run(lambda: self._keys(rows, deadline))
+            keys = deadline.run(lambda: keys_of(rows, deadline))
             late = keys is None
             keys = keys or keys_of_texts(rows)
             tasks = self._own_tasks(RankRows(keys, () if alone else tuple(map(text_of, rows)), late), rows, deadline)
@@ -241,10 +241,6 @@ class RewardSession(Closable):
                 self.judge.check_media(row)
                 self._shown |= new
 
-    def _keys(self, rows: Sequence[Example], deadline: Deadline) -> tuple[str, ...] | None:
-        with self.judge.reading(rows):
-            return keys_of(rows, deadline)
-
     def _own_tasks(self, mine: RankRows, rows: Sequence[Example], deadline: Deadline) -> list[Task]:
         """What this rank judges: its rows, or the groups that fall to it. Raises on all ranks alike.
 
@@ -268,7 +264,7 @@ class RewardSession(Closable):
             if format.max_candidates == 1 and index not in failed:
                 yield from (Task(str(index), (row_id,), row) for row_id, row in zip(ids, group, strict=True))
                 continue
-            if index not in failed and len({row.with_candidates([]).digest() for row in group}) > 1:
+            if index not in failed and len({key_of(row) for row in group}) > 1:
                 why = f"its rows have different questions, and {format.described()} compares answers to one"
                 raise ConfigError(f"group {index}: {why}")
             whole = group[0].with_candidates([row.candidates[0] for row in group])
@@ -293,8 +289,9 @@ class RewardSession(Closable):
         seconds = time.perf_counter() - start
         timeout = too_late("judging", deadline)
         probed = () if judged is None else (*self._read_probes(examples, probes, judged), *controlled)
-        remaining = iter([failed_group(example, timeout) for example in examples] if judged is None else judged)
-        results = [failed_group(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
+        failed = GroupResult.failed
+        remaining = iter([failed(one, timeout) for one in examples] if judged is None else judged)
+        results = [failed(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
         with self._lock:
             self.summary.add(results, seconds)
         rows = {
