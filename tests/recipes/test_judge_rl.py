@@ -26,6 +26,7 @@ from flexjudge_reward import (
     Example,
     Generation,
     Judge,
+    Listwise,
     Media,
     MultipleChoice,
     Pairwise,
@@ -131,6 +132,14 @@ def test_a_teachers_scores_are_on_the_scale_that_the_judge_is_asked_for(
     file.write_text(json.dumps(row) + "\n" + json.dumps(GOOD | {"scores": [5, 4]}) + "\n")
     found, left_out = items.read_items(Rows(file), Pairwise(prompt_set="nano"), "text", reward="teacher")
     assert len(found) == 2 - bool(why) and [why in one for one in left_out] == [True] * bool(why)
+
+
+def test_a_ranked_item_has_an_order(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": "What?", "candidates": ["a", "b", "c"], "scores": scores} for scores in ([3, 2, 1], [3, 1, 1])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, left_out = items.read_items(Rows(file), Listwise(prompt_set="nano"), "text", reward="ranking")
+    assert len(found) == 1 and left_out == {"candidates with equal scores have no order": 1}
 
 
 def test_each_letter_is_best_equally_often() -> None:
@@ -295,6 +304,8 @@ def test_a_run_stops_where_groups_no_longer_differ(shares: list[float], stops: b
         pytest.param({"use_peft": True}, "--measure_every 0 with --use_peft", id="adapters_measured"),
         pytest.param({"dataset_name": "gone.jsonl"}, "gone.jsonl", id="no_data"),
         pytest.param({"stage": "words"}, "stage is one of text, caption, media", id="stage"),
+        pytest.param({"model_name_or_path": "ADAPTER"}, "cannot be used", id="adapters_alone"),
+        pytest.param({"model_name_or_path": "NEWER"}, "wants Qwen9ForJudging, which", id="no_class"),
         pytest.param({"dataset_name": "ROWS"}, "1 items are left, and a batch holds 2", id="too_few_items"),
     ],
 )
@@ -302,7 +313,11 @@ def test_bad_input_is_an_error_before_a_model_loads(
     flags: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD) + "\n")
-    flags = {name: tmp_path / "rows.jsonl" if value == "ROWS" else value for name, value in flags.items()}
+    for name, file in (("ADAPTER", "adapter_config.json"), ("NEWER", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(IN_MINIATURE | {"architectures": ["Qwen9ForJudging"]}))
+    places = {"ROWS": tmp_path / "rows.jsonl"} | {name: tmp_path / name for name in ("ADAPTER", "NEWER")}
+    flags = {name: places.get(value, value) for name, value in flags.items()}
     monkeypatch.setattr(train, "GRPOTrainer", lambda **_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", monkeypatch, **flags)

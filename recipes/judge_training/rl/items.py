@@ -76,6 +76,8 @@ def _item(row: Row | BadRow, format: OneCall, stage: Stage, reward: str) -> Item
         raise ConfigError("a row needs as many 'scores' as candidates")
     if reward in ("choice", "both_orders") and picked(scores) is None:
         raise ConfigError("two candidates share the highest score")
+    if reward == "ranking" and len(set(scores)) < len(scores):
+        raise ConfigError("candidates with equal scores have no order")
     if reward == "both_orders" and len(scores) != 2:
         raise ConfigError("both orders are those of two candidates")
     scale = format.scale(row.example)

@@ -68,10 +68,12 @@ def ranking(verdict: Verdict, scores: Sequence[float]) -> float | None:
     """1 less the edit distance between the verdict's order and the true one, per candidate.
 
     Two different orders are at least two edits apart, so three candidates give 1 or 1/3. Equal scores count as the
-    reverse of the true order, so that a judge gains nothing by a tie.
+    reverse of the true order, so that a judge gains nothing by a tie. Raises ConfigError if true scores are equal.
     """
     if verdict.scores is None:
         return _unread(verdict)
+    if len(set(scores)) < len(scores):
+        raise ConfigError(f"candidates with equal true scores have no order, found {list(scores)}")
     true = sorted(range(len(scores)), key=lambda one: -scores[one])
     given = verdict.scores
     said = sorted(reversed(true), key=lambda one: -given[one])

@@ -27,7 +27,7 @@ from flexjudge_recipes.dpo_vlm.sampling import policy_engine
 from flexjudge_recipes.judge_training.rl import items, nano_items
 from flexjudge_recipes.judge_training.rl.rewards import REWARDS
 from flexjudge_recipes.judge_training.rl.trl_reward import TrlReward
-from flexjudge_recipes.judge_training.sft.models import freeze_encoders, save_judge
+from flexjudge_recipes.judge_training.sft.models import freeze_encoders, model_class, read_config, save_judge
 from flexjudge_recipes.nano import vlm_task
 from flexjudge_recipes.program import run
 
@@ -188,6 +188,7 @@ def main() -> None:
     nano = model_args.model_name_or_path == "nano"
     start = str(path("judge")) if nano else model_args.model_name_or_path
     format, revision = options.asked(start), model_args.model_revision
+    model_class(read_config(start, revision))
     with PartialState().main_process_first():  # one process finds the pass rates, the others read them
         engine = policy_engine(start, revision, options.policy_memory)
         chosen = items.balanced(kept(options, all_items(options, format, args.seed), engine, args, format), args.seed)
@@ -213,11 +214,11 @@ def make_trainer(
     """The trainer with its callbacks, towers frozen: what the judge sees does not change."""
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     args.shuffle_dataset = False  # the items are in random order, balanced, and twins stay together
-    reward = TrlReward(options.reward, format, args.max_completion_length)
     source = Source.find(start, model_args.model_revision, False)
     chat = Chat(load_tokenizer(source), source.template())
     known = {name: value for name, value in THINKS.items() if name in chat.template}  # processors warn of others
     args.chat_template_kwargs = known | (args.chat_template_kwargs or {})
+    reward = TrlReward(options.reward, format, args.max_completion_length, chat)
 
     def rows() -> Iterator[dict[str, Any]]:
         return items.trainer_rows(chosen, format, chat, twins=options.reward == "both_orders")
