@@ -276,7 +276,7 @@ class Synthesis:
         if forged or verdict.scores is None or verdict.scores[draft.best] != 1:
             return "result: the judge's format does not read it"
         shown = " ".join((*map(str, draft.text), *draft.candidates))  # a question may be about a description
-        if of_description(draft.thought) and not of_description(shown):
+        if draft.description and of_description(draft.thought) and not of_description(shown):
             return "result: speaks of a description"
         if kinds := leaks(draft.thought, self.hint(draft), draft.letter, self.told):
             return f"result: leak, {kinds[0]}"
