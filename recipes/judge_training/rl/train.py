@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -27,8 +26,13 @@ from flexjudge_recipes.dpo_vlm.sampling import policy_engine
 from flexjudge_recipes.judge_training.rl import items, nano_items
 from flexjudge_recipes.judge_training.rl.rewards import REWARDS
 from flexjudge_recipes.judge_training.rl.trl_reward import TrlReward
-from flexjudge_recipes.judge_training.sft.models import freeze_encoders, model_class, read_config, save_judge
-from flexjudge_recipes.nano import vlm_task
+from flexjudge_recipes.judge_training.sft.models import (
+    freeze_encoders,
+    load_processor,
+    model_class,
+    read_config,
+    save_judge,
+)
 from flexjudge_recipes.program import run
 
 from accelerate import PartialState
@@ -138,7 +142,8 @@ def kept(
         chosen = [item for item, rate in zip(found, rates, strict=True) if rate is not None and low <= rate <= high]
         print(f"items          {len(chosen)} of {len(found)} have a pass rate of {low} to {high}", flush=True)
         found = chosen
-    needed = max(2, args.generation_batch_size // args.num_generations)
+    orders = 2 if options.reward == "both_orders" else 1
+    needed = max(2, args.generation_batch_size // args.num_generations) // orders
     if len(found) < needed:
         raise ConfigError(
             f"{len(found)} items are left, and a batch holds {needed}: give more, or widen pass_low and high"
@@ -219,16 +224,13 @@ def make_trainer(
     known = {name: value for name, value in THINKS.items() if name in chat.template}  # processors warn of others
     args.chat_template_kwargs = known | (args.chat_template_kwargs or {})
     reward = TrlReward(options.reward, format, args.max_completion_length, chat)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        return items.trainer_rows(chosen, format, chat, twins=options.reward == "both_orders")
-
+    rows = items.trainer_rows(chosen, format, chat, twins=options.reward == "both_orders")
     trainer = GRPOTrainer(
         model=start,
-        processing_class=vlm_task.processor() if model_args.model_name_or_path == "nano" else None,
+        processing_class=load_processor(start, model_args.model_revision),
         reward_funcs=[reward],
         args=args,
-        train_dataset=Dataset.from_list(list(rows())).cast_column("images", List(Image())),
+        train_dataset=data_set(list(rows)),
         peft_config=get_peft_config(model_args),
     )
     check_prompt(trainer, chat.render(format.render(chosen[0].example)[0]))
@@ -243,6 +245,13 @@ def make_trainer(
         )
         measure.attach(trainer)
     return trainer, measure, stop
+
+
+def data_set(rows: list[dict[str, Any]]) -> Dataset:
+    """The rows for the trainer, which wants a model that sees as soon as there is a column of images."""
+    made = Dataset.from_list(rows)
+    shows = any(row["images"] for row in rows)
+    return made.cast_column("images", List(Image())) if shows else made.remove_columns("images")
 
 
 def check_prompt(trainer: GRPOTrainer, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""The recipe `judge_training/sft` on bases of other families: their ends of a turn, templates, tokenizers, layers."""
+"""`judge_training/sft` and `rl` on bases of other families: their ends of a turn, templates, tokenizers, layers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("trl")
 
 import flexjudge_recipes
+from flexjudge_recipes.judge_training.rl import train as rl
 from flexjudge_recipes.judge_training.sft import models, train
 from flexjudge_recipes.judge_training.sft.data import Renderer
 from flexjudge_recipes.nano import judge_traces
@@ -29,6 +30,7 @@ from flexjudge_reward import ConfigError, Example, Judge, Rubric, Scale
 from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.nano import path
+from flexjudge_reward.prompts.template import own_prompt_set
 
 BASE = str(path("base"))
 NANO = Path(flexjudge_recipes.__file__).parent / "judge_training" / "sft" / "nano.yaml"
@@ -96,6 +98,19 @@ REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role 
 TURNS = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
 
 
+def write_base(folder: Path, kind: str, template: str, ends: str | None = "<|im_end|>") -> Any:
+    """Writes a tiny model of texts with random weights; its tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
+    tokenizer.chat_template, tokenizer.pad_token = template, None
+    config = getattr(transformers, f"{kind}Config")(
+        **TINY | {"vocab_size": len(tokenizer), "pad_token_id": None},
+        eos_token_id=None if ends is None else tokenizer.convert_tokens_to_ids(ends),
+    )
+    for made in (tokenizer, getattr(transformers, f"{kind}ForCausalLM")(config)):
+        made.save_pretrained(folder)
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     ("kind", "template", "ends", "flags"),
     [
@@ -109,15 +124,8 @@ TURNS = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<
 def test_a_base_of_another_family_becomes_a_judge(
     kind: str, template: str, ends: str | None, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
-    tokenizer.chat_template, tokenizer.pad_token = template, None
     base, judge, traces = tmp_path / "base", tmp_path / "judge", tmp_path / "traces.parquet"
-    config = getattr(transformers, f"{kind}Config")(
-        **TINY | {"vocab_size": len(tokenizer), "pad_token_id": None},
-        eos_token_id=None if ends is None else tokenizer.convert_tokens_to_ids(ends),
-    )
-    for made in (tokenizer, getattr(transformers, f"{kind}ForCausalLM")(config)):
-        made.save_pretrained(base)
+    tokenizer = write_base(base, kind, template, ends)
     datasets.Dataset.from_list(some_traces(4)).to_parquet(traces)
     words = ["--model_name_or_path", base, "--dataset_name", traces, "--output_dir", judge, *flags]
     words += ["--max_steps", 1, "--per_device_train_batch_size", 4, "--warmup_steps", 0, "--logging_steps", 1]
@@ -129,6 +137,33 @@ def test_a_base_of_another_family_becomes_a_judge(
     with Judge.load(model=str(judge), format="pairwise", cache="off", max_tokens=4, answer_tokens=0) as loaded:
         (verdict,) = loaded([Example("What?", ["a", "b"])])
     assert verdict.generations[0].completion_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [
+        pytest.param("Llama", TURNS, id="text"),
+        pytest.param("Gemma2", REFUSES + TURNS, id="no_system_turn"),
+        pytest.param("Qwen3", TURNS + "<|im_start|>assistant\n<think>\n", id="a_thought_that_is_open"),
+    ],
+)
+def test_a_judge_of_texts_learns_from_both_orders(
+    kind: str, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_base(tmp_path / "base", kind, template)
+    row = {"candidates": ["a", "b"], "scores": [8, 3]}
+    lines = [json.dumps(row | {"question": f"What is {number}?"}) + "\n" for number in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    words = ["--model_name_or_path", tmp_path / "base", "--dataset_name", tmp_path / "pairs.jsonl", "--stage", "text"]
+    words += ["--format", "pairwise", "--reward", "both_orders", "--pass_draws", 0, "--output_dir", tmp_path / "judge"]
+    words += ["--per_device_train_batch_size", 8, "--num_generations", 2, "--max_steps", 1]
+    words += ["--max_completion_length", 4]
+    config = NANO.parent.parent / "rl" / "nano.yaml"
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--config", *map(str, (config, *words, "--max_completion_length", 4))]
+    )
+    rl.main()
+    assert (tmp_path / "judge" / "model.safetensors").exists() and own_prompt_set(str(tmp_path / "judge"))
 
 
 @pytest.mark.parametrize(
