@@ -5,8 +5,10 @@ This module imports torch; only `transformers.py` imports it, at the first `gene
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,16 +31,17 @@ class Decoder:
         where = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
         if model_type(source) == MOLECULES:
             import flexjudge_reward.engines.molecules.model  # noqa: F401  # makes the type known to transformers
-        config = transformers.AutoConfig.from_pretrained(source.model, **where)
-        self.thinker = thinker = THINKERS.get(config.model_type)
-        sees = thinker is not None or type(config) in transformers.AutoModelForImageTextToText._model_mapping
-        family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        family = family if thinker is None else getattr(transformers, thinker)
+        with _quiet_talker(model_type(source)):
+            config = transformers.AutoConfig.from_pretrained(source.model, **where)
+            self.thinker = thinker = THINKERS.get(config.model_type)
+            sees = thinker is not None or type(config) in transformers.AutoModelForImageTextToText._model_mapping
+            family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+            family = family if thinker is None else getattr(transformers, thinker)
+            model = family.from_pretrained(source.model, dtype=dtype, use_safetensors=True, **where)
         self.processor: Any = load_processor(source.model, config, {**where, **pixels}) if sees else None
         self.tokenizer = load_tokenizer(source) if self.processor is None else self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.chat = Chat(self.tokenizer, source.template())
-        model = family.from_pretrained(source.model, dtype=dtype, use_safetensors=True, **where)
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
@@ -190,6 +193,27 @@ class _Draw:
             top = zip(names, values[row].tolist(), strict=True)
             found.append(TokenLogprob.merged(tokenizer.decode([token_id]), float(chosen[row]), top))
         return tuple(found)
+
+
+@contextmanager
+def _quiet_talker(model_type: str) -> Iterator[None]:
+    """Hides what transformers says of the talker's token ids while it loads a Thinker, which has no talker.
+
+    It compares the configuration with one of its own defaults, which its own check of token ids finds wrong.
+    """
+    logger = logging.getLogger("transformers.configuration_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Model config: ")
+
+    if model_type not in THINKERS:
+        yield
+        return
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def load_processor(model: str, config: Any, options: Mapping[str, Any]) -> Any:

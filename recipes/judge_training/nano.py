@@ -4,6 +4,7 @@
     python recipes/judge_training/sft/train.py --config recipes/judge_training/sft/nano.yaml \\
         --model_name_or_path build/nano/base                         # the judge from it
     python recipes/judge_training/nano.py --model omni               # nano-omni: base, ears, judge
+    python recipes/judge_training/nano.py --model omni --base build/nano/base   # the same, out of a base of your own
     python recipes/judge_training/nano.py --install                  # copies what was made into the package
 
 The base transcribes scenes, quotes answers and answers questions (`recipes/nano/pages.py`), from images, videos and
@@ -22,6 +23,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ OMNI = (
     ),
 )
 STAGES = {"base": (BASE,), "omni": OMNI}
+FROM_NOTHING = (*OMNI[:2], replace(OMNI[2], steps=3000))
+"""Out of a base that no judge is of: `add_judging` has nothing to add, and the judge stage is longer."""
 _EVERY = 100  # steps between two checkpoints
 
 
@@ -168,8 +172,8 @@ def claim(out: Path, **settings: object) -> None:
     noted.write_text(json.dumps(settings) + "\n")
 
 
-def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int) -> Path:
-    """Makes or continues the model `kind` in `out`; its folder."""
+def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int, base: Path | None = None) -> Path:
+    """Makes or continues the model `kind` in `out`, omni out of `base` (None: the shipped one); its folder."""
     omni = kind == "omni"
     saved = out / "tokenizer.json"
     if not saved.exists():  # a run that continues keeps the ids that it has learned
@@ -179,12 +183,12 @@ def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int) 
     model = omni_model.make_thinker(tokenizer) if omni else make_model(tokenizer)
     renderer = None
     if omni:
-        model.load_state_dict(omni_model.grown(model, tokenizer, path("base")))
+        model.load_state_dict(omni_model.grown(model, tokenizer, base or path("base")))
         processor = omni_model.make_processor(tokenizer)
         renderer = Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048, "<|im_end|>")
     make, seconds = Maker(tokenizer, renderer), 0.0
     for stage in stages:
-        if stage.judgements:
+        if stage.judgements and base is None:
             omni_model.add_judging(model, tokenizer)
         seconds += train(model, make, stage, out / f"{stage.name}.pt", seed, min(steps, stage.steps))
         print(json.dumps(report(model, make, stage, 48)), flush=True)
@@ -198,6 +202,7 @@ def main() -> None:
     """Makes the tokenizer, trains, saves. Raises ConfigError: a wrong number, or --out holds another run."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=sorted(STAGES), default="base", help="what is made (default: base)")
+    args.add_argument("--base", type=Path, help="of omni: the folder of a base (default: the shipped one)")
     args.add_argument("--out", type=Path, help="default: build/nano, or build/omni")
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--threads", type=int, default=2)
@@ -206,10 +211,14 @@ def main() -> None:
     options = args.parse_args()
     if min(options.threads, options.steps) < 1:
         raise ConfigError(f"threads and steps are at least 1, found {options.threads}, {options.steps}")
+    if options.base and (options.model != "omni" or not (options.base / "model.safetensors").is_file()):
+        raise ConfigError(f"--base is a folder with model.safetensors, for --model omni; found {options.base}")
     torch.set_num_threads(options.threads)
     out = options.out or Path("build", "omni" if options.model == "omni" else "nano")
-    claim(out, model=options.model, seed=options.seed, steps=options.steps)
-    folder = build(options.model, out, options.seed, STAGES[options.model], options.steps)
+    grown = {"base": str(options.base.resolve())} if options.base else {}
+    claim(out, model=options.model, seed=options.seed, steps=options.steps, **grown)
+    stages = FROM_NOTHING if options.base else STAGES[options.model]
+    folder = build(options.model, out, options.seed, stages, options.steps, options.base)
     if options.install:
         shutil.copytree(folder, path(options.model), dirs_exist_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Iterator[TransformersEngine]:
     with TransformersEngine(str(folder), dtype="float32", device="cpu") as engine:
         yield engine
+
+
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def clip(fps: float) -> Media:
@@ -53,6 +65,19 @@ def test_what_is_longer_than_the_model_hears_fails_alone(engine: Engine, folder:
     assert "a sound of 4.1 s is longer than the 4 s that" in first.failure.detail
     source = Source.find(str(folder), None, False)
     assert unheard(source, item("a", long).prompt) == first.failure.detail and not unheard(source, item("a").prompt)
+
+
+def test_a_judge_that_hears_loads_without_warnings(folder: Path) -> None:
+    said = Said()
+    logger = logging.getLogger("transformers")
+    logging.getLogger("transformers.configuration_utils").warning_once.cache_clear()  # type: ignore[attr-defined]
+    logger.addHandler(said)
+    try:
+        with TransformersEngine(str(folder), dtype="float32", device="cpu") as engine:
+            assert engine.generate([item("a", sampling=SHORT)])[0].failure is None
+    finally:
+        logger.removeHandler(said)
+    assert said.lines == []
 
 
 def test_only_a_model_with_an_ear_hears(engine: Engine) -> None:
