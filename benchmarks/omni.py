@@ -3,6 +3,7 @@
     python benchmarks/omni.py                                # the shipped one, all figures recorded
     python benchmarks/omni.py build/omni/omni OTHER OTHER    # several trainings: the mean, and the lowest
     python benchmarks/omni.py --count 50 --dry               # a quick look, nothing recorded
+    python benchmarks/omni.py --from-nothing build/omni/omni # one that grew out of a base of its own, and what it cost
 
 Every example goes through the public `Judge` on `TransformersEngine`; a failed verdict counts as wrong. No sound and
 no image was judged in training. `nano.image_pair_exact` in the notes is the other embedded judge on the same images.
@@ -11,6 +12,7 @@ no image was judged in training. `nano.image_pair_exact` in the notes is the oth
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections import defaultdict
@@ -68,12 +70,22 @@ def of_nano(count: int, batch: int) -> tuple[float, float]:
     return share(exact, *image), share(top, *uneven(*image))
 
 
+def cpu_minutes(folder: Path) -> float:
+    """The CPU time of the stages of a training and of the base that it grew out of, as their checkpoints say."""
+    import torch
+
+    base = Path(json.loads((folder.parent / "run.json").read_text())["base"])
+    stages = [stage for of in (folder.parent, base.parent) for stage in of.glob("*.pt")]
+    return sum(float(torch.load(stage, weights_only=True)["seconds"]) for stage in stages) / 60
+
+
 def main() -> None:
     """Measure, print, record."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("folders", type=Path, nargs="*", default=[path("omni")])
     args.add_argument("--count", type=int, default=300)
     args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--from-nothing", action="store_true", help="as omni_from_nothing, with the CPU minutes")
     args.add_argument("--dry", action="store_true", help="print, record nothing")
     options = args.parse_args()
     began, found = time.monotonic(), defaultdict[str, list[float]](list)
@@ -81,6 +93,7 @@ def main() -> None:
         for name, value in measure(folder, options.count, options.batch).items():
             found[name].append(value)
     beside = "nano exact {:.3f}, better {:.3f} on the same pairs".format(*of_nano(options.count, options.batch))
+    of = "omni_from_nothing" if options.from_nothing else "omni"
     for name, (target, note) in TARGETS.items():
         values = found[name.removesuffix("_min")]
         value = min(values) if name.endswith("_min") else statistics.mean(values)
@@ -88,10 +101,13 @@ def main() -> None:
         note += f"; held-out scenes, greedy, {options.count} examples (half of it but for pairs)"
         note += f"; {len(values)} trainings: {each}"
         note += f"; {beside}" * name.startswith("image_pair")
-        write(options.dry, f"omni.{name}", value, "fraction", target, note)
+        write(options.dry, f"{of}.{name}", value, "fraction", target, note)
     parameters, megabytes = size(options.folders[0])
-    write(options.dry, "omni.parameters", parameters, "count", "<= 3000000", "")
-    write(options.dry, "omni.checkpoint_mb", megabytes, "MB", "<= 12", "")
+    write(options.dry, f"{of}.parameters", parameters, "count", "<= 3000000", "")
+    write(options.dry, f"{of}.checkpoint_mb", megabytes, "MB", "<= 12", "")
+    if options.from_nothing:
+        minutes = cpu_minutes(options.folders[0])
+        write(options.dry, f"{of}.cpu_minutes", minutes, "minutes", "<= 120", "the base, and the stages after it")
     print(f"{(time.monotonic() - began) / 60:.1f} minutes")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 import torch
 
-from flexjudge_reward import Example, Judge, Media
+from flexjudge_reward import ConfigError, Example, Judge, Media
 from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.nano import path
 
@@ -234,3 +234,21 @@ def test_it_judges_sounds_and_images_by_its_name() -> None:
             found = [verdict.scores for verdict in judge(examples)]
             right = sum(scores == truth for scores, truth in zip(found, truths, strict=True))
             assert right / len(truths) >= least, f"{candidates} answers about a {medium}: {right} of {len(truths)}"
+
+
+def test_out_of_a_base_of_its_own_it_learns_to_judge_without_the_shipped_judge(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nano, "report", lambda *_: {})
+    monkeypatch.setattr(omni_model, "add_judging", lambda *_: pytest.fail("the difference of the shipped judge"))
+    short = [replace(stage, size=2) for stage in nano.FROM_NOTHING]
+    folder = nano.build("omni", tmp_path, 0, short, 1, path("base"))
+    assert (folder / "model.safetensors").is_file()
+    assert nano.FROM_NOTHING[2].steps > JUDGE.steps and nano.FROM_NOTHING[:2] == nano.OMNI[:2]
+
+
+@pytest.mark.parametrize("given", [["--base", "missing", "--model", "omni"], ["--base", str(path("base"))]])
+def test_a_base_that_cannot_be_grown_is_refused(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["nano.py", *given])
+    with pytest.raises(ConfigError, match="--base is a folder with"):
+        nano.main()
