@@ -28,7 +28,7 @@ from flexjudge_reward import (
     Checklist,
     CommitFirst,
     Criterion,
-    Engine,
+    EngineWrapper,
     Example,
     Failure,
     Format,
@@ -60,24 +60,13 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------------- checklist
 
 
-class Speaking(Engine):
+class Speaking(EngineWrapper):
     """The embedded judge as a judge of checklists with one criterion per call: its score of 10 is a yes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """The replies, with yes or no for the score."""
-        replies = self.engine.generate([known_form(request) for request in requests])
+        replies = super().complete([known_form(request) for request in requests])
         return [replace(one, text=re.sub("<answer>(.*)</answer>$", spoken, one.text)) for one in replies]
-
-    def identity(self) -> dict[str, object]:
-        """That of the judge."""
-        return self.engine.identity()
-
-    def close(self) -> None:
-        """Closes it."""
-        self.engine.close()
 
 
 def spoken(answer: re.Match[str]) -> str:

@@ -6,7 +6,7 @@
 The names below are the public ones. Importing this package loads neither torch, transformers nor vllm.
 """
 
-from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.base import Engine, EngineWrapper
 from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.scripted import ScriptedEngine
 from flexjudge_reward.engines.server import ServerEngine
@@ -68,9 +68,9 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AnchoredChunks", "Ask", "BudgetForcing", "CachedEngine", "Cascade", "Checklist", "CommitFirst", "ConfigError",
-    "CostLimitReached", "Criterion", "CriterionAnswer", "Engine", "EngineError", "Evaluation", "Example",
-    "ExpectedScore", "Failure", "FlexJudgeError", "FlexJudgeReward", "Format", "Generation", "GroupResult", "Judge",
-    "JudgeConfig", "JudgementFailed", "Knockout", "Listwise", "Loaded", "MajorityVote", "Media", "MediaError",
+    "CostLimitReached", "Criterion", "CriterionAnswer", "Engine", "EngineError", "EngineWrapper", "Evaluation",
+    "Example", "ExpectedScore", "Failure", "FlexJudgeError", "FlexJudgeReward", "Format", "Generation", "GroupResult",
+    "Judge", "JudgeConfig", "JudgementFailed", "Knockout", "Listwise", "Loaded", "MajorityVote", "Media", "MediaError",
     "Message", "MinConfidence", "MissingExtra", "Modality", "MultipleChoice", "OneCall", "Pairwise", "PairwiseVerdict",
     "Pointwise", "PositionSwap", "Prompt", "Ranking", "RayPool", "Record", "Rendezvous", "Request", "RewardConfig",
     "RewardSession", "Rubric", "Sampling", "Scale", "Scored", "ScriptedEngine", "ServerEngine", "TokenLogprob",

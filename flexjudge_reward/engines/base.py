@@ -10,6 +10,8 @@
     with CachedEngine(MyEngine()) as engine:
         judge = Judge(Pointwise(), engine)
 
+An engine around another one is an `EngineWrapper`, so that it hides nothing of the inner one but what it changes.
+
 Engines are cheap to build and load at the first `generate`. They pickle, may be called from several threads, and close
 within seconds.
 """
@@ -109,8 +111,70 @@ class Engine(Closable):
         """The time of one batch of judgements in a trainer's step, for an engine that rests between them."""
         return nullcontext()
 
+    def innermost(self) -> Engine:
+        """The engine that has the model: this one, or what is inside of its wrappers."""
+        return self
+
     def close(self) -> None:
         """Releases the model or the connections. May be called twice; a later `generate` opens them again."""
+
+
+class EngineWrapper(Engine):
+    """An engine around another one, and like it in all that a subclass does not change."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def remote(self) -> bool:  # type: ignore[override]
+        """As the engine inside."""
+        return self.engine.remote
+
+    @property
+    def needs_window(self) -> bool:  # type: ignore[override]
+        """As the engine inside."""
+        return self.engine.needs_window
+
+    @property
+    def in_flight(self) -> int:
+        """As the engine inside."""
+        return self.engine.in_flight
+
+    def complete(self, requests: Sequence[Request]) -> list[Generation]:
+        """The replies of the engine inside."""
+        return self.engine.generate(requests)
+
+    def identity(self) -> dict[str, object]:
+        """That of the engine inside."""
+        return self.engine.identity()
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        """As the engine inside."""
+        return self.engine.shows_stills(prompt)
+
+    def recognise(self, media: Sequence[Media]) -> None:
+        """As the engine inside."""
+        self.engine.recognise(media)
+
+    def findings(self) -> dict[str, object]:
+        """Those of the engine inside."""
+        return self.engine.findings()
+
+    def supports(self, modality: str) -> bool:
+        """As the engine inside."""
+        return self.engine.supports(modality)
+
+    def window(self) -> AbstractContextManager[None]:
+        """That of the engine inside."""
+        return self.engine.window()
+
+    def innermost(self) -> Engine:
+        """That of the engine inside."""
+        return self.engine.innermost()
+
+    def close(self) -> None:
+        """Closes the engine inside."""
+        self.engine.close()
 
 
 class StatefulEngine(Engine):

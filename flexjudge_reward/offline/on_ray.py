@@ -266,8 +266,7 @@ class _Judges(NamedTuple):
 def _judges(ray: Any, judge: Judge, engine: str, pool: RayPool) -> _Judges:
     """The size of the pool. Raises ConfigError: the cluster is too small, and Ray would wait for ever."""
     total = ray.cluster_resources()
-    inner = getattr(judge.engine, "engine", judge.engine)  # behind the cache
-    local = engine == "transformers" and total.get("GPU") and getattr(inner, "device", None) != "cpu"
+    local = engine == "transformers" and total.get("GPU") and getattr(judge.engine.innermost(), "device", None) != "cpu"
     gpus = 1 if engine == "vllm" or local else 0
     count = pool.judges or (max(1, int(total.get("GPU", 0))) if gpus else _JUDGES)
     need = {"CPU": count * _CPUS_OF_A_JUDGE + _CPUS_BESIDE, "GPU": count * gpus, "memory": _GIB}

@@ -11,54 +11,29 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.base import Engine, EngineWrapper
 from flexjudge_reward.engines.probes import HARMLESS
 from flexjudge_reward.errors import FlexJudgeError
 from flexjudge_reward.judge.summary import RunSummary
-from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Prompt, Request
+from flexjudge_reward.types import Generation, Request
 
 _FRESH_S, _PROBE_S, _REST_S = 60.0, 30.0, 5.0
 
 
-class Pulse(Engine):
+class Pulse(EngineWrapper):
     """An engine that notes when it last answered."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self._answered, self._probed = engine, float("-inf"), float("-inf")
-        self.remote = engine.remote
+        super().__init__(engine)
+        self._answered = self._probed = float("-inf")
         self._probing: asyncio.Future[None] | None = None
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """The replies of the engine inside."""
-        replies = self.engine.complete(requests)
+        replies = super().complete(requests)
         if any(reply.failure is None for reply in replies):
             self._answered = time.monotonic()
         return replies
-
-    def identity(self) -> dict[str, object]:
-        """That of the engine inside."""
-        return self.engine.identity()
-
-    def recognise(self, media: Sequence[Media]) -> None:
-        """As the engine inside."""
-        self.engine.recognise(media)
-
-    def shows_stills(self, prompt: Prompt) -> bool:
-        """As the engine inside."""
-        return self.engine.shows_stills(prompt)
-
-    def findings(self) -> dict[str, object]:
-        """Those of the engine inside."""
-        return self.engine.findings()
-
-    def supports(self, modality: str) -> bool:
-        """As the engine inside."""
-        return self.engine.supports(modality)
-
-    def close(self) -> None:
-        """Closes the engine inside."""
-        self.engine.close()
 
     def age(self) -> float:
         """Seconds since its last answer."""

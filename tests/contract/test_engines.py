@@ -6,7 +6,8 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,14 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import (
+    CachedEngine,
     ConfigError,
     Engine,
     EngineError,
+    EngineWrapper,
     Generation,
+    Media,
+    Prompt,
     Request,
     ScriptedEngine,
     ServerEngine,
@@ -25,7 +30,9 @@ from flexjudge_reward import (
     Untrusted,
     VLLMEngine,
 )
+from flexjudge_reward.media.molecule import TOKENS
 from flexjudge_reward.nano import path
+from flexjudge_reward.trainers.pulse import Pulse
 from support.engine_contract import EngineContract, closes_and_opens, item, texts
 from support.fault_server import FaultServer
 
@@ -110,6 +117,78 @@ def test_an_engine_that_loses_a_reply_is_an_error() -> None:
 
     with pytest.raises(ConfigError, match="1 replies for 2 requests"):
         Short().generate([item(1), item(2)])
+
+
+# ------------------------------------------------------------------------------------------------------- wrappers
+
+
+class Own(EngineWrapper):
+    """A wrapper that changes nothing."""
+
+
+class Inner(ScriptedEngine):
+    """An engine that is unlike the base class in everything, and notes what it was asked to do."""
+
+    remote = needs_window = True
+    in_flight = 7  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(echo)
+        self.done: list[str] = []
+
+    def supports(self, modality: str) -> bool:
+        return modality == TOKENS
+
+    def shows_stills(self, prompt: Prompt) -> bool:
+        return True
+
+    def findings(self) -> dict[str, object]:
+        return {"system_turn": False}
+
+    def recognise(self, media: Sequence[Media]) -> None:
+        self.done.append("recognise")
+
+    def window(self) -> AbstractContextManager[None]:
+        self.done.append("window")
+        return super().window()
+
+    def close(self) -> None:
+        self.done.append("close")
+
+
+WRAPPERS: dict[str, Callable[[Engine, Path], Engine]] = {
+    "own": lambda inner, _: Own(inner),
+    "cache": CachedEngine,
+    "pulse": lambda inner, _: Pulse(inner),
+    "pulse in a cache": lambda inner, path: CachedEngine(Pulse(inner), path),
+}
+MEMBERS: dict[str, Callable[[Engine], object]] = {
+    "remote": lambda engine: engine.remote,
+    "needs_window": lambda engine: engine.needs_window,
+    "in_flight": lambda engine: engine.in_flight,
+    "generate": lambda engine: texts(engine.generate([item(1)])),
+    "complete": lambda engine: texts(engine.complete([item(1)])),
+    "identity": lambda engine: engine.identity(),
+    "shows_stills": lambda engine: engine.shows_stills(item(1).prompt),
+    "recognise": lambda engine: engine.recognise([]),
+    "findings": lambda engine: engine.findings(),
+    "supports": lambda engine: [engine.supports(kind) for kind in ("image", TOKENS)],
+    "window": lambda engine: engine.window().__exit__(None, None, None),
+    "innermost": lambda engine: type(engine.innermost()),
+    "close": lambda engine: engine.close(),
+}
+RECOGNISES = ("cache", "pulse in a cache")  # pictures by its own file
+
+
+@pytest.mark.parametrize("member", sorted(name for name in vars(Engine) if not name.startswith("_")))
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapper_hides_nothing(wrapper: str, member: str, tmp_path: Path) -> None:
+    inner = Inner()
+    engine = WRAPPERS[wrapper](inner, tmp_path / "c.sqlite")
+    assert MEMBERS[member](engine) == MEMBERS[member](Inner())
+    if member in ("window", "close") or (member == "recognise" and wrapper not in RECOGNISES):
+        assert inner.done == [member]
+    engine.close()
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

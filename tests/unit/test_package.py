@@ -152,6 +152,18 @@ def test_recipes_and_benchmarks_import_public_names() -> None:
     assert wrong == []
 
 
+def test_an_engine_around_another_is_a_wrapper() -> None:
+    """What it does not change is then that of the engine inside (`tests/contract/test_engines.py`)."""
+    wrong = []
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and "Engine" in map(ast.unparse, node.bases):
+                given = [one.annotation for one in ast.walk(node) if isinstance(one, ast.arg) and one.annotation]
+                if "Engine" in map(ast.unparse, given) and node.name != "EngineWrapper":
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert wrong == []
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     targets = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text)

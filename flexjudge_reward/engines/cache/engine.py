@@ -18,18 +18,18 @@ import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flexjudge_reward.engines.base import Engine
+from flexjudge_reward.engines.base import Engine, EngineWrapper
 from flexjudge_reward.engines.cache.claims import Claimed, Claims
 from flexjudge_reward.engines.cache.keys import Key, document_of, keys_of
 from flexjudge_reward.engines.cache.store import Store
 from flexjudge_reward.engines.cache.tables import MAX_VALUE, Row
 from flexjudge_reward.errors import EngineError
 from flexjudge_reward.media.base import Media
-from flexjudge_reward.types import Generation, Prompt, Request, TokenLogprob
+from flexjudge_reward.types import Generation, Request, TokenLogprob
 
 MAX_BYTES = 2 << 30
 _LONG = 256  # bytes of a value
@@ -57,7 +57,7 @@ def default_path() -> Path:
     return Path(base) / "flexjudge_reward" / "replies-2.sqlite"
 
 
-class CachedEngine(Engine):
+class CachedEngine(EngineWrapper):
     """An engine that generates only what the file does not hold. Thread-safe; pickles; opens the file when used."""
 
     def __init__(self, engine: Engine, path: str | os.PathLike[str] | None = None, max_bytes: int = MAX_BYTES) -> None:
@@ -66,7 +66,7 @@ class CachedEngine(Engine):
             path: the file; `default_path()` if None. Processes of one machine may share it.
             max_bytes: its size limit, at least 1 MiB; the least recently used replies are evicted first.
         """
-        self.engine = engine
+        super().__init__(engine)
         self.store = Store(default_path() if path is None else Path(path), max_bytes)
         self.stats = CacheStats()
         """The counts so far."""
@@ -105,10 +105,6 @@ class CachedEngine(Engine):
                 results[index] = _shared(results[index])
         return results
 
-    def identity(self) -> dict[str, object]:
-        """That of the engine inside: a cache does not change replies."""
-        return self.engine.identity()
-
     def recognise(self, media: Sequence[Media]) -> None:
         """By the file, which holds the digests of all pictures that replies were stored about."""
         named = [one for one in media if one.name_file()]
@@ -117,41 +113,10 @@ class CachedEngine(Engine):
             if one.file_name in known:
                 one.recognise(known[one.file_name].hex())
 
-    def shows_stills(self, prompt: Prompt) -> bool:
-        """As the engine inside."""
-        return self.engine.shows_stills(prompt)
-
-    def findings(self) -> dict[str, object]:
-        """As the engine inside."""
-        return self.engine.findings()
-
-    @property
-    def remote(self) -> bool:  # type: ignore[override]
-        """As the engine inside."""
-        return self.engine.remote
-
-    @property
-    def needs_window(self) -> bool:  # type: ignore[override]
-        """As the engine inside."""
-        return self.engine.needs_window
-
-    def window(self) -> AbstractContextManager[None]:
-        """As the engine inside."""
-        return self.engine.window()
-
-    @property
-    def in_flight(self) -> int:
-        """As the engine inside."""
-        return self.engine.in_flight
-
-    def supports(self, modality: str) -> bool:
-        """As the engine inside."""
-        return self.engine.supports(modality)
-
     def close(self) -> None:
         """Closes the file and the engine."""
         self.store.close()
-        self.engine.close()
+        super().close()
 
     def __reduce__(self) -> tuple[type[CachedEngine], tuple[Engine, Path, int]]:
         return CachedEngine, (self.engine, self.store.path, self.store.max_bytes)

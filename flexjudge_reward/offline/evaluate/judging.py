@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from flexjudge_reward.engines.base import Engine
-from flexjudge_reward.engines.cache.engine import CachedEngine
 from flexjudge_reward.engines.probes import HARMLESS
 from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError
 from flexjudge_reward.formats.base import Format
@@ -80,7 +79,7 @@ def unanswered(row: Judged) -> str | None:
 def _alive(engine: Engine) -> bool:
     """Whether the model answers now; the cache would answer for it."""
     try:
-        return (engine.engine if isinstance(engine, CachedEngine) else engine).generate([HARMLESS])[0].failure is None
+        return engine.innermost().generate([HARMLESS])[0].failure is None
     except FlexJudgeError:
         return False
 

@@ -16,6 +16,7 @@ from flexjudge_recipes.nano import shapes
 
 from flexjudge_reward import (
     Engine,
+    EngineWrapper,
     Example,
     Generation,
     Media,
@@ -47,27 +48,20 @@ def nano_engines() -> Engines:
     return Engines(ScriptedEngine(_other_answer), describer, reasoner, ScriptedEngine(_unchanged))
 
 
-class Reworded(Engine):
+class Reworded(EngineWrapper):
     """An engine that gets every call in other words, and whose reply goes into the result tags."""
 
     def __init__(self, engine: Engine, reword: object, result: str) -> None:
-        self.engine, self.reword, self.result = engine, reword, result
+        super().__init__(engine)
+        self.reword, self.result = reword, result
 
     def complete(self, requests: Sequence[Request]) -> list[Generation]:
         """As `Engine.complete`."""
         asked = [Request(self.reword(request.prompt), request.sampling) for request in requests]  # type: ignore[operator]
-        replies = self.engine.generate(asked)
+        replies = super().complete(asked)
         if not self.result:
             return replies
         return [Generation(f"<result>{one.text}</result>", one.finish_reason, failure=one.failure) for one in replies]
-
-    def identity(self) -> dict[str, object]:
-        """That of the engine."""
-        return self.engine.identity()
-
-    def close(self) -> None:
-        """Closes the engine."""
-        self.engine.close()
 
 
 def _texts(prompt: Prompt) -> list[str]:

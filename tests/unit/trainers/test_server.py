@@ -34,7 +34,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.trainers import client
 from support.images import noise, saved, uri
-from support.judging import scores, tags
+from support.judging import Served, scores, tags
 from support.serving import Serving
 
 Serve = Callable[..., Serving]
@@ -120,6 +120,29 @@ def test_media_are_judged_from_their_bytes(question: Any, serve: Serve, engine: 
     assert status == 200 and answer["groups"][0]["scores"] == pytest.approx([3 / 9])
     (shown,) = engine.prompts[0].media
     assert shown.images()[0].tobytes() == noise().tobytes()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_judge_on_a_server_is_asked_while_later_media_are_read(
+    cached: bool, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def replied(request: Request) -> str:
+        asked.set()
+        return scores(request)
+
+    def read(judge: Judge, shown: Sequence[Example], **_: Any) -> None:
+        assert shown[-1].question[0] != "the last" or asked.wait(10)
+
+    monkeypatch.setattr(Judge, "read", read)
+    served = Served(replied)
+    serving = serve(engine=CachedEngine(served, tmp_path / "c.sqlite") if cached else served)
+    questions = [*(f"row {number}" for number in range(63)), "the last"]
+    groups = [{"question": [text, {"image": PNG}], "candidates": ["4"]} for text in questions]
+    status, answer = serving.ask("/judge", {"groups": groups})
+    assert status == 200 and [one["scores"] for one in answer["groups"]] == [[pytest.approx(3 / 9)]] * 64
+    assert served.most > 1
 
 
 def test_an_image_that_is_damaged_fails_its_row_only(serve: Serve) -> None:
