@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from flexjudge_reward.errors import ConfigError, EngineError, SeveralModels
 from flexjudge_reward.judge.groups import GroupResult, check_format, judge_groups
@@ -84,22 +83,24 @@ def in_order(
         while batch := list(islice(rows, alone)):
             yield batch, work(batch)
         return
+    readers = _Threads(max(_READERS, os.cpu_count() or 1), "flexjudge-media")
+    workers = _Threads(_THREADS, "flexjudge-rows")
+
+    def judged(batch: list[T]) -> R:
+        # Not read in this thread: each thread keeps the memory of the pictures that it has read.
+        readers.submit(lambda: judge.read([one for row in batch if (one := example(row))], threads=1)).result()
+        return work(batch)
+
     size = _batch_size(judge)
     under_way: deque[tuple[list[T], Future[R]]] = deque()
     ended: Exception | None = None
-    workers = _Workers(work, judge, example)
     try:
         while True:
             while len(under_way) < _AHEAD * _THREADS and ended is None:
-                batch = []
-                try:
-                    for row in islice(rows, size):
-                        batch.append(row)
-                except Exception as error:  # a stream that broke off
-                    ended = error
+                batch, ended = _taken(rows, size)
                 if not batch:
                     break
-                under_way.append((batch, workers.submit(batch)))
+                under_way.append((batch, workers.submit(partial(judged, batch))))
             if not under_way and ended is not None:
                 raise ended
             if not under_way:
@@ -107,7 +108,19 @@ def in_order(
             batch, result = under_way.popleft()
             yield batch, result.result()
     finally:
-        workers.close([result for _, result in under_way])
+        for _, result in under_way:  # what is judged now ends with the judge, and what is left does not begin
+            result.cancel()
+
+
+def _taken(rows: Iterator[T], most: int) -> tuple[list[T], Exception | None]:
+    """The next rows, and what a stream raised that broke off behind them."""
+    batch: list[T] = []
+    try:
+        for row in islice(rows, most):
+            batch.append(row)
+    except Exception as error:
+        return batch, error
+    return batch, None
 
 
 def _batch_size(judge: Judge) -> int:
@@ -115,35 +128,30 @@ def _batch_size(judge: Judge) -> int:
     return -(-_ROWS * judge.engine.in_flight // _THREADS)
 
 
-class _Workers(Generic[T, R]):
-    """Threads that end with the process, since after a deadline or an interruption they may still wait for a judge."""
+class _Threads:
+    """At most so many threads. They end when nothing is left to do, and with the process.
 
-    def __init__(self, work: Callable[[list[T]], R], judge: Judge, example: Callable[[T], Example | None]) -> None:
-        self._work, self._judge, self._example, self._threads = work, judge, example, 0
-        self._tasks: SimpleQueue[tuple[Callable[[], R], Future[R]] | None] = SimpleQueue()
-        self._readings = deque(threading.Event() for _ in range(max(_READERS, os.cpu_count() or 1)))
-        for free in self._readings:
-            free.set()
+    After a deadline or an interruption some may still wait for a judge.
+    """
 
-    def submit(self, batch: list[T]) -> Future[R]:
-        """What `work` makes of the batch, once a thread is free."""
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name, self._running = most, name, 0
+        self._tasks: deque[tuple[Callable[[], object], Future[Any]]] = deque()
+        self._lock = threading.Lock()
+
+    def submit(self, work: Callable[[], R]) -> Future[R]:
+        """The result of `work`, which begins in turn once a thread is free."""
         result: Future[R] = Future()
-        self._readings.append(threading.Event())
-        self._tasks.put((partial(self._read_and_work, batch, self._readings.popleft(), self._readings[-1]), result))
-        if self._threads < _THREADS:
-            self._threads += 1
-            threading.Thread(target=self._run, name="flexjudge-rows", daemon=True).start()
+        with self._lock:
+            self._tasks.append((work, result))
+            fresh = self._running < self._most
+            self._running += fresh
+        if fresh:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
         return result
 
-    def close(self, left: Sequence[Future[R]]) -> None:
-        """Ends the threads. What is judged now ends with the judge, and what is left does not begin."""
-        for result in reversed(left):  # or one might begin whose turn to read never comes
-            result.cancel()
-        for _ in range(self._threads):
-            self._tasks.put(None)
-
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
+        while task := self._next():
             work, result = task
             if result.set_running_or_notify_cancel():
                 try:
@@ -151,10 +159,9 @@ class _Workers(Generic[T, R]):
                 except BaseException as error:
                     result.set_exception(error)
 
-    def _read_and_work(self, batch: list[T], before: threading.Event, read: threading.Event) -> R:
-        before.wait()
-        try:
-            self._judge.read([one for row in batch if (one := self._example(row)) is not None], threads=1)
-        finally:
-            read.set()
-        return self._work(batch)
+    def _next(self) -> tuple[Callable[[], object], Future[Any]] | None:
+        with self._lock:
+            if not self._tasks:
+                self._running -= 1
+                return None
+            return self._tasks.popleft()
