@@ -32,6 +32,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -139,7 +140,9 @@ class Rubric:
         Raises ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
         """
         name, known = str(source), rubric_names()
-        path = _FOLDER / f"{name}.toml" if name in known else Path(source)
+        if name in known:
+            return cls._built_in(name)
+        path = Path(source)
         if not path.is_file():
             raise ConfigError(f"no rubric {name!r}: give a TOML or JSON file or one of {', '.join(known)}")
         try:
@@ -147,6 +150,12 @@ class Rubric:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the rubric {name!r} cannot be read as text: {error}") from None
         return cls.parse(text, name)
+
+    @classmethod
+    @cache
+    def _built_in(cls, name: str) -> Rubric:
+        """Read once: callers share it, since it cannot be changed."""
+        return cls.parse((_FOLDER / f"{name}.toml").read_text("utf-8"), name)
 
     @classmethod
     def parse(cls, text: str, where: str = "rubric") -> Rubric:
@@ -233,6 +242,7 @@ def _function(name: str) -> Callable[[Any], object]:
     return found  # type: ignore[no-any-return]
 
 
+@cache
 def rubric_names() -> tuple[str, ...]:
     """The names of the built-in rubrics, sorted."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))

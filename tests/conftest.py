@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import itertools
 import os
+import re
 import shutil
 import socket
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import cache_files
+from support.late import HEAVY, load
 
 _HOME = tempfile.TemporaryDirectory(prefix="flexjudge-tests-")
 os.environ["HF_HOME"] = _HOME.name  # before anything imports datasets: prepared data sets go there
@@ -29,8 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share two cores
 gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
 
 _numbers = itertools.count()
-_WITH_VLLM = ("trl.generation.vllm_generation", "trl.generation.vllm_client", "trl.experimental.async_grpo")
 _FORKING = tuple(f"test_{name}.py" for name in ("readme", "trl_trainers", "cli", "diffusion_dpo", "program", "ranks"))
+_HEAVY = re.compile(r'\b(?:late|needs)\("(?:torch|transformers|trl|datasets|flexjudge_recipes)\b')
 _connect = socket.socket.connect
 
 
@@ -45,22 +45,21 @@ socket.socket.connect = _loopback_only  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """TRL imports vLLM where it is, which takes 6 s of processor time in each worker. Only test_vllm.py needs it."""
-    sys.modules["vllm"] = None  # type: ignore[assignment]
-    try:
-        return (yield)
-    finally:
-        for name in _WITH_VLLM if "trl" in sys.modules else ():
-            with suppress(ImportError), warnings.catch_warnings():  # an older TRL has other modules
-                warnings.simplefilter("ignore")  # it calls them experimental
-                importlib.import_module(name)
-        sys.modules.pop("vllm", None)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Every worker collects all files, so none of them may import at its head what takes seconds."""
+    before = HEAVY & sys.modules.keys()
+    report = yield
+    if heavy := sorted(HEAVY & sys.modules.keys() - before):
+        report.outcome, report.longrepr = "failed", f"it imports {', '.join(heavy)} at its head: see support/late.py"
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s."""
+    """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s.
+
+    Files with heavy packages go to the first worker as long as it can do them: the others need not import those.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
@@ -68,7 +67,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = str(super()._split_scope(nodeid))
             return "programs" if file.endswith(_FORKING) else file
 
+        def _assign_work_unit(self, node: Any) -> None:
+            heavy = node is self.nodes[0]
+            fit = (scope for scope in self.workqueue if _is_heavy(config.rootpath, scope) is heavy)
+            if scope := next(fit, None):  # where none is left, the next one: those that take long come first
+                self.workqueue.move_to_end(scope, last=False)
+            super()._assign_work_unit(node)
+
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _is_heavy(root: Path, scope: str) -> bool:
+    """Whether the tests of a scope import torch or data sets into their worker."""
+    return scope == "programs" or bool(_HEAVY.search((root / scope.split("::")[0]).read_text("utf-8")))
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +92,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_heap() -> None:
-    """A collection looks at one file of tests, not at all of torch and vLLM, which takes half a second."""
+def late_imports(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Imports what the file names late, without vLLM: TRL imports it where it is, which takes 6 s of processor time.
+
+    Then a garbage collection looks at what the file makes, not at all of torch, which takes half a second.
+    """
+    hidden = request.path.name != "test_vllm.py" and sys.modules.setdefault("vllm", None) is None  # type: ignore[arg-type]
+    load(vars(request.module))
     gc.collect()
     gc.freeze()
+    yield
+    if hidden:
+        sys.modules.pop("vllm", None)
 
 
 @pytest.fixture

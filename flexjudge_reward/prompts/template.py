@@ -22,7 +22,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
@@ -72,11 +72,21 @@ class Template:
             )
         if not path.is_file():
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
+        return cls._built_in(path) if built_in else cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> Template:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the prompt file {str(path)!r} cannot be read as text: {error}") from None
         return cls.parse(text, str(path))
+
+    @classmethod
+    @cache
+    def _built_in(cls, path: Path) -> Template:
+        """Read once: callers share it, since it cannot be changed."""
+        return cls._read(path)
 
     def is_of(self, prompt_set: Path, name: str) -> bool:
         """Whether these are the texts of the format `name` in the folder `prompt_set`."""
@@ -118,6 +128,7 @@ def _pieces(text: str) -> tuple[tuple[bool, str], ...]:
     return tuple((index % 2 == 1, piece) for index, piece in enumerate(_PLACEHOLDER.split(text)) if piece)
 
 
+@cache
 def prompt_sets() -> tuple[str, ...]:
     """The names of the built-in prompt sets, sorted."""
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/pointwise.toml")))

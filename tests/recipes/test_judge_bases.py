@@ -9,28 +9,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
 import flexjudge_recipes
-from flexjudge_recipes.judge_training.rl import train as rl
-from flexjudge_recipes.judge_training.sft import models, train
-from flexjudge_recipes.judge_training.sft.data import Renderer
 from flexjudge_recipes.nano import judge_traces
 
-import datasets
-import torch
-import transformers
-from peft import LoraConfig, get_peft_model
+import pytest
 from PIL import Image
-from tokenizers.processors import TemplateProcessing
 
 from flexjudge_reward import ConfigError, Example, Judge, Rubric, Scale
 from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.nano import path
 from flexjudge_reward.prompts.template import own_prompt_set
+from support.late import late, needs
+
+needs("trl")
+rl = late("flexjudge_recipes.judge_training.rl.train")
+models = late("flexjudge_recipes.judge_training.sft.models")
+train = late("flexjudge_recipes.judge_training.sft.train")
+sft_data = late("flexjudge_recipes.judge_training.sft.data")
+datasets = late("datasets")
+torch = late("torch")
+processors = late("tokenizers.processors")
+transformers = late("transformers")
+peft = late("peft")
 
 BASE = str(path("base"))
 NANO = Path(flexjudge_recipes.__file__).parent / "judge_training" / "sft" / "nano.yaml"
@@ -47,17 +48,17 @@ def some_traces(count: int) -> list[dict[str, Any]]:
 def test_what_a_tokenizer_writes_around_texts_is_not_trained_on(written: str, in_template: bool) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|vision_pad|>", "<|im_end|>")]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=written, special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=written, special_tokens=special)
     chat = Chat(tokenizer, "<|vision_pad|>" * in_template + tokenizer.chat_template)
     (row,) = some_traces(1)
-    data, _ = Renderer(chat, "nano", 1024, "<|im_end|>").dataset([row])
+    data, _ = sft_data.Renderer(chat, "nano", 1024, "<|im_end|>").dataset([row])
     format = FORMATS[row["format"]](Rubric(row["criteria"], Scale(row["low"], row["high"])), "nano")
     (prompt,) = format.render(Example(row["question"], row["candidates"]))
     assert tokenizer.decode(data[0]["input_ids"]) == chat.render(prompt) + row["reply"] + "<|im_end|>"
     learned = [token for token in data[0]["labels"] if token != -100]
     assert tokenizer.decode(learned) == row["reply"] + "<|im_end|>"
     pictured = row | {"images": [{"bytes": png(), "path": None}]}
-    data, _ = Renderer(chat, "nano", 1024, "<|im_end|>").dataset([pictured])
+    data, _ = sft_data.Renderer(chat, "nano", 1024, "<|im_end|>").dataset([pictured])
     assert data[0]["prompt"].startswith("<|vision_pad|>") is in_template  # a processor of images writes nothing
 
 
@@ -86,9 +87,9 @@ def test_a_reply_ends_with_a_token_of_the_tokenizer(
     (tmp_path / "config.json").write_text("{}")
     if not found.startswith("<"):
         with pytest.raises(ConfigError, match=found):
-            Renderer.of(str(tmp_path), None, given, prompt_set="nano", max_length=1024)
+            sft_data.Renderer.of(str(tmp_path), None, given, prompt_set="nano", max_length=1024)
         return
-    made = Renderer.of(str(tmp_path), None, given, prompt_set="nano", max_length=1024)
+    made = sft_data.Renderer.of(str(tmp_path), None, given, prompt_set="nano", max_length=1024)
     assert made.row(some_traces(1)[0])["completion"].endswith(f"</answer>{found}")
 
 
@@ -182,7 +183,7 @@ def test_what_is_not_the_language_model_is_frozen_in_every_family(kind: str, fro
     with torch.device("meta"):
         model = whole(config)
     assert set(models.freeze_encoders(model)) == frozen
-    adapted = get_peft_model(model, LoraConfig(target_modules=models.lora_targets(model)))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=models.lora_targets(model)))
     models.freeze_encoders(adapted)
     names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     assert names and all("lora_" in name and "vision" not in name for name in names)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
-from flexjudge_recipes.judge_training.rl import items, nano_items
+import flexjudge_recipes
+from flexjudge_recipes.judge_training.rl import items
 from flexjudge_recipes.judge_training.rl.items import Item
 from flexjudge_recipes.nano import shapes
 
-import torch
-import trl
-from safetensors.torch import load_file
+import pytest
 
 from flexjudge_reward import (
     ConfigError,
@@ -39,12 +33,17 @@ from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
 from flexjudge_reward.engines.replies import THINKS
 from flexjudge_reward.nano import path
 from support.judge_families import FAMILIES, ModelFamily
+from support.late import late, needs
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TRL warns of a vLLM that is newer than itself
-    from flexjudge_recipes.judge_training.rl import train
+needs("trl")
+nano_items = late("flexjudge_recipes.judge_training.rl.nano_items")
+torch = late("torch")
+trl = late("trl")
+safe = late("safetensors.torch")
+train = late("flexjudge_recipes.judge_training.rl.train")
 
-PROGRAM = Path(train.__file__)
+
+PROGRAM = Path(flexjudge_recipes.__file__).parent / "judge_training" / "rl" / "train.py"
 CHOICE = MultipleChoice(prompt_set="nano")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -258,7 +257,7 @@ def test_adapters_are_merged_and_the_next_stage_goes_on_in_the_same_words(
 ) -> None:
     adapters = {"use_peft": True, "lora_target_modules": r".*language_model.*\.q_proj", "measure_every": 0}
     run(tmp_path / "one", monkeypatch, **adapters, max_steps=1, learning_rate=0.1)
-    before, after = (load_file(folder / "model.safetensors") for folder in (path("judge"), tmp_path / "one"))
+    before, after = (safe.load_file(folder / "model.safetensors") for folder in (path("judge"), tmp_path / "one"))
     assert before.keys() == after.keys()
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert not any("q_proj" not in name or "visual" in name for name in changed)

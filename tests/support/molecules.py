@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("trl")
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.nano import molecule_judge, molecule_policy
-
-    from tokenizers.processors import TemplateProcessing
-
 from flexjudge_reward import Generation, Judge, JudgeConfig, Pointwise, Request, ScriptedEngine
+from support.late import late, needs
+
+needs("trl", "rdkit")
+processors = late("tokenizers.processors")
+molecule_judge = late("flexjudge_recipes.nano.molecule_judge")
+molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
 
 # Short and canonical, to be learned by heart in seconds.
 DOZEN = [
@@ -56,5 +53,5 @@ def with_template(template: str | None) -> Any:
     tokenizer = molecule_policy.make_tokenizer()
     if template:
         ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<bos>", "<eos>") if name in template]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     return tokenizer
