@@ -32,6 +32,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -139,7 +140,9 @@ class Rubric:
         Raises ConfigError: no such name or file, or the file has missing, unknown or wrong entries.
         """
         name, known = str(source), rubric_names()
-        path = _FOLDER / f"{name}.toml" if name in known else Path(source)
+        if name in known:
+            return _built_in(name)
+        path = Path(source)
         if not path.is_file():
             raise ConfigError(f"no rubric {name!r}: give a TOML or JSON file or one of {', '.join(known)}")
         try:
@@ -233,6 +236,13 @@ def _function(name: str) -> Callable[[Any], object]:
     return found  # type: ignore[no-any-return]
 
 
+@cache
+def _built_in(name: str) -> Rubric:
+    """A built-in rubric, read once."""
+    return Rubric.parse((_FOLDER / f"{name}.toml").read_text("utf-8"), name)
+
+
+@cache
 def rubric_names() -> tuple[str, ...]:
     """The names of the built-in rubrics, sorted."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))

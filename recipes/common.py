@@ -179,7 +179,7 @@ def publish(trainer: Any, rows: Sequence[tuple[str, str, str]], judge: str, pair
     if card.data.get("license") == "license":  # TRL's draft
         card.data.license = None
     table = "".join(f"| {what} | {before} | {after} |\n" for what, before, after in rows)
-    loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if name in sys.modules]
+    loaded = [f"{name} {sys.modules[name].__version__}" for name in PACKAGES if sys.modules.get(name)]
     card.text += f"""
 ## Measured
 

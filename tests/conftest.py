@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import itertools
 import os
+import re
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import cache_files
+from support.late import HEAVY, load
 
 _HOME = tempfile.TemporaryDirectory(prefix="flexjudge-tests-")
 os.environ["HF_HOME"] = _HOME.name  # before anything imports datasets: prepared data sets go there
@@ -28,8 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share two cores
 gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
 
 _numbers = itertools.count()
-_WITH_VLLM = ("trl.generation.vllm_generation", "trl.generation.vllm_client", "trl.experimental.async_grpo")
 _FORKING = tuple(f"test_{name}.py" for name in ("readme", "trl_trainers", "cli", "diffusion_dpo", "program", "ranks"))
+_TORCH = re.compile(r'\b(?:late|needs)\("(?:torch|transformers|trl|flexjudge_recipes)\b')
 _connect = socket.socket.connect
 
 
@@ -45,20 +46,20 @@ socket.socket.connect = _loopback_only  # type: ignore[method-assign]
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """TRL imports vLLM where it is, which takes 6 s of processor time in each worker. Only test_vllm.py needs it."""
-    sys.modules["vllm"] = None  # type: ignore[assignment]
-    try:
-        return (yield)
-    finally:
-        for name in _WITH_VLLM if "trl" in sys.modules else ():
-            with suppress(ImportError):  # an older TRL has other modules
-                importlib.import_module(name)
-        sys.modules.pop("vllm", None)
+    """Every worker collects all files, so none of them may import at its head what takes seconds."""
+    before = set(sys.modules)
+    found = yield
+    if heavy := sorted(HEAVY & (sys.modules.keys() - before)):
+        raise pytest.UsageError(f"collecting the tests imports {', '.join(heavy)}: see tests/support/late.py")
+    return found
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s."""
+    """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s.
+
+    Files with torch go to the first worker as long as it can do them, and others to the others.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
@@ -66,7 +67,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = str(super()._split_scope(nodeid))
             return "programs" if file.endswith(_FORKING) else file
 
+        def _assign_work_unit(self, node: Any) -> None:
+            first = node is self.nodes[0]
+            for scope in self.workqueue:
+                if _has_torch(config.rootpath, scope) is first:
+                    self.workqueue.move_to_end(scope, last=False)
+                    break
+            super()._assign_work_unit(node)
+
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _has_torch(root: Path, scope: str) -> bool:
+    """Whether the tests of a scope import torch into their worker."""
+    return scope == "programs" or bool(_TORCH.search((root / scope.split("::")[0]).read_text("utf-8")))
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +93,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_heap() -> None:
-    """A collection looks at one file of tests, not at all of torch and vLLM, which takes half a second."""
+def prepared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Imports what the file names late, without vLLM: TRL imports it where it is, which takes 6 s of processor time.
+
+    Then a garbage collection looks at what the file makes, not at all of torch, which takes half a second.
+    """
+    hidden = request.path.name != "test_vllm.py" and sys.modules.setdefault("vllm", None) is None  # type: ignore[arg-type]
+    load(vars(request.module))
     gc.collect()
     gc.freeze()
+    yield
+    if hidden:
+        sys.modules.pop("vllm", None)
 
 
 @pytest.fixture

@@ -41,18 +41,29 @@ the output (of annotate: OUTPUT.skipped.jsonl) and skipped."""
 _SOURCE = "- for standard input, a .jsonl, .csv (also .gz, .zst) or .parquet file, a folder, or org/name on the Hub"
 
 
-def add_commands(commands: Any) -> None:
-    """Adds the commands to the parser."""
-    add_job(commands, "score", score, "judge the rows of a file or data set")
-    add_job(commands, "rerank", rerank, "rank the candidates of each row, best first")
+def add_score(commands: Any) -> None:
+    """Adds `score` to the parser."""
+    ray.add_flags(add_job(commands, "score", score, "judge the rows of a file or data set"), "score")
+
+
+def add_rerank(commands: Any) -> None:
+    """Adds `rerank` to the parser."""
+    ray.add_flags(add_job(commands, "rerank", rerank, "rank the candidates of each row, best first"), "rerank")
+
+
+def add_annotate(commands: Any) -> None:
+    """Adds `annotate` to the parser."""
     pairs = add_job(commands, "annotate", annotate, "make preference pairs for DPO from the candidates of each row")
     pairs.add_argument("--pairs", choices=("best", "all"), default="best", help="of each row (default: best)")
     pairs.add_argument("--margin", type=float, default=0.0, help="the least difference of a pair's scores")
     pushed = "the data set of the Hub that the folder of the pairs goes to; a new one is private"
     pairs.add_argument("--push-to-hub", metavar="ORG/NAME", help=pushed)
     pairs.add_argument("--license", metavar="ID", help="of the pairs, for their card, such as apache-2.0")
-    for name in ray.JOBS:
-        ray.add_flags(commands.choices[name], name)
+    ray.add_flags(pairs, "annotate")
+
+
+def add_rejudge(commands: Any) -> None:
+    """Adds `rejudge` to the parser."""
     again = commands.add_parser(
         "rejudge",
         help="judge the candidates of a record of judgements again, with another judge, rubric or format",
@@ -96,6 +107,9 @@ def rejudge(arguments: argparse.Namespace, judge: Judge) -> RunSummary:
         thumbnails=arguments.thumbnails,
         own_rubrics=arguments.rubric is None,
     )
+
+
+COMMANDS = {"score": add_score, "rerank": add_rerank, "annotate": add_annotate, "rejudge": add_rejudge}
 
 
 def _said(result: Result) -> str:

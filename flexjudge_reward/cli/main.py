@@ -93,7 +93,7 @@ def _said(error: FlexJudgeError | OSError) -> object:
 
 
 _COMMANDS = {
-    **dict.fromkeys(("score", "rerank", "annotate", "rejudge"), judging.add_commands),
+    **judging.COMMANDS,
     "traces": traces.add_command,
     "compare": compare.add_command,
     "evaluate": evaluate.add_command,
@@ -115,7 +115,7 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
     if command in _COMMANDS:
         _COMMANDS[command](commands)
         return parser
-    for add in dict.fromkeys(_COMMANDS.values()):
+    for add in _COMMANDS.values():
         add(commands)
     recipes = commands.add_parser("recipes", help="programs that train with a judge: list, copy, run")
     commands.add_parser("completion", help=_SHELLS)

@@ -199,7 +199,8 @@ def _format_name(plain: Format) -> str:
 
 def versions() -> dict[str, str]:
     """The version of each package that decided the result: of this one, and of those that are loaded."""
-    return {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
+    loaded = {name: sys.modules.get(name) for name in _PACKAGES}  # None also where an import is blocked
+    return {name: str(module.__version__) for name, module in loaded.items() if module is not None}
 
 
 _SIZES = (("0", "1K", 1_000), ("1K", "10K", 10_000), ("10K", "100K", 100_000), ("100K", "1M", 1_000_000))

@@ -22,7 +22,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from flexjudge_reward.errors import ConfigError
@@ -72,6 +72,10 @@ class Template:
             )
         if not path.is_file():
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
+        return _built_in(path) if built_in else cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> Template:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -103,6 +107,12 @@ class Template:
         return cls(**entries)
 
 
+@cache
+def _built_in(path: Path) -> Template:
+    """The file of a built-in prompt set, read once."""
+    return Template._read(path)
+
+
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
     """`text` with each placeholder replaced once: by a text, or by several parts of a message."""
     parts: list[Part] = []
@@ -118,6 +128,7 @@ def _pieces(text: str) -> tuple[tuple[bool, str], ...]:
     return tuple((index % 2 == 1, piece) for index, piece in enumerate(_PLACEHOLDER.split(text)) if piece)
 
 
+@cache
 def prompt_sets() -> tuple[str, ...]:
     """The names of the built-in prompt sets, sorted."""
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/pointwise.toml")))

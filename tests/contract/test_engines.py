@@ -123,28 +123,6 @@ def test_code_of_a_model_runs_only_pinned(revision: str | None) -> None:
         engine("some/model", trust_remote_code=True, revision="0123456789abcdef" * 2 + "01234567")
 
 
-@pytest.mark.parametrize("error", ["PanicException", "ValueError"])
-def test_a_panic_of_the_tokenizer_fails_one_request(error: str) -> None:
-    """In PyO3 it is a BaseException; one text with it must not end the run."""
-    base = BaseException if error == "PanicException" else ValueError
-    panic = type(error, (base,), {})
-
-    def reply(batch: list[str], requests: Any) -> list[Generation]:
-        if "bad" in batch:
-            raise panic("index out of range")
-        return [Generation("fine") for _ in batch]
-
-    pytest.importorskip("torch")
-    engine = TransformersEngine("nano")
-    found = engine._run(
-        SimpleNamespace(reply=reply), [0, 1, 2], {0: "a", 1: "bad", 2: "b"}, [item(n) for n in range(3)]
-    )  # type: ignore[arg-type]
-    assert {index: one.failure and one.failure.kind for index, one in found.items()} == {0: None, 1: "engine", 2: None}
-    panic = KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        engine._run(SimpleNamespace(reply=reply), [1], {1: "bad"}, [item(1)] * 2)  # type: ignore[arg-type]
-
-
 def test_other_weights_have_another_identity(tmp_path: Path) -> None:
     for file in path("judge").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

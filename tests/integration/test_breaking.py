@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from support.late import needs
+
+needs("trl")
+
 # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

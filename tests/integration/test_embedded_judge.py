@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytest.importorskip("transformers")
-
 from flexjudge_reward import (
     CachedEngine,
     ConfigError,
@@ -33,6 +31,9 @@ from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.proposals import preferences, replies
 from support import doctor_cases
 from support.jsonl import read, write
+from support.late import needs
+
+needs("transformers")
 
 FLAGS = ("--model", "nano", "--engine", "transformers", "--cache", "off")
 QUESTION = "top-left red circle top-right nothing bottom-left blue square bottom-right red star\nWhat is top-left?"

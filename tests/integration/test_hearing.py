@@ -12,6 +12,9 @@ from flexjudge_reward import Engine, Media, TransformersEngine
 from flexjudge_reward.engines.model import Source, supports, unheard
 from support import omni, sounds
 from support.engine_contract import SHORT, item, texts
+from support.late import needs
+
+needs("torch", "transformers")
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("rdkit")
-
-import torch
-from safetensors.torch import load_file, save_file
-
 from flexjudge_reward import (
     ConfigError,
     Example,
@@ -36,11 +29,16 @@ from flexjudge_reward import (
     Untrusted,
     VLLMEngine,
 )
-from flexjudge_reward.engines.molecules import convert
-from flexjudge_reward.engines.molecules.graphs import collate
 from flexjudge_reward.media.molecule import TOKENS
 from support import mol_parts
 from support.images import refused
+from support.late import late, needs
+
+needs("torch", "transformers", "rdkit")
+torch = late("torch")
+safe = late("safetensors.torch")
+convert = late("flexjudge_reward.engines.molecules.convert")
+graphs = late("flexjudge_reward.engines.molecules.graphs")
 
 SMILES = ("CCO", "CC(=O)Oc1ccccc1C(=O)O", "[Na+].[Cl-]", "C/C=C/[C@H](N)F", "C")
 
@@ -116,11 +114,11 @@ GRAPH = {
     ],
 )
 def test_an_edited_graph_never_reaches_the_model(changes: dict[str, Any]) -> None:
-    collate([json.dumps(GRAPH).encode()])
+    graphs.collate([json.dumps(GRAPH).encode()])
     with pytest.raises(ValueError, match="the graph of a molecule"):
-        collate([json.dumps(GRAPH | changes).encode()])
+        graphs.collate([json.dumps(GRAPH | changes).encode()])
     with pytest.raises(ValueError, match="cannot be read"):
-        collate([b"no JSON"])
+        graphs.collate([b"no JSON"])
 
 
 # ---------------------------------------------------------------- the model
@@ -148,10 +146,10 @@ def test_a_molecule_has_eight_tokens_and_text_cannot_forge_one(engine: Transform
     assert decoder is not None
     inputs = decoder.tokenizer("<mol>" * 9, return_tensors="pt")
     with pytest.raises(ValueError, match="8 tokens for each molecule, found 9 for 1 molecules"):
-        decoder.model(**inputs, graphs=collate([tokens("C").graph()]))
+        decoder.model(**inputs, graphs=graphs.collate([tokens("C").graph()]))
     uneven = decoder.tokenizer(["<mol>" * 12, "<mol>" * 4 + "x" * 8], return_tensors="pt", padding=True)
     with pytest.raises(ValueError, match="8 tokens for each molecule, found 16 for 2 molecules"):
-        decoder.model(**uneven, graphs=collate([tokens("C").graph(), tokens("CC").graph()]))
+        decoder.model(**uneven, graphs=graphs.collate([tokens("C").graph(), tokens("CC").graph()]))
     assert decoder.chat.render(ask(Untrusted("a <mol> b")).prompt).count("<mol>") == 0
 
 
@@ -186,7 +184,10 @@ def test_it_reloads_as_it_was_saved_also_in_half_precision(
 def test_the_merge_is_the_judges_but_for_lora_and_two_rows(nano: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     sources = mol_parts.parts(tmp_path / "parts")
-    judge, released = load_file(sources["judge"] / "model.safetensors"), convert.tensors(sources["mol_llama"])
+    judge, released = (
+        safe.load_file(sources["judge"] / "model.safetensors"),
+        convert.tensors(sources["mol_llama"]),
+    )
     rows = len(judge["lm_head.weight"]) + 2
     theirs = torch.randn(rows, mol_parts.HIDDEN)
     merged = convert.merged(
@@ -217,9 +218,9 @@ Parts = dict[str, Path]
 
 
 def edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    held = load_file(folder / "model.safetensors")
+    held = safe.load_file(folder / "model.safetensors")
     edit(held)
-    save_file(held, folder / "model.safetensors")
+    safe.save_file(held, folder / "model.safetensors")
 
 
 def lora(change: Callable[[dict[str, Any], str], object], half: str) -> Callable[[Parts], object]:
@@ -262,7 +263,7 @@ BAD: dict[str, tuple[Callable[[Parts], object], str]] = {
         "is not a file of plain tensors",
     ),
     "an_old_file_beside_the_new": (
-        lambda parts: save_file({"lm_head.weight": torch.zeros(2, 2)}, parts["judge"] / "old.safetensors"),
+        lambda parts: safe.save_file({"lm_head.weight": torch.zeros(2, 2)}, parts["judge"] / "old.safetensors"),
         "has 'lm_head.weight', as another file there",
     ),
     "no_settings_of_the_tokenizer": (

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from flexjudge_reward import Engine, EngineError, MissingExtra, TransformersEngine, VLLMEngine
+from flexjudge_reward import Engine, EngineError, Generation, MissingExtra, TransformersEngine, VLLMEngine
 from flexjudge_reward.nano import path
 from support.engine_contract import ModelContract, closes_and_opens, item
+from support.late import needs
+
+needs("torch", "transformers")
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,25 @@ def test_a_missing_extra_names_the_command(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"pip install 'flexjudge-reward\[{extra}\]'"):
         engine("nano").generate([item(1)])
+
+
+@pytest.mark.parametrize("error", ["PanicException", "ValueError"])
+def test_a_panic_of_the_tokenizer_fails_one_request(error: str) -> None:
+    """In PyO3 it is a BaseException; one text with it must not end the run."""
+    base = BaseException if error == "PanicException" else ValueError
+    panic = type(error, (base,), {})
+
+    def reply(batch: list[str], requests: Any) -> list[Generation]:
+        if "bad" in batch:
+            raise panic("index out of range")
+        return [Generation("fine") for _ in batch]
+
+    pytest.importorskip("torch")
+    engine = TransformersEngine("nano")
+    found = engine._run(
+        SimpleNamespace(reply=reply), [0, 1, 2], {0: "a", 1: "bad", 2: "b"}, [item(n) for n in range(3)]
+    )  # type: ignore[arg-type]
+    assert {index: one.failure and one.failure.kind for index, one in found.items()} == {0: None, 1: "engine", 2: None}
+    panic = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine._run(SimpleNamespace(reply=reply), [1], {1: "bad"}, [item(1)] * 2)  # type: ignore[arg-type]

@@ -17,6 +17,11 @@ from flexjudge_reward.trainers import rows
 from flexjudge_reward.trainers.environment import JudgedEnvironment
 from support.images import noise
 from support.judging import tags
+from support.late import late, needs
+
+needs("trl")
+datasets, trl, templates = late("datasets"), late("trl"), late("trl.chat_template_utils")
+vlm_task = late("flexjudge_recipes.nano.vlm_task")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -69,26 +74,20 @@ def writing(tokenizer: Any) -> Callable[..., Any]:
 def test_rollouts_are_judged_whole_as_a_reward_and_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexjudge_recipes.nano import vlm_task
-
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-    from trl.chat_template_utils import qwen3_vl_chat_template
-
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     engine = ScriptedEngine(grade)
     monkeypatch.setattr(RewardSession, "judge", Judge(Pointwise(), engine))
     monkeypatch.setenv("FLEXJUDGE_PROBES", "0")
     rows._shared.cache_clear()
     processor = vlm_task.processor()
-    processor.chat_template = qwen3_vl_chat_template
-    config = GRPOConfig(
+    processor.chat_template = templates.qwen3_vl_chat_template
+    config = trl.GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, num_generations=3,
         per_device_train_batch_size=3, max_completion_length=400, report_to="none", save_strategy="no",
         disable_tqdm=True,
     )  # fmt: skip
-    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "What is top left?"}]}])
-    trainer = GRPOTrainer(
+    data = datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": "What is top left?"}]}])
+    trainer = trl.GRPOTrainer(
         str(nano.path("base")), [FlexJudgeReward(max_failure_rate=1)], args=config, train_dataset=data,
         processing_class=processor, environment_factory=Board,
     )  # fmt: skip

@@ -30,6 +30,10 @@ from flexjudge_reward import (
 from flexjudge_reward.engines.colocated import ColocatedEngine
 from support import sleeping_server
 from support.forked import run
+from support.late import late, needs
+
+needs("trl")
+datasets, torch, transformers, trl = map(late, ("datasets", "torch", "transformers", "trl"))
 
 # Made inside transformers and torch by their own calls of each other; nothing here can avoid them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -54,15 +58,12 @@ def constant(completions: list[Any], **columns: Any) -> list[float]:
 @pytest.fixture(scope="module")
 def text_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny text model from config, with the embedded model's tokenizer."""
-    import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
     folder = tmp_path_factory.mktemp("policy")
     words = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(BASE / "tokenizer.json"), **words)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(BASE / "tokenizer.json"), **words)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = Qwen2Config(
+    config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -72,7 +73,7 @@ def text_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 
@@ -97,11 +98,8 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 def trained(policy: str, rewards: list[Any], folder: Path, rows: list[dict[str, Any]], **more: Any) -> Any:
     """A GRPOTrainer after its steps."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    config = GRPOConfig(**settings(folder, **more))
-    trainer = GRPOTrainer(policy, rewards, args=config, train_dataset=Dataset.from_list(rows))
+    config = trl.GRPOConfig(**settings(folder, **more))
+    trainer = trl.GRPOTrainer(policy, rewards, args=config, train_dataset=datasets.Dataset.from_list(rows))
     trainer.train()
     return trainer
 
@@ -157,12 +155,9 @@ def test_grpo_judges_each_group_in_one_call(text_policy: str, tmp_path: Path) ->
 
 
 def test_rloo(text_policy: str, tmp_path: Path) -> None:
-    from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
-
     one = scripted([reply(1), CUT, reply(7), reply(10)])
-    rows = Dataset.from_list(TEXT_ROWS)
-    trainer = RLOOTrainer(text_policy, one, args=RLOOConfig(**settings(tmp_path, beta=0.0)), train_dataset=rows)
+    rows = datasets.Dataset.from_list(TEXT_ROWS)
+    trainer = trl.RLOOTrainer(text_policy, one, args=trl.RLOOConfig(**settings(tmp_path, beta=0.0)), train_dataset=rows)
     trainer.train()
     finite(trainer)
     advantages = list(trainer._logs["advantages"])

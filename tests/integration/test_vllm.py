@@ -39,6 +39,9 @@ from flexjudge_reward.engines.memory import gpu_memory
 from flexjudge_reward.engines.vllm import _watched
 from support import cpu_vllm, real
 from support.engine_contract import TOO_LONG, ModelContract, item, judgement, texts
+from support.late import needs
+
+needs("torch", "vllm")
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from flexjudge_recipes.best_of_n import images
 from flexjudge_recipes.nano import shapes
+
+import pytest
 
 from flexjudge_reward import ConfigError, EngineError, Example, Judge, Media, Pointwise, Request, ScriptedEngine, rerank
 from flexjudge_reward.cli.main import main
+from support.late import late, needs
+
+needs("torch", "transformers")
+images = late("flexjudge_recipes.best_of_n.images")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -81,20 +81,19 @@ def test_a_file_of_questions_with_images(
     assert "best of 2 closes" in capsys.readouterr().out
 
 
-QUESTIONS = [images.Question((f"question {n}",), lambda reply: "right" in reply) for n in range(3)]
-ANSWERS = [["right", "wrong"], ["wrong", "right"], ["wrong", "right"]]
-EXAMPLES = [Example(question.content, texts) for question, texts in zip(QUESTIONS, ANSWERS, strict=True)]
-
-
 def test_questions_without_a_score_are_in_no_share() -> None:
+    questions = [images.Question((f"question {n}",), lambda reply: "right" in reply) for n in range(3)]
+    answers = [["right", "wrong"], ["wrong", "right"], ["wrong", "right"]]
+    examples = [Example(question.content, texts) for question, texts in zip(questions, answers, strict=True)]
+
     def reply(request: Request) -> str:
         return "?" if "question 2" in str(request) else "<think></think><answer>7</answer>"
 
-    shares = images.accuracies(QUESTIONS, ANSWERS, rerank(EXAMPLES, Judge(Pointwise(), ScriptedEngine(reply))))
+    shares = images.accuracies(questions, answers, rerank(examples, Judge(Pointwise(), ScriptedEngine(reply))))
     assert (shares["first"], shares["oracle"]) == (0.5, 1.0)
     silent = Judge(Pointwise(), ScriptedEngine(lambda request: "?"))
     with pytest.raises(EngineError, match=r"scored no answer at all: {'malformed': 6}"):
-        images.accuracies(QUESTIONS, ANSWERS, rerank(EXAMPLES, silent))
+        images.accuracies(questions, answers, rerank(examples, silent))
 
 
 @pytest.mark.parametrize(

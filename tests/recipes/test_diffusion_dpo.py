@@ -11,28 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flexjudge_recipes
+from flexjudge_recipes.nano import images
+
 import pytest
-
-pytest.importorskip("trl")
-pytest.importorskip("diffusers")
-
-from flexjudge_recipes.diffusion_dpo import train
-from flexjudge_recipes.diffusion_dpo.pairs import ImageSampler, compare, load_pairs, load_prompts
-from flexjudge_recipes.diffusion_dpo.report import judge_metrics, quality_kept
-from flexjudge_recipes.diffusion_dpo.trainer import DiffusionDPOConfig, preference_loss, scaled_loser_error
-from flexjudge_recipes.nano import image_generator, images
-
-import torch
 from PIL import Image
-from safetensors.torch import load_file
-from trl import TrlParser
 
 from flexjudge_reward import ConfigError, Judge, Pointwise, Request, ScriptedEngine
 from support import forked
 from support.hub import fake_hub
 from support.jsonl import read
+from support.late import late, needs
 
-CONFIGS = Path(train.__file__).parent
+needs("trl", "diffusers")
+train = late("flexjudge_recipes.diffusion_dpo.train")
+dpo_pairs = late("flexjudge_recipes.diffusion_dpo.pairs")
+dpo_report = late("flexjudge_recipes.diffusion_dpo.report")
+trainer = late("flexjudge_recipes.diffusion_dpo.trainer")
+image_generator = late("flexjudge_recipes.nano.image_generator")
+torch = late("torch")
+safe = late("safetensors.torch")
+trl = late("trl")
+
+CONFIGS = Path(flexjudge_recipes.__file__).parent / "diffusion_dpo"
 JUDGES = Path(__file__).parents[1] / "support" / "image_judges.py"
 KINDS = ("unet", "flow")
 LORA = "pytorch_lora_weights.safetensors"
@@ -90,11 +91,11 @@ def times(folder: Path) -> dict[str, int]:
 def test_the_loss_compares_both_errors_with_the_reference(won: float, lost: float, sign: int, safeguard: float) -> None:
     reference = torch.ones(2, 3, 4)
     errors = torch.stack([torch.full((3, 4), won), torch.full((3, 4), lost)])
-    loss, margin = preference_loss(errors, reference, 1.0, safeguard, 0.0)
+    loss, margin = trainer.preference_loss(errors, reference, 1.0, safeguard, 0.0)
     assert margin.item() == pytest.approx((1 - won**2) - (1 - lost**2))
     assert (margin.item() > 0) - (margin.item() < 0) == sign
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin.item() / 2)))
-    with_sft, same = preference_loss(errors, reference, 1.0, safeguard, 3.0)
+    with_sft, same = trainer.preference_loss(errors, reference, 1.0, safeguard, 3.0)
     assert same == margin and with_sft.item() == pytest.approx(loss.item() + 3.0 * (won**2 - 1) / 2)
 
 
@@ -106,7 +107,7 @@ def test_the_safeguard_keeps_the_descent_of_the_winner() -> None:
         for _ in range(50):
             won = torch.randn(1, 8, generator=generator)
             lost = (2 * won + torch.randn(1, 8, generator=generator)).requires_grad_()
-            error = scaled_loser_error(won, lost, share) if share else lost.square().mean(1)
+            error = trainer.scaled_loser_error(won, lost, share) if share else lost.square().mean(1)
             assert error.item() == pytest.approx(lost.square().mean().item())
             (gradient,) = torch.autograd.grad(error.sum(), lost)
             own = 2 * won / 8
@@ -134,7 +135,7 @@ def test_the_judge_of_the_nano_world_prefers_the_image_of_the_prompt(tmp_path: P
         for file, prompt in zip(group, shown, strict=True):
             images.Spec.of(prompt).image().save(file)
     with Judge.load(model="nano", format="flexjudge_recipes.nano.images:PromptAsAnswer", cache="off") as judge:
-        compare(judge, prompts, groups, tmp_path / "pairs.jsonl", margin=5.0)
+        dpo_pairs.compare(judge, prompts, groups, tmp_path / "pairs.jsonl", margin=5.0)
     pairs = read(tmp_path / "pairs.jsonl")
     assert [(pair["prompt"], pair["pair"], pair["scores"]) for pair in pairs] == [
         (prompts[0], [1, 0], [10, 5]),
@@ -155,7 +156,7 @@ def test_the_judge_of_the_nano_world_prefers_the_image_of_the_prompt(tmp_path: P
 )
 def test_quality_is_kept_within_a_bound(iou: float, background: float, kept: bool) -> None:
     before = {"shape_iou_before": 0.9, "background_error_before": 2.0}
-    assert quality_kept(before | {"shape_iou_after": iou, "background_error_after": background}) == kept
+    assert dpo_report.quality_kept(before | {"shape_iou_after": iou, "background_error_after": background}) == kept
 
 
 # ---------------------------------------------------------------------------------------------------- prompts, pairs
@@ -173,9 +174,9 @@ def test_held_out_prompts_are_other_prompts_each_about_equally_often() -> None:
 
 def test_prompts_of_a_data_set_are_sampled_once_each(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": f"cat {n % 6} "}) + "\n" for n in range(60)))
-    training, held_out = load_prompts(str(tmp_path), "train", "prompt", (4, 2), 0)
+    training, held_out = dpo_pairs.load_prompts(str(tmp_path), "train", "prompt", (4, 2), 0)
     assert len(training) == 4 and sorted([*training, *held_out]) == [f"cat {n}" for n in range(6)]
-    assert load_prompts(str(tmp_path), "train", "prompt", (4, 2), 1)[0] != training
+    assert dpo_pairs.load_prompts(str(tmp_path), "train", "prompt", (4, 2), 1)[0] != training
 
 
 def redness(request: Request) -> list[int]:
@@ -187,8 +188,10 @@ def test_no_prompt_is_trained_on_and_evaluated_on(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{index}.png")
     groups = [[tmp_path / "0.png", tmp_path / "1.png"]] * 70
     red = ScriptedEngine(lambda request: f"<think></think><answer>{redness(request)[0]}</answer>")
-    compare(Judge(Pointwise(), red), [f"cat {n % 7}" for n in range(70)], groups, tmp_path / "pairs", margin=1)
-    training, evaluation = load_pairs(tmp_path / "pairs", 0.15, 0, min_pairs=70)
+    dpo_pairs.compare(
+        Judge(Pointwise(), red), [f"cat {n % 7}" for n in range(70)], groups, tmp_path / "pairs", margin=1
+    )
+    training, evaluation = dpo_pairs.load_pairs(tmp_path / "pairs", 0.15, 0, min_pairs=70)
     assert not set(training["prompt"]) & set(evaluation["prompt"])
     assert (len(training), len(evaluation)) == (50, 20)
     assert training[0]["chosen"].getpixel((0, 0)) == (255, 0, 0)
@@ -198,17 +201,17 @@ def test_failed_judgements_do_not_count_in_the_win_rate(tmp_path: Path) -> None:
     kept, skipped = tmp_path / "c.jsonl", tmp_path / "c.skipped.jsonl"
     kept.write_text('{"pair": [1, 0]}\n{"pair": [1, 0]}\n{"pair": [0, 1]}\n')
     skipped.write_text('{"why": "tie"}\n{"why": "malformed"}\n{"why": "media"}\n')
-    assert judge_metrics(kept) == {"judge_win_rate": 2.5 / 4, "judge_ties": 1, "judge_failed": 2}
+    assert dpo_report.judge_metrics(kept) == {"judge_win_rate": 2.5 / 4, "judge_ties": 1, "judge_failed": 2}
     kept.write_text("")
     skipped.write_text('{"why": "malformed"}\n')
-    assert judge_metrics(kept) == {"judge_win_rate": None, "judge_ties": 0, "judge_failed": 1}
+    assert dpo_report.judge_metrics(kept) == {"judge_win_rate": None, "judge_ties": 0, "judge_failed": 1}
 
 
 # ---------------------------------------------------------------------------------------------------------- program
 
 
 def test_every_setting_of_the_configurations_exists() -> None:
-    parser, files = TrlParser((train.RecipeArguments, DiffusionDPOConfig)), sorted(CONFIGS.glob("*.yaml"))
+    parser, files = trl.TrlParser((train.RecipeArguments, trainer.DiffusionDPOConfig)), sorted(CONFIGS.glob("*.yaml"))
     assert len(files) == 6
     for file in files:
         given = ["--config", str(file), "--bf16", "false", "--use_cpu", "true"]
@@ -225,7 +228,7 @@ def finished(request: pytest.FixtureRequest, runs: Path) -> Iterator[dict[str, A
     run(folder, kind, prepare_only=True, **flags)
     seen["prepared"] = {file.name for file in folder.iterdir()}
     seen["train"] = times(folder / "_work/train")
-    generate, errors = ImageSampler._generate, train.DiffusionDPOTrainer.denoising_errors
+    generate, errors = dpo_pairs.ImageSampler._generate, train.DiffusionDPOTrainer.denoising_errors
     accuracy = train.DiffusionDPOTrainer.implicit_accuracy
 
     def generating(self: Any, family: Any, prompts: list[str], seeds: list[int]) -> Any:
@@ -238,14 +241,14 @@ def finished(request: pytest.FixtureRequest, runs: Path) -> Iterator[dict[str, A
         return errors(self, network, batch, generator)
 
     def trained(self: Any, evaluation: Any) -> float:
-        sampler = ImageSampler(2, 1.0, self.size, 3)
+        sampler = dpo_pairs.ImageSampler(2, 1.0, self.size, 3)
         prompts = images.prompts(1, 3, held_out=True)
         seen["trained"] = sampler.sample(self.family, prompts, 1, folder.with_name(f"trained-{kind}"), 2)
         seen["generated"].clear()
         return accuracy(self, evaluation)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageSampler, "_generate", generating)
+        patch.setattr(dpo_pairs.ImageSampler, "_generate", generating)
         patch.setattr(train.DiffusionDPOTrainer, "denoising_errors", evaluating)
         patch.setattr(train.DiffusionDPOTrainer, "implicit_accuracy", trained)
         run(folder, kind, resume=True, **flags)
@@ -311,7 +314,7 @@ def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
     assert {file for file, when in times(cut / "_work/train").items() if kept[file] != when} == {
         str(cut / "_work/train/0-1.png")
     }
-    one, other = load_file(whole / LORA), load_file(cut / LORA)
+    one, other = safe.load_file(whole / LORA), safe.load_file(cut / LORA)
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
     for name in ("pairs/pairs.jsonl", "comparisons.jsonl", "after/2-0.png"):
         assert (cut / "_work" / name).read_bytes() == (whole / "_work" / name).read_bytes()

@@ -11,17 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flexjudge_recipes
+from flexjudge_recipes.nano import shapes
+
 import pytest
-
-pytest.importorskip("trl")
-
-from flexjudge_recipes import common
-from flexjudge_recipes.dpo_vlm import sampling, train
-from flexjudge_recipes.nano import shapes, vlm_task
-
-from datasets import load_dataset
 from PIL import Image
-from trl import DPOConfig, DPOTrainer
 
 from flexjudge_reward import (
     ConfigError,
@@ -35,9 +29,18 @@ from flexjudge_reward import (
     ScriptedEngine,
 )
 from support.jsonl import read
+from support.late import late, needs
 from support.recipe_runs import Run, pushed, words
 
-PROGRAM = Path(train.__file__)
+needs("trl")
+common = late("flexjudge_recipes.common")
+sampling = late("flexjudge_recipes.dpo_vlm.sampling")
+train = late("flexjudge_recipes.dpo_vlm.train")
+vlm_task = late("flexjudge_recipes.nano.vlm_task")
+datasets = late("datasets")
+trl = late("trl")
+
+PROGRAM = Path(flexjudge_recipes.__file__).parent / "dpo_vlm" / "train.py"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -80,13 +83,13 @@ def test_the_pairs_train_from_any_folder(whole: Run, tmp_path: Path, monkeypatch
     shutil.move(shutil.copytree(whole.folder / "_work" / "pairs", tmp_path / "copy"), tmp_path / "pairs")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    pairs = load_dataset(str(tmp_path / "pairs"), split="train")
+    pairs = datasets.load_dataset(str(tmp_path / "pairs"), split="train")
     assert pairs[0]["images"][0].size == (56, 56) and len(pairs[0]["reasoning"]) == 2 and all(pairs[0]["reasoning"])
-    trainer = DPOTrainer(
+    trainer = trl.DPOTrainer(
         model=vlm_task.policy(),
         processing_class=vlm_task.processor(),
         train_dataset=pairs,
-        args=DPOConfig("out", max_steps=1, use_cpu=True, bf16=False, report_to="none", max_length=None),
+        args=trl.DPOConfig("out", max_steps=1, use_cpu=True, bf16=False, report_to="none", max_length=None),
     )
     assert trainer.train().training_loss > 0
 

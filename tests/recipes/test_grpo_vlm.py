@@ -7,27 +7,25 @@ import re
 import runpy
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flexjudge_recipes
+
 import pytest
 
-pytest.importorskip("trl")
-
-from flexjudge_recipes.nano import vlm_task
-
-import trl
-
 from flexjudge_reward import ConfigError
+from support.late import late, needs
 from support.recipe_runs import Run, pushed, words
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TRL warns of a vLLM that is newer than itself
-    from flexjudge_recipes.grpo_vlm import train
+needs("trl")
+vlm_task = late("flexjudge_recipes.nano.vlm_task")
+trl = late("trl")
+train = late("flexjudge_recipes.grpo_vlm.train")
 
-PROGRAM = Path(train.__file__)
+
+PROGRAM = Path(flexjudge_recipes.__file__).parent / "grpo_vlm" / "train.py"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 

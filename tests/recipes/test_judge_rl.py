@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
-from flexjudge_recipes.judge_training.rl import items, nano_items
+import flexjudge_recipes
+from flexjudge_recipes.judge_training.rl import items
 from flexjudge_recipes.judge_training.rl.items import Item
 from flexjudge_recipes.nano import shapes
 
-import trl
+import pytest
 
 from flexjudge_reward import (
     ConfigError,
@@ -32,12 +28,15 @@ from flexjudge_reward import (
     Verdict,
 )
 from flexjudge_reward.data.rows import Rows
+from support.late import late, needs
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TRL warns of a vLLM that is newer than itself
-    from flexjudge_recipes.judge_training.rl import train
+needs("trl")
+nano_items = late("flexjudge_recipes.judge_training.rl.nano_items")
+trl = late("trl")
+train = late("flexjudge_recipes.judge_training.rl.train")
 
-PROGRAM = Path(train.__file__)
+
+PROGRAM = Path(flexjudge_recipes.__file__).parent / "judge_training" / "rl" / "train.py"
 CHOICE = MultipleChoice(prompt_set="nano")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -6,20 +6,11 @@ import contextlib
 import json
 import random
 import shutil
-import warnings
 from pathlib import Path
 
+from flexjudge_recipes.molecules import properties
+
 import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("trl")
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.molecules import measure, properties, sampling
-    from flexjudge_recipes.molecules.reward import MoleculeReward
-    from flexjudge_recipes.nano import molecule_judge, molecule_policy
-    from flexjudge_recipes.nano.molecules import molecules
-
 
 from flexjudge_reward import (
     ConfigError,
@@ -34,7 +25,16 @@ from flexjudge_reward import (
     TransformersEngine,
 )
 from support.attacks import slow_smiles
+from support.late import late, needs
 from support.molecules import LATE, TEN, text_of, with_template
+
+needs("trl", "rdkit")
+measure = late("flexjudge_recipes.molecules.measure")
+sampling = late("flexjudge_recipes.molecules.sampling")
+molecule_reward = late("flexjudge_recipes.molecules.reward")
+molecule_judge = late("flexjudge_recipes.nano.molecule_judge")
+molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
+molecules = late("flexjudge_recipes.nano.molecules")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -68,9 +68,9 @@ def test_a_policy_without_a_bos_token_needs_a_prompt() -> None:
     assert sampling.policy_prompt("CC", tokenizer) == "CC"
 
 
-def reward(engine: ScriptedEngine, diversity: float = 0.0) -> MoleculeReward:
+def reward(engine: ScriptedEngine, diversity: float = 0.0) -> molecule_reward.MoleculeReward:
     judge = FlexJudgeReward(Judge(Pointwise("molecule", "nano"), engine), name="judge", max_failure_rate=1.0)
-    return MoleculeReward(judge, "Write a molecule.", diversity)
+    return molecule_reward.MoleculeReward(judge, "Write a molecule.", diversity)
 
 
 def test_what_is_no_molecule_is_a_fact_without_a_judge_call() -> None:
@@ -111,8 +111,8 @@ def test_figures_of_samples() -> None:
 
 
 def test_rules_make_different_canonical_molecules() -> None:
-    made = molecules(30, "test")
-    assert len(set(made)) == 30 and made == molecules(30, "test") != molecules(30, "other")
+    made = molecules.molecules(30, "test")
+    assert len(set(made)) == 30 and made == molecules.molecules(30, "test") != molecules.molecules(30, "other")
     assert all(measure.canonical(text) == text for text in made)
 
 

@@ -10,32 +10,34 @@ import contextlib
 import io
 import json
 import shutil
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import flexjudge_recipes
+
 import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("trl")
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.molecules import best_of_n, measure, pairs, sampling, train
-    from flexjudge_recipes.nano import molecule_policy
-
-    import torch
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import filter_repo_objects
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-    from trl import GRPOConfig, ModelConfig, TrlParser
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 from flexjudge_reward import ConfigError, EngineError, Judge, JudgeConfig
+from support.late import late, needs
 from support.molecules import DOZEN, LATE, judge_of, judged_by, teacher, text_of, with_template
 
-FOLDER = Path(train.__file__).parent
+needs("trl", "rdkit")
+best_of_n = late("flexjudge_recipes.molecules.best_of_n")
+measure = late("flexjudge_recipes.molecules.measure")
+pairs = late("flexjudge_recipes.molecules.pairs")
+sampling = late("flexjudge_recipes.molecules.sampling")
+train = late("flexjudge_recipes.molecules.train")
+molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
+torch = late("torch")
+safe = late("safetensors.torch")
+transformers = late("transformers")
+trl = late("trl")
+
+FOLDER = Path(flexjudge_recipes.__file__).parent / "molecules"
 FEW = {"rows": 12, "answers": 8, "min_pairs": 2, "per_device_train_batch_size": 4}
 EIGHT = {"num_generations": 8, "per_device_train_batch_size": 8}
 EVERY = {"max_steps": 2, "measure_every": 1, "save_strategy": "steps", "save_steps": 1}
@@ -55,7 +57,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def policy(prepared: Path) -> tuple[Any, Any]:
     """The same policy, loaded, with its tokenizer."""
     folder = str(prepared / "policy-1")
-    return AutoModelForCausalLM.from_pretrained(folder), sampling.load_tokenizer(folder, None)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder), sampling.load_tokenizer(folder, None)
 
 
 def run(words: list[str], prepared: Path, folder: Path, **flags: Any) -> str:
@@ -181,8 +183,11 @@ def test_dpo_that_was_cut_off_keeps_its_pairs_and_ends_as_the_unbroken_run(
     assert 0 < len(engine.requests) <= 8 < dpo.requests  # the last measurement only
     assert report_of(folder)["curve"]["2"] == report_of(dpo.folder)["curve"]["2"]
     assert report_of(folder)["before"] == report_of(dpo.folder)["before"]
-    ends, base = load_file(dpo.folder / "model.safetensors"), load_file(prepared / "policy-1" / "model.safetensors")
-    resumed = load_file(folder / "model.safetensors")
+    ends, base = (
+        safe.load_file(dpo.folder / "model.safetensors"),
+        safe.load_file(prepared / "policy-1" / "model.safetensors"),
+    )
+    resumed = safe.load_file(folder / "model.safetensors")
     assert all(torch.equal(ends[name], resumed[name]) for name in ends)
     assert not all(torch.equal(ends[name], base[name]) for name in base)
 
@@ -277,7 +282,7 @@ def test_wrong_settings_of_training_are_errors_before_anything_is_made(tmp_path:
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in FOLDER.glob("grpo*.yaml")))
 def test_configurations_name_settings_that_exist(config: str) -> None:
-    parser = TrlParser((train.RecipeArguments, GRPOConfig, ModelConfig))
+    parser = trl.TrlParser((train.RecipeArguments, trl.GRPOConfig, trl.ModelConfig))
     words = ["--config", str(FOLDER / f"{config}.yaml"), "--use_cpu", "true", "--bf16", "false"]
     options, args, _ = parser.parse_args_and_config(words)
     JudgeConfig.resolve(options.judge)

@@ -8,17 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from flexjudge_recipes.nano import judge_traces, shapes, traces
+
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("datasets")
-
-from flexjudge_recipes.judge_training import nano, nano_model
-from flexjudge_recipes.nano import judge_traces, shapes, traces, vlm_task
-
 import tokenizers
-import torch
-import transformers
 
 from flexjudge_reward import (
     ConfigError,
@@ -36,6 +29,14 @@ from flexjudge_reward import (
     TransformersEngine,
 )
 from flexjudge_reward.nano import path
+from support.late import late, needs
+
+needs("transformers", "datasets")
+nano = late("flexjudge_recipes.judge_training.nano")
+nano_model = late("flexjudge_recipes.judge_training.nano_model")
+vlm_task = late("flexjudge_recipes.nano.vlm_task")
+torch = late("torch")
+transformers = late("transformers")
 
 SCENE = shapes.Scene(("red circle", "nothing", "blue square", "red star"))
 WHAT, EMPTY = shapes.Question(SCENE, "what", "top-left"), shapes.Question(SCENE, "what", "top-right")

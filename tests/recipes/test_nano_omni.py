@@ -8,27 +8,28 @@ import random
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("datasets")
-
-from flexjudge_recipes.judge_training import nano, nano_model, omni_model
-from flexjudge_recipes.judge_training.nano_samples import Maker, Sample
-from flexjudge_recipes.judge_training.sft.data import Renderer
 from flexjudge_recipes.nano import shapes, sounds, traces, world
 
 import numpy as np
+import pytest
 import tokenizers
-import torch
 
 from flexjudge_reward import Example, Judge, Media
 from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.nano import path
+from support.late import late, needs
+
+needs("transformers", "datasets")
+nano = late("flexjudge_recipes.judge_training.nano")
+nano_model = late("flexjudge_recipes.judge_training.nano_model")
+omni_model = late("flexjudge_recipes.judge_training.omni_model")
+nano_samples = late("flexjudge_recipes.judge_training.nano_samples")
+sft_data = late("flexjudge_recipes.judge_training.sft.data")
+torch = late("torch")
 
 SCENE = world.Scene(("deep hum", "silence", "high rattle", "deep chirp"), world.SOUNDS)
 TEXT = "first deep hum second silence third high rattle fourth deep chirp"
-BASE, EARS, JUDGE = nano.OMNI
+BASE, EARS, JUDGE = range(3)  # the stages of nano.OMNI
 
 # ------------------------------------------------------------------------------------------------------- the world
 
@@ -81,14 +82,16 @@ def test_the_pitch_of_a_hum_is_heard_in_its_spectrum(pitch: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def make() -> Maker:
+def make() -> nano_samples.Maker:
     tokenizer = tokenizers.Tokenizer.from_file(str(path("omni") / "tokenizer.json"))
     processor = omni_model.make_processor(tokenizer)
-    return Maker(tokenizer, Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048))
+    return nano_samples.Maker(
+        tokenizer, sft_data.Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048)
+    )
 
 
 @pytest.fixture(scope="module")
-def thinker(make: Maker) -> Any:
+def thinker(make: nano_samples.Maker) -> Any:
     """With the weights of the embedded base, and an ear that has learned nothing."""
     torch.manual_seed(0)
     model = omni_model.make_thinker(make.tokenizer)
@@ -96,14 +99,16 @@ def thinker(make: Maker) -> Any:
     return model.eval()
 
 
-def test_every_word_of_both_worlds_is_one_token(make: Maker) -> None:
+def test_every_word_of_both_worlds_is_one_token(make: nano_samples.Maker) -> None:
     for word in (*world.SHAPES.words, *world.SOUNDS.words):
         assert len(make.tokenizer.encode(word).ids) == len(make.tokenizer.encode(f" {word}").ids) == 1
 
 
-def test_the_grown_model_sees_and_answers_as_the_base_does(make: Maker, thinker: Any) -> None:
+def test_the_grown_model_sees_and_answers_as_the_base_does(make: nano_samples.Maker, thinker: Any) -> None:
     rng = random.Random(5)
-    samples = [make.page(rng, BASE, True, f"{medium} read") for medium in ("image", "text") for _ in range(12)]
+    samples = [
+        make.page(rng, nano.OMNI[BASE], True, f"{medium} read") for medium in ("image", "text") for _ in range(12)
+    ]
     with torch.no_grad():
         logits, target, rows = nano.forward(thinker, make, samples)
     wrong = torch.bincount(rows[logits.argmax(-1) != target], minlength=len(samples))
@@ -126,9 +131,9 @@ def test_the_training_computes_what_the_plain_model_computes(thinker: Any) -> No
 
 
 @pytest.mark.parametrize("medium", ["image", "video", "sound", "text", "text of sounds"])
-def test_the_positions_are_the_models_own(make: Maker, thinker: Any, medium: str) -> None:
+def test_the_positions_are_the_models_own(make: nano_samples.Maker, thinker: Any, medium: str) -> None:
     for seed in range(4):
-        sample = make.page(random.Random(seed), EARS, what=f"{medium} read")
+        sample = make.page(random.Random(seed), nano.OMNI[EARS], what=f"{medium} read")
         ids = torch.tensor([sample.ids])
         if sample.patches is not None:
             grid = torch.tensor([[len(sample.patches), 4, 4]])
@@ -140,9 +145,9 @@ def test_the_positions_are_the_models_own(make: Maker, thinker: Any, medium: str
         assert np.array_equal(positions[:, 0].numpy(), make.positions(sample))
 
 
-def test_a_prompt_is_what_the_chat_template_writes(make: Maker) -> None:
+def test_a_prompt_is_what_the_chat_template_writes(make: nano_samples.Maker) -> None:
     assert make.renderer is not None
-    sample = make.page(random.Random(2), EARS, what="sound think")
+    sample = make.page(random.Random(2), nano.OMNI[EARS], what="sound think")
     shown = make.tokenizer.decode(sample.ids[: sample.start], skip_special_tokens=False)
     system, user = shown.split("<|im_end|>\n")[:2]
     before, after = user.split("<|audio_bos|>")[0], user.split("<|audio_eos|>")[1]
@@ -155,8 +160,8 @@ def test_a_prompt_is_what_the_chat_template_writes(make: Maker) -> None:
     assert text.replace("<|AUDIO|>", "<|AUDIO|>" * 32) == shown
 
 
-def test_judging_is_text_only_and_what_is_shown_is_only_read(make: Maker) -> None:
-    batch = [sample for group in itertools.islice(nano.batches(make, JUDGE, 0, 0), 16) for sample in group]
+def test_judging_is_text_only_and_what_is_shown_is_only_read(make: nano_samples.Maker) -> None:
+    batch = [sample for group in itertools.islice(nano.batches(make, nano.OMNI[JUDGE], 0, 0), 16) for sample in group]
     judged = [sample for sample in batch if sample.label.startswith("judged")]
     assert 0.7 < len(judged) / len(batch) < 0.9 and len({sample.label for sample in judged}) == 8
     assert all(sample.patches is None and sample.recording is None for sample in judged)
@@ -164,22 +169,22 @@ def test_judging_is_text_only_and_what_is_shown_is_only_read(make: Maker) -> Non
     assert read == {"image read", "video read", "sound read"}
 
 
-def test_the_judge_stage_leaves_eye_and_ear_as_they_are(make: Maker, thinker: Any, tmp_path: Any) -> None:
+def test_the_judge_stage_leaves_eye_and_ear_as_they_are(make: nano_samples.Maker, thinker: Any, tmp_path: Any) -> None:
     before = {name: value.clone() for name, value in thinker.state_dict().items()}
-    few = replace(JUDGE, size=2)
+    few = replace(nano.OMNI[JUDGE], size=2)
     nano.train(thinker, make, few, tmp_path / "judge.pt", 0, 2)
     changed = {name for name, value in thinker.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(("model.", "lm_head.")) for name in changed)
     thinker.load_state_dict(before)
 
 
-def test_a_resumed_training_has_the_batches_of_a_whole_one(make: Maker) -> None:
-    whole = list(itertools.islice(nano.batches(make, EARS, 0, 0), 4))
-    resumed: list[Sample] = next(nano.batches(make, EARS, 0, 3))
+def test_a_resumed_training_has_the_batches_of_a_whole_one(make: nano_samples.Maker) -> None:
+    whole = list(itertools.islice(nano.batches(make, nano.OMNI[EARS], 0, 0), 4))
+    resumed: list[nano_samples.Sample] = next(nano.batches(make, nano.OMNI[EARS], 0, 3))
     assert [sample.ids for sample in resumed] == [sample.ids for sample in whole[3]]
 
 
-def test_the_saved_model_is_one_folder_of_a_whole_omni(make: Maker, thinker: Any, tmp_path: Any) -> None:
+def test_the_saved_model_is_one_folder_of_a_whole_omni(make: nano_samples.Maker, thinker: Any, tmp_path: Any) -> None:
     from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
     omni_model.save_omni(thinker, make.tokenizer, tmp_path / "omni")

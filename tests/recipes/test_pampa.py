@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.best_of_n import pampa
 
 from flexjudge_reward import (
     ConfigError,
@@ -24,6 +18,10 @@ from flexjudge_reward import (
     TransformersEngine,
 )
 from support import mol_parts, pampa_cases
+from support.late import late, needs
+
+needs("rdkit")
+pampa = late("flexjudge_recipes.best_of_n.pampa")
 
 LATE = Generation.failed("timeout", "late")
 

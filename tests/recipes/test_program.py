@@ -8,9 +8,10 @@ import flexjudge_recipes
 
 import pytest
 
-pytest.importorskip("trl")
-
 from support.forked import run
+from support.late import needs
+
+needs("trl")
 
 ROOT = Path(flexjudge_recipes.__file__).parent
 TRAIN = {

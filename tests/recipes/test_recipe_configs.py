@@ -8,13 +8,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
 import flexjudge_recipes
 
+import pytest
+
 from flexjudge_reward import JudgeConfig, RewardSession
+from support.late import needs
+
+needs("trl")
 
 ROOT = Path(flexjudge_recipes.__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

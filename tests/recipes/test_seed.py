@@ -8,17 +8,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
 import flexjudge_recipes
-from flexjudge_recipes.judge_training.seed import make
 from flexjudge_recipes.judge_training.seed.diversity import FIRST, SECOND, Diversity, choice, halve, single
-from flexjudge_recipes.judge_training.sft.data import Renderer, stored
+
+import pytest
 
 from flexjudge_reward import ConfigError
 from flexjudge_reward.nano import path
+from support.late import late, needs
+
+needs("trl")
+make = late("flexjudge_recipes.judge_training.seed.make")
+sft_data = late("flexjudge_recipes.judge_training.sft.data")
 
 FOLDER = Path(flexjudge_recipes.__file__).parent / "judge_training" / "seed"
 PATTERNS = (FIRST, SECOND)
@@ -152,9 +153,9 @@ def run(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_whole_run_makes_rows_that_a_judge_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, tmp_path / "seed", "--limit", "40", "--seeds", "13")
-    rows = list(stored(str(tmp_path / "seed" / "seed.parquet")))
+    rows = list(sft_data.stored(str(tmp_path / "seed" / "seed.parquet")))
     assert len({row["format"] for row in rows}) > 1 and {row["high"] for row in rows} == {5, 10}
-    data, skipped = Renderer.of(str(path("base")), None, prompt_set="nano", max_length=1024).dataset(rows)
+    data, skipped = sft_data.Renderer.of(str(path("base")), None, prompt_set="nano", max_length=1024).dataset(rows)
     assert len(data) == len(rows) and not skipped
     card = (tmp_path / "seed" / "README.md").read_text()
     assert "Apache-2.0" in card and "| rows | 40 |" in card and f"| in all | {len(rows)} |" in card

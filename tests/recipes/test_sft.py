@@ -11,22 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
 import flexjudge_recipes
-from flexjudge_recipes.judge_training.sft import models, train
-from flexjudge_recipes.judge_training.sft.data import Renderer, stored
 from flexjudge_recipes.nano import judge_traces
 
-import datasets
-import torch
-import transformers
+import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
 from flexjudge_reward import ConfigError, EngineError, Example, Judge, Prompt, Rubric, Scale, ScriptedEngine
 from flexjudge_reward.engines.model import Chat
@@ -35,6 +25,17 @@ from flexjudge_reward.nano import path
 from flexjudge_reward.prompts import template
 from flexjudge_reward.prompts.template import own_prompt_set
 from support import omni
+from support.late import late, needs
+
+needs("trl")
+models = late("flexjudge_recipes.judge_training.sft.models")
+train = late("flexjudge_recipes.judge_training.sft.train")
+sft_data = late("flexjudge_recipes.judge_training.sft.data")
+datasets = late("datasets")
+torch = late("torch")
+transformers = late("transformers")
+safe = late("safetensors.torch")
+trl = late("trl")
 
 ROOT = Path(flexjudge_recipes.__file__).parent
 FOLDER = ROOT / "judge_training" / "sft"
@@ -82,8 +83,8 @@ def some_traces(count: int, seed: int = 1) -> list[dict[str, Any]]:
     return [judge_traces.trace(rng) for _ in range(count)]
 
 
-def renderer(**options: Any) -> Renderer:
-    return Renderer.of(BASE, None, **{"prompt_set": "nano", "max_length": 1024, **options})
+def renderer(**options: Any) -> sft_data.Renderer:
+    return sft_data.Renderer.of(BASE, None, **{"prompt_set": "nano", "max_length": 1024, **options})
 
 
 # ------------------------------------------------------------------------------------------------- configurations
@@ -110,7 +111,7 @@ def test_a_configuration_parses_and_its_model_is_resolved_without_weights(
         launch = words[words.index("--config_file") + 1]
         assert load_config_from_file(launch).num_machines == 1
     here = ["--bf16", "false", "--use_cpu", "true"]
-    parser = TrlParser((train.RecipeArguments, SFTConfig, ModelConfig))
+    parser = trl.TrlParser((train.RecipeArguments, trl.SFTConfig, trl.ModelConfig))
     options, args, model_args = parser.parse_args_and_config([*words[-2:], *here], fail_with_unknown_args=True)
     train.check(options, args)
     assert args.output_dir.startswith("runs/sft_") and options.prompt_set in ("flex", "nano")
@@ -164,7 +165,9 @@ def test_a_model_that_transformers_lacks_is_an_error_before_it_loads(
 def test_arguments_that_train_something_else(flags: dict[str, Any], why: str, tmp_path: Path) -> None:
     options = train.RecipeArguments(**{n: flags.pop(n) for n in ("prompt_set", "rows", "measure") if n in flags})
     with pytest.raises(ConfigError, match=why):
-        train.check(options, SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **flags))
+        train.check(
+            options, trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **flags)
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -175,10 +178,10 @@ def test_a_prompt_is_what_an_engine_sends_and_the_loss_is_on_the_reply_with_its_
     data, skipped = made.dataset(rows)
     assert not skipped and data.column_names == ["prompt", "completion", "length"]
     arguments: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": 1024}
-    trainer = SFTTrainer(
+    trainer = trl.SFTTrainer(
         model=models.load(BASE, None, {"dtype": torch.float32}),
         processing_class=models.load_processor(BASE, None),
-        args=SFTConfig("unused", per_device_train_batch_size=6, train_sampling_strategy="sequential", **arguments),
+        args=trl.SFTConfig("unused", per_device_train_batch_size=6, train_sampling_strategy="sequential", **arguments),
         train_dataset=data,
     )
     batch, tokenizer = next(iter(trainer.get_train_dataloader())), made.chat.tokenizer
@@ -235,7 +238,7 @@ def test_a_row_of_a_file_is_shown_its_images(tmp_path: Path) -> None:
     rows = [row | {"images": [Image.new("RGB", (56, 56), colour)]} for colour in ("red", "blue")]
     table = datasets.Dataset.from_list([*rows, row | {"images": []}])
     table.cast_column("images", datasets.List(datasets.Image())).to_parquet(tmp_path / "rows.parquet")
-    data, skipped = renderer().dataset(stored(str(tmp_path / "rows.parquet")))
+    data, skipped = renderer().dataset(sft_data.stored(str(tmp_path / "rows.parquet")))
     assert not skipped and [one["prompt"].count("<|image_pad|>") for one in data] == [1, 1, 0]
     assert [[image.getpixel((0, 0)) for image in one["images"]] for one in data] == [[(255, 0, 0)], [(0, 0, 255)], []]
     assert data[0]["prompt"].index("<|image_pad|>") < data[0]["prompt"].index(row["question"])
@@ -243,7 +246,7 @@ def test_a_row_of_a_file_is_shown_its_images(tmp_path: Path) -> None:
 
 def test_an_opening_token_that_the_tokeniser_writes_is_not_in_the_prompt_twice(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
-    made = Renderer(Chat(tokenizer, "<|vision_pad|>" + tokenizer.chat_template), "nano", 1024)
+    made = sft_data.Renderer(Chat(tokenizer, "<|vision_pad|>" + tokenizer.chat_template), "nano", 1024)
     tokenizer.bos_token = "<|vision_pad|>"
     assert made.row(some_traces(1)[0])["prompt"].startswith("<|vision_pad|><|im_start|>system")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -256,7 +259,7 @@ def test_reasoning_that_the_template_opens_is_not_opened_twice() -> None:
     template = transformers.AutoTokenizer.from_pretrained(BASE).chat_template
     opened = template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
     assert opened != template
-    row = Renderer(Chat(renderer().chat.tokenizer, opened), "nano", 1024).row(some_traces(1)[0])
+    row = sft_data.Renderer(Chat(renderer().chat.tokenizer, opened), "nano", 1024).row(some_traces(1)[0])
     assert row["prompt"].endswith("<think>\n") and not row["completion"].startswith("<think>")
 
 
@@ -271,13 +274,13 @@ def test_a_base_without_a_chat_template_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(EngineError, match="has no chat template"):
-        Renderer.of(str(tmp_path), None, prompt_set="nano", max_length=1024)
+        sft_data.Renderer.of(str(tmp_path), None, prompt_set="nano", max_length=1024)
 
 
 def test_a_file_without_traces_is_an_error(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"question": "q", "answer": "a"}]).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ConfigError, match="no column 'format', so it holds no traces; flexjudge traces"):
-        stored(str(tmp_path / "rows.parquet"))
+        sft_data.stored(str(tmp_path / "rows.parquet"))
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
@@ -307,7 +310,7 @@ def test_a_judge_is_asked_in_the_words_that_it_was_trained_with(
     datasets.Dataset.from_list(some_traces(8)).to_parquet(traces)
     words = ("--dataset_name", str(traces), "--prompt_set", str(wording), "--max_steps", "2")
     run(monkeypatch, judge, *words, "--per_device_train_batch_size", "4")
-    before, after = (load_file(folder / "model.safetensors") for folder in (path("base"), judge))
+    before, after = (safe.load_file(folder / "model.safetensors") for folder in (path("base"), judge))
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert changed and not any("visual" in name for name in changed)
     assert json.loads((judge / "report.json").read_text())["traces"] == 8 and (judge / "README.md").exists()
@@ -324,7 +327,7 @@ def test_a_judge_is_asked_in_the_words_that_it_was_trained_with(
 
 def test_adapters_are_merged_into_a_whole_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, tmp_path / "judge", "--max_steps", "1", "--per_device_train_batch_size", "8", "--use_peft", "true")
-    before, after = (load_file(folder / "model.safetensors") for folder in (path("base"), tmp_path / "judge"))
+    before, after = (safe.load_file(folder / "model.safetensors") for folder in (path("base"), tmp_path / "judge"))
     assert before.keys() == after.keys()
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert changed and all("_proj" in name and "visual" not in name for name in changed)
@@ -348,13 +351,16 @@ def test_a_thinker_is_trained_and_put_back_into_the_files_of_the_whole_model(
     datasets.Dataset.from_list(some_traces(4)).to_parquet(traces)
     words = ("--dataset_name", str(traces), "--max_steps", "1", "--per_device_train_batch_size", "4")
     run(monkeypatch, judge, *words, "--model_name_or_path", str(whole))
-    before, after = load_file(whole / "model.safetensors"), load_file(judge / "model.safetensors")
+    before, after = (
+        safe.load_file(whole / "model.safetensors"),
+        safe.load_file(judge / "model.safetensors"),
+    )
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert before.keys() == after.keys()
     assert changed and all(name.startswith(("thinker.model.", "thinker.lm_head")) for name in changed)
     assert (judge / "spk_dict.pt").read_bytes() == (whole / "spk_dict.pt").read_bytes()
     loaded = transformers.Qwen2_5OmniForConditionalGeneration.from_pretrained(judge)
-    trained = load_file(judge / "thinker" / "model.safetensors")
+    trained = safe.load_file(judge / "thinker" / "model.safetensors")
     assert all(torch.equal(weight, trained[name]) for name, weight in loaded.thinker.state_dict().items())
 
 
@@ -364,6 +370,6 @@ def test_a_thinker_of_another_model_is_not_put_back(tmp_path: Path) -> None:
         ("base", {"thinker.a": torch.ones(2)}),
     ):
         (tmp_path / name).mkdir()
-        save_file(weights, tmp_path / name / "model.safetensors")
+        safe.save_file(weights, tmp_path / name / "model.safetensors")
     with pytest.raises(ConfigError, match="1 weights of the Thinker are not in"):
         models.put_back(tmp_path / "thinker", tmp_path / "base", tmp_path)

@@ -7,23 +7,15 @@ import io
 import json
 import random
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("trl")
-    from flexjudge_recipes.common import parsed
-    from flexjudge_recipes.nano import images, sound_generator
-    from flexjudge_recipes.sounds import best_of_n, codecs, train
-
-    from trl import ModelConfig
+import flexjudge_recipes
+from flexjudge_recipes.nano import images
 
 import numpy as np
+import pytest
 
 from flexjudge_reward import (
     ConfigError,
@@ -39,8 +31,17 @@ from flexjudge_reward import (
     Rubric,
     ScriptedEngine,
 )
+from support.late import late, needs
 
-FOLDER = Path(train.__file__).parent
+needs("trl")
+common = late("flexjudge_recipes.common")
+sound_generator = late("flexjudge_recipes.nano.sound_generator")
+best_of_n = late("flexjudge_recipes.sounds.best_of_n")
+codecs = late("flexjudge_recipes.sounds.codecs")
+train = late("flexjudge_recipes.sounds.train")
+trl = late("trl")
+
+FOLDER = Path(flexjudge_recipes.__file__).parent / "sounds"
 RIGHT = "p13 t0 p- t0 p9 t1 p2 t2"  # a middle hum, silence, a middle rattle, a deep rustle
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -242,7 +243,7 @@ def test_wrong_numbers_of_best_of_n_are_an_error_before_a_sample(flags: dict[str
 
 @pytest.mark.parametrize("config", sorted(FOLDER.glob("best_of_n*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_of_best_of_n_parse(config: Path) -> None:
-    options, model_args = parsed((best_of_n.RecipeArguments, ModelConfig), ["--config", str(config)])
+    options, model_args = common.parsed((best_of_n.RecipeArguments, trl.ModelConfig), ["--config", str(config)])
     best_of_n.check(options)
     assert codecs.codec(options.codec) and model_args.model_name_or_path in ("nano", "HKUSTAudio/Llasa-1B")
     JudgeConfig.resolve(options.judge)

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("trl")
-
 from flexjudge_recipes.judge_training.study import measure, study, table
 from flexjudge_recipes.judge_training.study.cells import CELLS, Cell, items, rows, trace
 
-import datasets
+import pytest
 
 from flexjudge_reward import ConfigError, Engine, Example, Generation, Pairwise, Request, Rubric, Scale, ScriptedEngine
 from flexjudge_reward.formats.builtin import FORMATS
+from support.late import late, needs
+
+needs("trl")
+datasets = late("datasets")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

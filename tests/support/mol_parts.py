@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flexjudge_reward.engines.molecules.convert import convert
+from support.late import late
+
+torch = late("torch")
+safe = late("safetensors.torch")
+transformers = late("transformers")
+convert = late("flexjudge_reward.engines.molecules.convert")
+
 
 FLAT, SPACE, HEADS, GAUSSIANS, INNER, QUERY, QUERIES, LAYERS = 24, 32, 4, 16, 48, 64, 8, 2
 WIDE = SPACE  # of blending
@@ -143,14 +146,14 @@ def drawn(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A token per character, Llama's markers, the judge's tags, then Mol-LLaMA's two."""
     first = [*SPECIAL, "<think>", "</think>", "<answer>", "</answer>", *map(chr, (10, *range(32, 127)))]
     model = models.WordLevel({token: number for number, token in enumerate(first)}, unk_token=" ")
     inner = Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(
+    made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token=SPECIAL[0],
         eos_token=SPECIAL[3],
@@ -163,9 +166,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def llama(rows: int, end: int) -> LlamaForCausalLM:
+def llama(rows: int, end: int) -> transformers.LlamaForCausalLM:
     torch.manual_seed(7)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=rows,
         hidden_size=HIDDEN,
         intermediate_size=MIDDLE,
@@ -177,7 +180,7 @@ def llama(rows: int, end: int) -> LlamaForCausalLM:
         eos_token_id=end,
         pad_token_id=None,
     )
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=0.05)
     return model
 
@@ -194,7 +197,7 @@ def parts(folder: Path) -> dict[str, Path]:
     settings["llm_config"] = {"lora_config": {"r": RANK, "lora_alpha": ALPHA}}
     (found["mol_llama"] / "config.json").write_text(json.dumps(settings))
     weights = {**drawn(mol_llama(), 1), **drawn(lora(), 2)}
-    save_file(weights, found["mol_llama"] / "model.safetensors")
+    safe.save_file(weights, found["mol_llama"] / "model.safetensors")
     torch.save(drawn(flat(), 3), found["flat"])
     torch.save({"model": drawn(space(), 4), "optimizer_history": [{"num_updates": 9}]}, found["space"])
     return found
@@ -202,5 +205,5 @@ def parts(folder: Path) -> dict[str, Path]:
 
 def converted(folder: Path) -> Path:
     """The folder of a converted nano."""
-    convert(**parts(folder / "parts"), output=folder / "nano-mol")
+    convert.convert(**parts(folder / "parts"), output=folder / "nano-mol")
     return folder / "nano-mol"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("trl")
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.nano import molecule_judge, molecule_policy
-
-    from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import TemplateProcessing
 
 from flexjudge_reward import Generation, Judge, JudgeConfig, Pointwise, Request, ScriptedEngine
+from support.late import late, needs
+
+needs("trl", "rdkit")
+molecule_judge = late("flexjudge_recipes.nano.molecule_judge")
+molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
 
 # Short and canonical, to be learned by heart in seconds.
 DOZEN = [

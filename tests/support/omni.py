@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-import transformers
-from safetensors.torch import save_file
-
 from flexjudge_reward.nano import path
+from support.late import late
+
+torch = late("torch")
+transformers = late("transformers")
+safe = late("safetensors.torch")
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
 _HEADS = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": _ROPE}
@@ -31,7 +32,7 @@ def hearing(folder: Path) -> None:
         value.data *= 6 if value.ndim > 1 else 1  # far from a uniform choice of tokens, so that engines must agree
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"thinker.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    safe.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     inner = {name: value for name, value in config.to_dict().items() if name not in ("architectures", "dtype")}
     whole = {"architectures": ["Qwen2_5OmniForConditionalGeneration"], "model_type": "qwen2_5_omni"}
     whole |= {"enable_audio_output": False, "dtype": "float32", "thinker_config": inner}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import random
-import warnings
-
-import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of TRL, about versions of vLLM
-    pytest.importorskip("rdkit")
-    from flexjudge_recipes.best_of_n import pampa
 
 from flexjudge_reward import Judge, Pointwise, Request, ScriptedEngine
 from flexjudge_reward.prompts.quoting import flatten
+from support.late import late, needs
+
+needs("rdkit")
+pampa = late("flexjudge_recipes.best_of_n.pampa")
 
 HIGH, LOW, NEITHER = "Final answer: High permeability", "Final answer: Low-to-moderate permeability", "It depends"
 # No "Final answer: " with a space to split at, so all of it counts, and the first pattern found in it is high.

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
-
 from flexjudge_reward import Generation, Request, Untrusted
+from support.late import late
+
+datasets = late("datasets")
 
 SEEDS = (13, 79)
 COLUMNS = {"id": ["question_id"], "question": ["question_body"], "candidates": ["answer1_body", "answer2_body"]}
@@ -143,7 +144,8 @@ def wrong(made: list[Planted], traces: Path) -> list[str]:
     """What a run did with each row, where that is not what it should have done."""
     folder = str(traces.parent / "prepared")
     kept = {
-        row["id"]: row for row in load_dataset("parquet", data_files=str(traces), cache_dir=folder)["train"].to_list()
+        row["id"]: row
+        for row in datasets.load_dataset("parquet", data_files=str(traces), cache_dir=folder)["train"].to_list()
     }
     lines = traces.with_suffix(".skipped.jsonl").read_text().splitlines()
     skipped = {entry["line"]: entry["why"] for entry in map(json.loads, lines)}

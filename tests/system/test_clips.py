@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from datasets import Dataset
 
 from flexjudge_reward import Judge, Pointwise, ScriptedEngine, annotate_file, score_file
 from support.images import clip
 from support.judging import scores, tags
+from support.late import late
+
+datasets = late("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ CLIP_ROWS: dict[str, tuple[Any, dict[str, list[str]]]] = {
 def test_a_clip_in_a_data_set_is_shown_as_a_clip(tmp_path: Path, row: Any, columns: Any, bare: bool) -> None:
     data = clip(frames=12)
     given = {"question": "q", **row(data if bare else {"bytes": data, "path": None})}
-    Dataset.from_list([given]).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list([given]).to_parquet(tmp_path / "in.parquet")
     engine = ScriptedEngine(lambda request: tags(7))
     score_file(tmp_path / "in.parquet", Judge(Pointwise(), engine), tmp_path / "out.jsonl", columns=columns)
     found = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
@@ -51,7 +52,7 @@ def test_a_clip_in_a_data_set_is_shown_as_a_clip(tmp_path: Path, row: Any, colum
 def test_a_clip_of_a_data_set_is_written_beside_the_pairs(tmp_path: Path) -> None:
     data = clip(frames=12)
     row = {"question": "0 q", "candidates": ["9 a", "3 b"], "videos": [{"bytes": data, "path": "x/c.MP4"}]}
-    Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
     annotate_file(tmp_path / "in.parquet", Judge(Pointwise(), ScriptedEngine(scores)), tmp_path / "out.jsonl")
     (name,) = json.loads((tmp_path / "out.jsonl").read_text())["videos"]
     assert name.endswith(".mp4") and (tmp_path / name).read_bytes() == data

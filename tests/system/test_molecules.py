@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rdkit")
-
 from flexjudge_reward import (
     CachedEngine,
     ConfigError,
@@ -47,6 +45,9 @@ from flexjudge_reward.media.child import Children
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, flatten
 from support.attacks import slow_smiles
 from support.images import refused
+from support.late import needs
+
+needs("rdkit")
 
 ETHANOL = (
     "SMILES: CCO\nDescriptors: molecular weight 46, logP 0.0, H-bond donors 1, H-bond acceptors 1, TPSA 20, "

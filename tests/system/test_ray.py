@@ -22,6 +22,9 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install 'flexjudge-reward[ray]'", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
+# Each process of Ray takes 2 s of processor time to start. By default 32 of them read the few files of a checkpoint,
+# and one that has been idle for a second ends, while the next task starts another one.
+FEW_PROCESSES = {"RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests/support/ray_driver.py"), str(folder)],
-        env=os.environ | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ
+        | FEW_PROCESSES
+        | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from PIL import Image
 
@@ -16,6 +15,9 @@ from flexjudge_reward.data.messages import Columns, examples
 from flexjudge_reward.data.rows import Row, Rows
 from flexjudge_reward.media.source import kind_of
 from support.images import clip, noise, saved
+from support.late import late
+
+datasets = late("datasets")
 
 
 @pytest.fixture(autouse=True)

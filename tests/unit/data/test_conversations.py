@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 
 from flexjudge_reward import Judge, Media, Pointwise, ScriptedEngine, annotate_file
 from flexjudge_reward.data.rows import Row, Rows
 from support.images import noise, saved
 from support.judging import grade, tags
+from support.late import late
+
+datasets = late("datasets")
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def test_the_prompt_has_the_shared_beginning(
     if stored == "jsonl":
         source.write_text(json.dumps({"id": 1, **row}) + "\n")
     else:
-        Dataset.from_list([{"id": 1, **row}]).to_parquet(source)
+        datasets.Dataset.from_list([{"id": 1, **row}]).to_parquet(source)
     counts = annotate_file(source, Judge(Pointwise(), ScriptedEngine(judged)), tmp_path / "out.jsonl", columns=columns)
     assert counts["pairs"] == 1
     pair = json.loads((tmp_path / "out.jsonl").read_text())
@@ -169,7 +171,7 @@ def test_an_image_stays_in_its_place_in_the_shared_beginning(tmp_path: Path) -> 
     beginning = {"role": "user", "content": parts}
     row = {"prompt": "0 hi", "images": [data]}
     row |= {name: [beginning, turn("assistant", [{"type": "text", "text": text}])] for name, text in CHOICES.items()}
-    Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
     (found,) = Rows(tmp_path / "in.parquet", columns=PREFERENCES).read(lambda row: None)
     assert isinstance(found, Row)
     assert found.example.question == ("0 hi", Media.image(noise())) and found.example.candidates == (("9 a",), ("3 b",))

@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
-from datasets import Dataset, DatasetDict
 
 from flexjudge_reward import ConfigError
 from flexjudge_reward.data.rows import BadRow, Row, Rows
+from support.late import late
+
+datasets = late("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -61,20 +62,20 @@ def as_csv(folder: Path) -> Path:
 
 
 def as_parquet(folder: Path) -> Path:
-    Dataset.from_list(TEXTS).to_parquet(folder / "in.parquet")
+    datasets.Dataset.from_list(TEXTS).to_parquet(folder / "in.parquet")
     return folder / "in.parquet"
 
 
 def as_folder(folder: Path) -> Path:
     (folder / "set").mkdir()
     for number, part in enumerate((TEXTS[:7], TEXTS[7:])):
-        Dataset.from_list(part).to_parquet(folder / "set" / f"train-{number}.parquet")
+        datasets.Dataset.from_list(part).to_parquet(folder / "set" / f"train-{number}.parquet")
     return folder / "set"
 
 
 def as_saved(folder: Path) -> Path:
-    halves = {"train": Dataset.from_list(TEXTS[:15]), "test": Dataset.from_list(TEXTS[15:])}
-    DatasetDict(halves).save_to_disk(folder / "saved")
+    halves = {"train": datasets.Dataset.from_list(TEXTS[:15]), "test": datasets.Dataset.from_list(TEXTS[15:])}
+    datasets.DatasetDict(halves).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
@@ -157,7 +158,7 @@ def test_a_stream_is_cut_too(tmp_path: Path, stored: Callable[[Path], Path]) -> 
     ],
 )
 def test_a_part_that_is_none_is_named(tmp_path: Path, split: str, message: str) -> None:
-    Dataset.from_list(TEXTS).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_list(TEXTS).save_to_disk(tmp_path / "saved")
     with pytest.raises(ConfigError, match=message):
         Rows(tmp_path / "saved", split=split)
 

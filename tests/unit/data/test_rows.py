@@ -10,10 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, List
 from PIL import Image
 
 from flexjudge_reward import (
@@ -31,6 +29,9 @@ from flexjudge_reward import (
 from flexjudge_reward.data.rows import BadRow, Row, Rows
 from flexjudge_reward.data.tables import Table
 from support.images import png_header, saved
+from support.late import late
+
+datasets = late("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def shade(media: Media) -> int:
 
 def write(path: Path, rows: list[dict[str, Any]], **features: Any) -> Path:
     """A parquet file as the Hub has them. `Dataset.to_parquet` would open the paths of images."""
-    found = Dataset.from_list(rows)
+    found = datasets.Dataset.from_list(rows)
     for column, feature in features.items():
         found = found.cast_column(column, feature)
     schema = found.features.arrow_schema
@@ -79,24 +80,24 @@ def as_lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def as_parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    Dataset.from_list(rows).to_parquet(folder / "in.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(folder / "in.parquet")
     return folder / "in.parquet"
 
 
 def as_folder(folder: Path, rows: list[dict[str, Any]]) -> Path:
     (folder / "set").mkdir()
     for number, part in enumerate((rows[:3], rows[3:])):
-        Dataset.from_list(part).to_parquet(folder / "set" / f"train-{number}.parquet")
+        datasets.Dataset.from_list(part).to_parquet(folder / "set" / f"train-{number}.parquet")
     return folder / "set"
 
 
 def as_saved(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    Dataset.from_list(rows).save_to_disk(folder / "saved")
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
 def as_saved_splits(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(folder / "splits")
+    datasets.DatasetDict(train=datasets.Dataset.from_list(rows)).save_to_disk(folder / "splits")
     return folder / "splits"
 
 
@@ -154,7 +155,6 @@ def test_a_molecule_is_drawn_if_its_part_says_so(tmp_path: Path, stored: Stored)
 
 # ---------------------------------------------------------------- images of a data set
 
-IMAGE = {"image": datasets.Image()}
 CHAT = [
     {"role": "system", "content": [{"text": "s", "image": None}]},
     {"role": "user", "content": [{"text": None, "image": png(3)}, {"text": "q", "image": None}]},
@@ -162,32 +162,39 @@ CHAT = [
 
 
 @pytest.mark.parametrize(
-    ("columns", "features", "named"),
+    ("columns", "stored", "named"),
     [
-        pytest.param({"images": [png(3)]}, {"images": List(datasets.Image())}, {}, id="list"),
-        pytest.param({"image": png(3)}, IMAGE, {"images": ["image"]}, id="one"),
-        pytest.param({"image": png(3)}, {}, {"images": ["image"]}, id="bare_bytes"),
-        pytest.param({"image": {"bytes": png(3), "path": "http://h/x.png"}}, IMAGE, {"images": ["image"]}, id="named"),
-        pytest.param({"image": "x.png"}, {}, {"images": ["image"]}, id="path"),
-        pytest.param({"image": {"bytes": None, "path": "x.png"}}, IMAGE, {"images": ["image"]}, id="struct_with_path"),
-        pytest.param({"parts": [{"image": png(3)}, {"text": "q"}]}, {}, {"question": ["parts"]}, id="parts"),
+        pytest.param({"images": [png(3)]}, "images", {}, id="list"),
+        pytest.param({"image": png(3)}, "image", {"images": ["image"]}, id="one"),
+        pytest.param({"image": png(3)}, "", {"images": ["image"]}, id="bare_bytes"),
+        pytest.param(
+            {"image": {"bytes": png(3), "path": "http://h/x.png"}}, "image", {"images": ["image"]}, id="named"
+        ),
+        pytest.param({"image": "x.png"}, "", {"images": ["image"]}, id="path"),
+        pytest.param(
+            {"image": {"bytes": None, "path": "x.png"}}, "image", {"images": ["image"]}, id="struct_with_path"
+        ),
+        pytest.param({"parts": [{"image": png(3)}, {"text": "q"}]}, "", {"question": ["parts"]}, id="parts"),
         pytest.param(
             {"parts": [{"type": "image", "text": None, "image": {"bytes": None, "path": "x.png"}}]},
-            {},
+            "",
             {"question": ["parts"]},
             id="part_with_path",
         ),
         pytest.param(
             {"chat": CHAT},
-            {},
+            "",
             {"question": ["chat"]},
             id="part_of_a_conversation",
         ),
     ],
 )
 def test_images_may_be_where_paths_may(
-    tmp_path: Path, columns: dict[str, Any], features: dict[str, Any], named: dict[str, list[str]]
+    tmp_path: Path, columns: dict[str, Any], stored: str, named: dict[str, list[str]]
 ) -> None:
+    """`stored` is the column whose type is that of images; others are what Arrow makes of their values."""
+    features = {"image": datasets.Image(), "images": datasets.List(datasets.Image())}
+    features = {stored: features[stored]} if stored else {}
     (tmp_path / "x.png").write_bytes(png(3))
     write(tmp_path / "in.parquet", [{"question": "q", "answer": "a", **columns}], **features)
     (row,) = read(tmp_path / "in.parquet", columns=named, media_root=tmp_path)
@@ -203,7 +210,7 @@ def test_a_row_without_its_image_has_none(tmp_path: Path) -> None:
 
 def test_candidates_may_be_images(tmp_path: Path) -> None:
     rows = [{"prompt": "red", "images": [png(3), png(9)], "jpg_0": png(1), "jpg_1": png(2)}]
-    write(tmp_path / "in.parquet", rows, images=List(datasets.Image()))
+    write(tmp_path / "in.parquet", rows, images=datasets.List(datasets.Image()))
     for candidates, shades in ((["images"], [3, 9]), (["jpg_0", "jpg_1"], [1, 2])):
         columns = {"question": ["prompt"], "candidates": candidates, "images": ["images"]}
         (row,) = read(tmp_path / "in.parquet", columns=columns)
@@ -212,7 +219,7 @@ def test_candidates_may_be_images(tmp_path: Path) -> None:
 
 def test_media_of_a_row_are_read_once(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a", "images": [png(3)]}]
-    (row,) = read(write(tmp_path / "in.parquet", rows, images=List(datasets.Image())))
+    (row,) = read(write(tmp_path / "in.parquet", rows, images=datasets.List(datasets.Image())))
     assert row.entry["images"][0] is row.example.media[0] and isinstance(row.entry["images"][0], Media)
 
 
@@ -282,7 +289,7 @@ def test_a_hostile_image_is_never_opened_and_fails_its_row_only(
 
 def test_a_path_needs_a_root(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a", "images": [{"bytes": None, "path": "x.png"}]}]
-    write(tmp_path / "in.parquet", rows, images=List(datasets.Image()))
+    write(tmp_path / "in.parquet", rows, images=datasets.List(datasets.Image()))
     with pytest.raises(
         ConfigError, match=r"in\.parquet, row 0: image 'x\.png' needs a folder .* give --media-root DIR"
     ):
@@ -324,7 +331,7 @@ ROW = {"question": "q", "candidates": ["a", "b"]}
 def test_what_is_wrong_with_a_data_set_is_named(
     tmp_path: Path, row: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "in.parquet")
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "in.parquet", **options)
 
@@ -347,7 +354,9 @@ def test_a_source_that_cannot_be_read_is_named(
     monkeypatch.chdir(tmp_path)
     Path("broken.parquet").write_bytes(b"PAR1 nothing")
     Path("empty").mkdir()
-    DatasetDict(train=Dataset.from_list([ROW]), test=Dataset.from_list([ROW])).save_to_disk("two")
+    datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]), test=datasets.Dataset.from_list([ROW])).save_to_disk(
+        "two"
+    )
     with pytest.raises(ConfigError, match=message):
         Rows(source)
     assert len(read("two", split="test")) == 1
@@ -363,7 +372,7 @@ def test_a_file_of_lines_has_no_splits_and_names_its_entries(tmp_path: Path) -> 
 
 def test_an_entry_that_means_something_else_is_left_out(tmp_path: Path) -> None:
     rows = [{**ROW, "id": "same", "rubric": "R4", "reference": 3} for _ in range(2)]
-    Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
     left_out: dict[str, list[str]] = {"rubric": [], "reference": []}
     with pytest.raises(ConfigError, match="row 1: the id 'same' is that of row 0, too; --column id= numbers the rows"):
         Rows(tmp_path / "in.parquet", columns=left_out, strict=True).verify(any_row, unique=True)
@@ -392,7 +401,7 @@ def test_without_datasets_files_of_lines_are_still_read(tmp_path: Path, monkeypa
 def test_images_that_the_judge_would_not_see_are_an_error(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a", "photo": png(3), "views": [png(3)]}]
     parquet = tmp_path / "in.parquet"
-    write(parquet, rows, photo=datasets.Image(), views=List(datasets.Image()))
+    write(parquet, rows, photo=datasets.Image(), views=datasets.List(datasets.Image()))
     with pytest.raises(ConfigError, match=r"'photo' holds images, .*--column images=photo shows them, --ignored-col"):
         Rows(parquet, columns={"images": ["views"]})
     (row,) = Rows(parquet, columns={"images": ["views"]}, ignored_columns="other, photo").read(lambda row: None)

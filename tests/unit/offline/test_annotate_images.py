@@ -6,9 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
-from datasets import Dataset, List, load_dataset
 from PIL import Image
 
 from flexjudge_reward import (
@@ -27,6 +25,9 @@ from flexjudge_reward import (
 from support.images import saved
 from support.jsonl import read
 from support.judging import tags
+from support.late import late
+
+datasets = late("datasets")
 
 BATCH = 16
 
@@ -65,7 +66,7 @@ def drawn(path: Path, shades: list[tuple[int | bytes, int | bytes]]) -> Path:
         | {f"jpg_{i}": one if isinstance(one, bytes) else jpeg(one) for i, one in enumerate(two)}
         for n, two in enumerate(shades)
     ]
-    found = Dataset.from_list(rows)
+    found = datasets.Dataset.from_list(rows)
     for column in ("jpg_0", "jpg_1"):
         found = found.cast_column(column, datasets.Image())
     found.to_parquet(path)
@@ -97,7 +98,7 @@ def test_the_pairs_load_as_a_data_set_with_images(tmp_path: Path, monkeypatch: p
     source = drawn(tmp_path / "in.parquet", [(50, 200), (225, 75)])
     annotate_file(source, Judge(Pairwise(), ScriptedEngine(bright)), tmp_path / "pairs.jsonl", columns=COLUMNS)
     monkeypatch.chdir(tmp_path)
-    found = load_dataset("json", data_files="pairs.jsonl", split="train")
+    found = datasets.load_dataset("json", data_files="pairs.jsonl", split="train")
     found = found.cast_column("chosen", datasets.Image()).cast_column("rejected", datasets.Image())
     assert [row["chosen"].size for row in found] == [(8, 8), (8, 8)]
     assert found[0]["rejected"].getpixel((0, 0))[0] < 60
@@ -106,7 +107,7 @@ def test_the_pairs_load_as_a_data_set_with_images(tmp_path: Path, monkeypatch: p
 def test_images_of_a_question_are_read_as_the_dpo_recipe_reads_them(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "image": jpeg(50, (16, 8)), "responses": ["5 a", "9 b"]} for _ in range(2)]
     source = tmp_path / "in.parquet"
-    Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(source)
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(source)
     columns = {"question": ["prompt"], "candidates": ["responses"], "images": ["image"]}
     annotate_file(source, Judge(Pairwise(), ScriptedEngine(bright)), tmp_path / "p.jsonl", columns=columns)
     lines = read(tmp_path / "p.jsonl")
@@ -117,7 +118,7 @@ def test_images_of_a_question_are_read_as_the_dpo_recipe_reads_them(tmp_path: Pa
         | {"images": [str(tmp_path / image) for image in row["images"]]}
         for row in lines
     ]
-    loaded = Dataset.from_list(kept).cast_column("images", List(datasets.Image()))
+    loaded = datasets.Dataset.from_list(kept).cast_column("images", datasets.List(datasets.Image()))
     assert loaded[1]["images"][0].size == (16, 8)
 
 
@@ -131,7 +132,7 @@ def test_images_inside_an_answer_and_a_conversation_are_content_blocks(tmp_path:
         {"role": "user", "content": [{"text": None, "image": jpeg(5)}, {"text": "q", "image": None}]},
     ]
     rows = [{"question": question, "candidates": answers}]
-    Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
     judge = Judge(Pointwise(), ScriptedEngine(lambda request: tags(str(request.prompt).count("this") * 5 + 3)))
     annotate_file(tmp_path / "in.parquet", judge, tmp_path / "out.jsonl")
     (pair,) = read(tmp_path / "out.jsonl")
@@ -224,7 +225,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def served(hub: SimpleNamespace, rows: list[dict[str, Any]]) -> None:
-    Dataset.from_list(rows).to_parquet(hub.folder / "train.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(hub.folder / "train.parquet")
 
 
 def row(number: int, *candidates: str) -> dict[str, Any]:

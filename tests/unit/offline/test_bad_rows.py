@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 
 from flexjudge_reward import (
     ConfigError,
@@ -25,6 +24,9 @@ from flexjudge_reward import (
 from flexjudge_reward.data.rows import Row, Rows
 from support.jsonl import read
 from support.judging import scores
+from support.late import late
+
+datasets = late("datasets")
 
 GOOD = ["9 first", "3 second"]
 
@@ -135,7 +137,7 @@ def test_a_whole_batch_of_bad_rows_is_skipped(tmp_path: Path, monkeypatch: pytes
 
 def test_bad_rows_of_a_data_set_have_its_numbers(tmp_path: Path) -> None:
     rows = [{"question": question, "candidates": GOOD} for question in ("0 q", None, "0 r")]
-    Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "in.parquet")
     counts = annotate_file(tmp_path / "in.parquet", judge(), tmp_path / "out.jsonl")
     (skipped,) = read(tmp_path / "out.skipped.jsonl")
     assert (counts["pairs"], skipped["row"], skipped["id"]) == (2, 1, 1)

@@ -10,9 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from PIL import Image
 from pyarrow.parquet import read_table
@@ -39,6 +37,9 @@ from flexjudge_reward.report.render import report
 from support.hub import fake_hub
 from support.images import saved
 from support.judging import candidates, grade, tags
+from support.late import late
+
+datasets = late("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,7 @@ def test_images_and_the_reasoning_of_both_sides_are_read_from_any_folder(tmp_pat
     (tmp_path / "a.png").unlink()
     (moved := tmp_path / "moved").mkdir()
     folder.rename(moved / "pairs")
-    found = load_dataset(str(moved / "pairs"), split="train")
+    found = datasets.load_dataset(str(moved / "pairs"), split="train")
     first, second = found
     assert first["prompt"] == [{"role": "user", "content": "0 q"}] and first["id"] == 1
     assert first["chosen"] == [{"role": "assistant", "content": "9 b"}]
@@ -101,7 +102,7 @@ def test_images_and_the_reasoning_of_both_sides_are_read_from_any_folder(tmp_pat
 
 def test_reasoning_of_a_comparison_is_one_text(tmp_path: Path) -> None:
     folder = annotated(tmp_path, [row(1, "5 a", "9 b")], Pairwise())
-    (pair,) = load_dataset(str(folder), split="train")
+    (pair,) = datasets.load_dataset(str(folder), split="train")
     (text,) = pair["reasoning"]
     assert sorted(text.split("\n\n")) == ["because of 5 a and 9 b", "because of 9 b and 5 a"]
 
@@ -116,7 +117,7 @@ def test_image_candidates_are_images(tmp_path: Path, form: str) -> None:
     folder = annotated(
         tmp_path, [row("x", {"image": "dark.png"}, {"image": "bright.png"}, question=question)], Pairwise()
     )
-    (pair,) = load_dataset(str(folder), split="train")
+    (pair,) = datasets.load_dataset(str(folder), split="train")
     assert pair["prompt"] == question and pair["id"] == "x"
     assert pair["chosen"].getpixel((0, 0)) == (200,) * 3 and pair["rejected"].getpixel((0, 0)) == (50,) * 3
 
@@ -141,7 +142,7 @@ def test_every_image_of_a_prompt_has_its_place(
     (tmp_path / "b.png").write_bytes(shade(50, (8, 8)))
     more = {} if images is None else {"images": images}
     rows = [row(1, "5 a", "9 b", question=question, **more), row(2, "5 a", "9 b")]  # the second has a text
-    first, second = load_dataset(str(annotated(tmp_path, rows)), split="train")
+    first, second = datasets.load_dataset(str(annotated(tmp_path, rows)), split="train")
     assert [block["type"] for block in first["prompt"][0]["content"]] == blocks
     assert [image.size[0] for image in first["images"]] == sizes
     assert first["prompt"][0]["content"][-1]["text"].startswith("0 ")
@@ -159,7 +160,7 @@ def test_conversations_tools_odd_texts_and_images_of_answers_are_kept(tmp_path: 
     answers = ["5 a \ud83d", [{"text": "9 世界"}]]
     pictured = [[{"text": "9 this"}, {"image": "a.png"}], [{"text": "1 none"}, {"image": "a.png"}]]
     rows = [row({"a": 1}, *answers, question=question), row(2, *pictured)]
-    first, second = load_dataset(str(annotated(tmp_path, rows)), split="train")
+    first, second = datasets.load_dataset(str(annotated(tmp_path, rows)), split="train")
     assert first["prompt"][1]["tool_calls"] == call and first["prompt"][2]["name"] == "look"
     assert json.loads(first["prompt"][2]["content"][0]["text"]) == [{"animal": "cat"}]
     assert first["id"] == '{"a": 1}' and second["id"] == "2"
@@ -176,7 +177,7 @@ def test_a_large_data_set_has_several_files(tmp_path: Path, monkeypatch: pytest.
     rows = [row(n, "5 a", "9 b", images=[name]) for n, name in enumerate(images)]
     folder = annotated(tmp_path, rows)
     assert len(list((folder / "data").iterdir())) == 3
-    assert sorted(load_dataset(str(folder), split="train")["id"]) == [0, 1, 2, 3, 4]
+    assert sorted(datasets.load_dataset(str(folder), split="train")["id"]) == [0, 1, 2, 3, 4]
 
 
 # ---------------------------------------------------------------- interrupted, repeated, refused
@@ -204,7 +205,7 @@ def test_a_kill_while_the_data_set_is_written_costs_no_judgement(
     engine = ScriptedEngine(lambda request: pytest.fail("judged again"))
     monkeypatch.setattr("flexjudge_reward.offline.annotate._fingerprint", lambda *_: read_run(tmp_path / "pairs"))
     annotate_file(tmp_path / "in.jsonl", Judge(Pointwise(), engine), tmp_path / "pairs", media_root=tmp_path)
-    assert len(load_dataset(str(tmp_path / "pairs"), split="train")) == 70
+    assert len(datasets.load_dataset(str(tmp_path / "pairs"), split="train")) == 70
     assert {path.name for path in (tmp_path / "pairs").iterdir()} == {
         "README.md", "data", "pairs.jsonl", "pairs.skipped.jsonl"
     }  # fmt: skip
@@ -219,8 +220,8 @@ def test_what_is_read_is_that_folder_as_it_is_now(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first = annotated(tmp_path, [row(n, "5 a", "9 b") for n in range(3)])
     other = annotated(tmp_path / "other", [row(5, "5 a", "9 b")])
-    assert [load_dataset(str(folder), split="train")["id"] for folder in (first, other)] == [[0, 1, 2], [5]]
-    assert load_dataset(str(annotated(tmp_path, [row(7, "5 a", "9 b")])), split="train")["id"] == [7]
+    assert [datasets.load_dataset(str(folder), split="train")["id"] for folder in (first, other)] == [[0, 1, 2], [5]]
+    assert datasets.load_dataset(str(annotated(tmp_path, [row(7, "5 a", "9 b")])), split="train")["id"] == [7]
 
 
 VIDEOS = [row(1, [{"video": "a.mp4"}], [{"video": "b.mp4"}])]
@@ -268,7 +269,7 @@ def test_rows_that_one_table_cannot_hold_are_found_before_they_are_judged(
         assert not (tmp_path / "pairs").exists()
         return
     folder = annotated(tmp_path, rows, Pairwise())
-    assert load_dataset(str(folder), split="train")["id"] == [1]
+    assert datasets.load_dataset(str(folder), split="train")["id"] == [1]
     (skipped,) = map(json.loads, (folder / "pairs.skipped.jsonl").read_text().splitlines())
     assert (skipped["id"], skipped["why"]) == (2, "row") and re.search(message, skipped["detail"])
 
@@ -288,7 +289,7 @@ ODD = [{"role": "user", "content": "0 q", "name": "\ud83d", "\ud83d": 1}]
 def test_no_usable_row_fails_when_the_data_set_is_written(tmp_path: Path, rows: list[Any], ids: list[Any]) -> None:
     for name, value in (("dark", 50), ("bright", 200)):
         (tmp_path / f"{name}.png").write_bytes(shade(value))
-    assert load_dataset(str(annotated(tmp_path, rows, Pairwise())), split="train")["id"] == ids
+    assert datasets.load_dataset(str(annotated(tmp_path, rows, Pairwise())), split="train")["id"] == ids
 
 
 def test_without_pairs_the_data_set_is_empty_and_is_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +298,7 @@ def test_without_pairs_the_data_set_is_empty_and_is_not_pushed(tmp_path: Path, m
         annotated(tmp_path, [row(1, "5 a", "5 b")], push_to_hub="me/pairs")
     assert not pushed.get("me/pairs")
     with pytest.raises(ValueError, match="corresponds to no data"):  # and no skipped pair as a row
-        load_dataset(str(tmp_path / "pairs"), split="train")
+        datasets.load_dataset(str(tmp_path / "pairs"), split="train")
     found = read_table(tmp_path / "pairs" / "data" / "train-00000-of-00001.parquet")
     assert len(found) == 0 and {"prompt", "chosen", "rejected"} <= set(found.column_names)
 
@@ -463,7 +464,7 @@ def test_a_push_that_fails_leaves_the_data_set_and_says_how_to_go_on(
         EngineError, match=r"push to me/pairs failed \(no route\); .* `hf upload me/pairs .*pairs --repo-type"
     ):
         annotated(tmp_path, [row(1, "5 a", "9 b")], push_to_hub="me/pairs")
-    assert len(load_dataset(str(tmp_path / "pairs"), split="train")) == 1
+    assert len(datasets.load_dataset(str(tmp_path / "pairs"), split="train")) == 1
     with pytest.raises(ConfigError, match="what is pushed is a folder"):
         annotate_file(
             tmp_path / "in.jsonl", Judge(Pointwise(), ScriptedEngine([])), tmp_path / "p.jsonl", push_to_hub="a/b"

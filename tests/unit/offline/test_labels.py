@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 
 from flexjudge_reward import ConfigError, Judge, Pointwise, Sampling, ScriptedEngine, evaluate
+from flexjudge_reward.offline.evaluate import job, table
 from flexjudge_reward.offline.evaluate.doctor import doctor
 from flexjudge_reward.offline.evaluate.labels import user_rows
+from flexjudge_reward.offline.evaluate.metrics import measure
 from support.doctor_cases import good, labelled, scripted
 from support.jsonl import write
 from support.judging import scores
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of 50 resamples instead of 1000, and no plot, which test_evaluate.py looks at."""
+    monkeypatch.setattr(job, "measure", lambda metrics, rows, *_: measure(metrics, rows, 50))
+    monkeypatch.setattr(table, "_plot", lambda *_: None)
 
 
 def csv(path: Path, *lines: str) -> Path:

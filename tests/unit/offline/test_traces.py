@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("datasets")
-
 from flexjudge_reward import (
     CachedEngine,
     ConfigError,
@@ -34,6 +32,9 @@ from flexjudge_reward.offline.traces import traces_file
 from support import teacher_file
 from support.jsonl import write
 from support.judging import scores, tags
+from support.late import needs
+
+needs("datasets")
 
 QA = {"id": 1, "question": "q", "candidates": ["7", "4"], "scores": [7, 4]}
 WARM = Sampling(temperature=0.1)
