@@ -54,7 +54,11 @@ class ImageSampler:
     batch_size: int
 
     def sample(self, family: Family, prompts: Sequence[str], each: int, folder: Path, seed: int) -> list[list[Path]]:
-        """The files of `each` images per prompt, in `folder`. Those that exist are kept; processes share the others."""
+        """The files of `each` images per prompt, in `folder`. Those that exist are kept; processes share the others.
+
+        Batches are those of a whole run, also where only some of their files are missing: an image depends a little on
+        how many are generated with it, since a CPU's matrix product of another size rounds otherwise.
+        """
         groups = [[folder / f"{number}-{index}.png" for index in range(each)] for number in range(len(prompts))]
         files = [file for group in groups for file in group]
         state = PartialState()
@@ -62,17 +66,20 @@ class ImageSampler:
             folder.mkdir(parents=True, exist_ok=True)
         state.wait_for_everyone()
         own = range(state.process_index, len(files), state.num_processes)
-        todo = [index for index in own if not files[index].exists()]
+        todo = {index for index in own if not files[index].exists()}
         with tqdm(total=len(todo), desc="generating", unit="image", disable=not state.is_main_process) as bar:
-            for start in range(0, len(todo), self.batch_size):
-                batch = todo[start : start + self.batch_size]
+            for start in range(0, len(own), self.batch_size):
+                batch = own[start : start + self.batch_size]
+                if not (missing := todo.intersection(batch)):
+                    continue
                 seeds = [seed * 1_000_003 + index for index in batch]
                 images = self._generate(family, [prompts[index // each] for index in batch], seeds)
                 for index, image in zip(batch, images, strict=True):
-                    unfinished = files[index].with_suffix(".new")
-                    image.save(unfinished, format="PNG")
-                    unfinished.replace(files[index])
-                bar.update(len(batch))
+                    if index in missing:
+                        unfinished = files[index].with_suffix(".new")
+                        image.save(unfinished, format="PNG")
+                        unfinished.replace(files[index])
+                bar.update(len(missing))
         state.wait_for_everyone()
         return groups
 

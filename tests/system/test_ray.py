@@ -35,11 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image_files(folder / "images", 40)
     (folder / "cells.csv.gz").write_bytes(gzip.compress(b'question,answer\nq,"two\nlines"\nq,a,b\n'))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environ = {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests/support/ray_driver.py"), str(folder)],
-        env=os.environ
-        | FEW_PROCESSES
-        | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | environ | FEW_PROCESSES,
         capture_output=True,
         text=True,
         timeout=300,
