@@ -1,6 +1,7 @@
 """Alarms while training: five kinds of drift and clean runs, by probes and by statistics alone.
 
     python benchmarks/alarms.py             6 x 20 scripted runs; a quarter of an hour on two shared cores
+    python benchmarks/alarms.py looks       the first look at judges without a weakness, by noise; two minutes
 
 A question has five points that a good answer names; a scripted judge scores by the share named, with noise, and is
 sound in the clean runs. In the others it has a weakness from the beginning, and a policy learns to use it from the
@@ -19,10 +20,18 @@ see that a policy changes, and cannot know whether for better or worse.
 
 Records `alarms.caught` (share of drifting runs with an alarm of a probe within three windows of the beginning of the
 drift), `alarms.false` (of clean runs with any alarm) and `alarms.token_share`.
+
+The part `looks` has two kinds of clean judges, each with a noise of 0 to 2.5 points, and the first three calls of 20
+runs. One reads to the end: what belongs to another question costs. To the other, which is the judge of the runs above,
+only the points named count, as where an answer comes first and any explanation may follow. Records
+`alarms.look_false`, of the first kind, and `alarms.look_free_endings`, of the second: the limit of the look, which has
+no way to know that this is right here. `ignored_probes="run_on,half"` is for that.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import random
 import statistics
 from collections import defaultdict
@@ -36,6 +45,11 @@ from flexjudge_reward import FlexJudgeReward, Generation, Judge, Pointwise, Requ
 RUNS, WINDOW, WINDOWS = 20, 40, 4
 PROMPTS, SIZE = 8, 8
 DRIFTS = ("length", "markdown", "master_key", "constant", "phrase")
+NOISES = (0.0, 0.2, 0.4, 0.7, 1.5, 2.5)
+LOOKS = (
+    ("the judge reads to the end", "alarms.look_false", "<= 0.05"),
+    ("only the points named count", "alarms.look_free_endings", ""),
+)
 WORDS = "river stone window green paper music table cloud silver garden letter north summer bridge copper".split()
 OPENERS = ("Solution", "Let's", "Thought", "Here", ":", ".")
 
@@ -47,6 +61,9 @@ class World:
     drift: str
     """One of `DRIFTS`, or "" for a clean run."""
     seed: int
+    noise: float = 0.7
+    strict: bool = False
+    """Whether points of other topics cost."""
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,8 +75,9 @@ class World:
         """The judge's reply."""
         question, answer = [part.text for part in request.prompt.messages[-1].parts if isinstance(part, Untrusted)]
         topic = question.rpartition(" ")[2]
-        share = sum(f"{topic}-{point}" in answer for point in "abcde") / 5
-        score = 1 + 9 * share + self.rng.gauss(0, 0.7) + self._weakness(answer)
+        named = sum(f"{topic}-{point}" in answer for point in "abcde")
+        share = named / 5 * (named / max(1, answer.count("-")) if self.strict else 1)
+        score = 1 + 9 * share + self.rng.gauss(0, self.noise) + self._weakness(answer)
         text = f"<think>x</think><answer>{min(10, max(1, round(score)))}</answer>"
         return Generation(text, completion_tokens=100)
 
@@ -131,9 +149,7 @@ def run(drift: str, seed: int) -> tuple[float | None, float | None, float]:
     reward = FlexJudgeReward(Judge(Pointwise(), engine))
     by_probes = by_statistics = None
     for step in range(WINDOW * WINDOWS):
-        topics = [f"t{world.rng.randrange(10**6)}" for _ in range(PROMPTS)]
-        prompts = [f"What is known of {topic}" for topic in topics for _ in range(SIZE)]
-        answers = [world.answer(topic, step) for topic in topics for _ in range(SIZE)]
+        prompts, answers = batch(world, step)
         rewards = reward(prompts, answers)
         seen.add(answers, [value or 0.0 for value in rewards])
         now = (step + 1) / WINDOW - 1
@@ -145,8 +161,42 @@ def run(drift: str, seed: int) -> tuple[float | None, float | None, float]:
     return by_probes, by_statistics, (len(engine.requests) - rows) / len(engine.requests)
 
 
+def looks() -> None:
+    """The first look at clean judges."""
+    for kind, name, target in LOOKS:
+        found = {noise: [look(kind, noise, seed) for seed in range(RUNS)] for noise in NOISES}
+        each = ", ".join(f"noise {noise:g}: {sum(alarms)} of {RUNS}" for noise, alarms in found.items())
+        note = f"{kind}; runs with an alarm in three calls of {PROMPTS * SIZE} rows: {each}"
+        share = statistics.mean(one for alarms in found.values() for one in alarms)
+        record(name, share, unit="share", target=target, note=note)
+
+
+def look(kind: str, noise: float, seed: int) -> bool:
+    """Whether the first calls of a run alarm."""
+    world = World("", seed, noise, kind == LOOKS[0][0])
+    reward = FlexJudgeReward(Judge(Pointwise(), ScriptedEngine(world.reply)))
+    for step in range(3):
+        reward(*batch(world, step))
+    return bool(reward.summary.alarms)
+
+
 def main() -> None:
     """All runs, and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("runs", "looks"), default="runs")
+    logging.disable(logging.WARNING)  # thousands of alarms
+    {"runs": runs_of_all, "looks": looks}[parser.parse_args().part]()
+
+
+def batch(world: World, step: int) -> tuple[list[str], list[str]]:
+    """The prompts and answers of one step."""
+    topics = [f"t{world.rng.randrange(10**6)}" for _ in range(PROMPTS)]
+    prompts = [f"What is known of {topic}" for topic in topics for _ in range(SIZE)]
+    return prompts, [world.answer(topic, step) for topic in topics for _ in range(SIZE)]
+
+
+def runs_of_all() -> None:
+    """Drifting and clean runs."""
     found = {drift: [run(drift, seed) for seed in range(RUNS)] for drift in (*DRIFTS, "")}
     shares = [share for runs in found.values() for _, _, share in runs]
     for drift, runs in found.items():

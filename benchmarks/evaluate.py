@@ -6,7 +6,8 @@
 `agreement.fixture_mismatches` counts the metrics of tests/support/benchmark_cases.py that differ from what was counted
 by hand, over all benchmarks; `agreement.benchmarks` the benchmarks that have such a fixture.
 `doctor.right_recommendations` is the share of the judges of tests/support/doctor_cases.py, and of the embedded judge
-inside and outside its world: whether `flexjudge doctor` recommends what is right for each.
+inside and outside its world: whether `flexjudge doctor` recommends what is right for each. The embedded judge does not
+read to the end: inside its world it is right where that is accepted, and refused where not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from flexjudge_recipes.nano import shapes
 
 from figures import record
 
-from flexjudge_reward.offline.evaluate.doctor import doctor
+from flexjudge_reward.offline.evaluate.doctor import Thresholds, doctor
 from support import benchmark_cases, doctor_cases
 
 WORLD = Path(__file__).resolve().parent.parent / "flexjudge_reward/offline/evaluate/benchmarks/nano_world.jsonl"
@@ -69,11 +70,13 @@ def right_recommendations(count: int = 60) -> float:
             for name, case in doctor_cases.CASES.items()
         }
         nano = doctor_cases.nano()
-        for name, rows, outcome in (
-            ("nano inside", doctor_cases.inside(count), "go"),
-            ("nano outside", doctor_cases.outside(count), "no-go"),
+        for name, rows, most, outcome in (
+            ("nano inside", doctor_cases.inside(count), Thresholds(max_unread=1), "go"),
+            ("nano inside, to the end", doctor_cases.inside(count), Thresholds(), "no-go"),
+            ("nano outside", doctor_cases.outside(count), Thresholds(max_unread=1), "no-go"),
         ):
-            found = doctor(doctor_cases.write(path / "rows.jsonl", rows), nano, formats=("pointwise", "pairwise"))
+            source = doctor_cases.write(path / "rows.jsonl", rows)
+            found = doctor(source, nano, formats=("pointwise", "pairwise"), thresholds=most)
             print(name, found, sep="\n", end="\n\n", flush=True)
             right[name] = found.outcome == outcome
     print(right)

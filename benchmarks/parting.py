@@ -2,6 +2,7 @@
 
     python benchmarks/parting.py            three seeds, with KL and without; an hour on one core
     python benchmarks/parting.py --seeds 3 4 5 --runs plain
+    python benchmarks/parting.py --seeds 3 4 5 --runs plain --steps 20    where the alarm comes early; ten minutes
 
 The long runs of recipes.py vlm_long: GRPO on images at a constant rate, judged by the embedded judge, with probes,
 controls and alarms at their defaults. The truth, which no judge sees, is measured every 10 steps on 400 held-out
@@ -12,7 +13,9 @@ recorded answers go through the reward once more, and the run's cache has their 
 are judged. That is what a training has, since none of them reaches a reward.
 
 Records `alarms.points_lost_before`: the most points of truth below the peak so far, up to the first measurement after
-the first alarm of a probe, or in the whole run where there is none; the most of the seeds.
+the first alarm of a probe, or in the whole run where there is none; the most of the seeds. The rate is constant, so
+the first steps of a short run are those of a long one; a short run without an alarm before its last measurement
+records nothing.
 """
 
 from __future__ import annotations
@@ -47,9 +50,9 @@ SEEDS = (3, 4, 5)  # probes were changed after a look at seeds 1 and 2 (LOG.md),
 STEPS, EVERY = 120, 10
 
 
-def train(name: str, seed: int) -> Path:
+def train(name: str, seed: int, steps: int) -> Path:
     """The folder of a finished run; a log beside it grows with each measurement. One that was cut off continues."""
-    folder = FOLDER / f"{name}-{seed}"
+    folder = FOLDER / (f"{name}-{seed}" if steps == STEPS else f"{name}-{seed}-{steps}")
     if (folder / "report.json").exists():
         return folder
     begun = any(folder.glob("checkpoint-*"))
@@ -58,7 +61,7 @@ def train(name: str, seed: int) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     flags: dict[str, object] = {**EIGHT, **RUNS[name], "seed": seed, "logging_steps": 2}
     flags |= {
-        "max_steps": STEPS,
+        "max_steps": steps,
         "measure_every": EVERY,
         "save_strategy": "steps",
         "save_steps": EVERY,
@@ -71,7 +74,7 @@ def train(name: str, seed: int) -> Path:
     command = [sys.executable, "recipes/grpo_vlm/train.py"]
     command += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with (FOLDER / f"{name}-{seed}.log").open("a") as log:
+    with folder.with_suffix(".log").open("a") as log:
         subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log, env=environment)
     return folder
 
@@ -114,9 +117,9 @@ def lost(truth: Mapping[int, float], alarm: int | None) -> float:
     return 100 * max(peak - value for peak, value in zip(peaks, before, strict=True))
 
 
-def outcome(name: str, seed: int) -> tuple[float, str]:
-    """Of one run the points that were lost before its alarm, and what happened, in words."""
-    folder = train(name, seed)
+def outcome(name: str, seed: int, steps: int) -> tuple[float | None, str]:
+    """Of one run the points that were lost before its alarm, and what happened, in words; None if it is too short."""
+    folder = train(name, seed, steps)
     report = json.loads((folder / "report.json").read_text("utf-8"))
     truth, first = by_step(report["accuracy"]), alarms(folder, seed)
     alarm = min((step for kind, step in first.items() if kind.startswith("probe_")), default=None)
@@ -127,7 +130,8 @@ def outcome(name: str, seed: int) -> tuple[float, str]:
     alarmed = ", ".join(f"{kind} at step {step}" for kind, step in sorted(first.items(), key=lambda one: one[1]))
     said += f"; alarms: {alarmed or 'none'}"
     print(said, flush=True)
-    return gone, said
+    short = steps < STEPS and (alarm is None or alarm >= max(truth))
+    return None if short else gone, said
 
 
 def main() -> None:
@@ -135,12 +139,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    found = {(name, seed): outcome(name, seed) for name in options.runs for seed in options.seeds}
+    found = {(name, seed): outcome(name, seed, options.steps) for name in options.runs for seed in options.seeds}
     plain = [gone for (name, _), (gone, _) in found.items() if name == "plain"]
-    if plain:
+    if plain and None not in plain:
         note = "; ".join(said for _, said in found.values())
-        record("alarms.points_lost_before", max(plain), unit="points", target="<= 5", note=note)
+        record(
+            "alarms.points_lost_before",
+            max(gone for gone in plain if gone is not None),
+            unit="points",
+            target="<= 5",
+            note=note,
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/uncertainty.py cascade    the embedded judge and a stronger one, three seeds; ten minutes
     python benchmarks/uncertainty.py bandit     a simulated policy by noisy judges, 20 seeds; two minutes
     python benchmarks/uncertainty.py grpo       the demo's training by four votes: plain, with shrinking, with a least
-                                                confidence, three seeds each; an hour, and what is done is kept
+                                                confidence, with a cascade (`cascade_grpo.py`), three seeds each; an
+                                                hour, and what is done is kept
 
 The small judge of the cascade is the embedded one on what it is worst at, descriptions, by four votes. The stronger one
 is the truth of the nano world with a wrong score in one case of 50: better everywhere, as a large model would be.
@@ -19,6 +20,8 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -199,36 +202,62 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "shrink": {"shrink": True},
     "min_confidence": {"min_confidence": 0.7},
+    "cascade": {},
 }
 RESULTS = ROOT / "benchmarks" / "results" / "uncertainty.jsonl"  # a line per training
 
 
 def grpo() -> None:
-    """Accuracy of the demo's training by four votes, plain, with shrinking, and with a least confidence."""
-    cells = {(seed, name): 100 * cell(name, seed) for seed in SEEDS for name in SETTINGS}
-    found = {name: [cells[seed, name] for seed in SEEDS] for name in SETTINGS}
+    """Accuracy of the demo's training by four votes: plain, and what each arm changes in it and in the tokens."""
+    cells = {(seed, name): cell(name, seed) for name in SETTINGS for seed in SEEDS}
+    found = {name: [100 * cells[seed, name]["accuracy_after"] for seed in SEEDS] for name in SETTINGS}
+    spent = {name: sum(cells[seed, name]["tokens"] for seed in SEEDS) for name in SETTINGS}
     each = "; ".join(f"{name} {', '.join(f'{one:.1f}' for one in own)}" for name, own in found.items())
     for name in list(SETTINGS)[1:]:
         gains = [one - plain for one, plain in zip(found[name], found["plain"], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5
         note = f"right after the demo's training by four votes, percent by seed {SEEDS}: {each}"
-        note += f"; standard error of the difference {error:.1f}"
+        note += f"; standard error of the difference {error:.1f}; {spent[name] / spent['plain']:.3f} of plain's tokens"
+        own = [cells[seed, name] for seed in SEEDS]
+        if name == "cascade":
+            asked = sum(one["asked_large"] for one in own) / sum(one["judged"] for one in own)
+            note += f"; the large judge is asked about {asked:.1%} of the answers (confidence below {UNSURE})"
+        if name == "min_confidence":
+            unsure = sum(one["failures"].get("uncertain", 0) for one in own) / sum(one["judged"] for one in own)
+            note += f"; {unsure:.1%} of the answers are uncertain failures"
         record(f"{name}.grpo_points", statistics.mean(gains), unit="points", target=">= 0", note=note)
 
 
-def cell(name: str, seed: int) -> float:
-    """The share right after one training, 0 to 1; one that is in the results is not made again."""
+def cell(name: str, seed: int) -> dict[str, Any]:
+    """What one training reported; one that is in the results is not made again."""
     done = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
     for one in done:
         if (one["name"], one["seed"]) == (name, seed):
-            return float(one["accuracy_after"])
+            return dict(one)
     with tempfile.TemporaryDirectory() as scratch:
-        report = run(seed, Path(scratch, "run"), {"votes": 4, "temperature": 1.0, **SETTINGS[name]})
+        folder = Path(scratch, "run")
+        report = (
+            by_cascade(seed, folder)
+            if name == "cascade"
+            else run(seed, folder, {"votes": 4, "temperature": 1.0, **SETTINGS[name]})
+        )
     judged = {what: report["judge"][what] for what in ("judged", "failures", "tokens")}
+    counters = report["judge"]["counters"]
+    # Three equal votes of four save the last one: what saves none, the judge is not sure of.
+    judged["unsure"] = judged["judged"] - counters.get("votes_saved", 0)
+    judged |= {"asked_large": counters.get("asked_large", 0)} if name == "cascade" else {}
     shares = {what: report[what] for what in ("accuracy_before", "accuracy_after")}
+    made = {"name": name, "seed": seed, **shares, **judged}
     with RESULTS.open("a") as lines:
-        lines.write(json.dumps({"name": name, "seed": seed, **shares, **judged}) + "\n")
-    return float(report["accuracy_after"])
+        lines.write(json.dumps(made) + "\n")
+    return made
+
+
+def by_cascade(seed: int, folder: Path) -> dict[str, Any]:
+    """One training by the small judge and a stronger one; what it reported."""
+    command = [sys.executable, "benchmarks/cascade_grpo.py", "--seed", str(seed), "--output_dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return dict(json.loads((folder / "report.json").read_text("utf-8")))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     │   └── MissingExtra (ImportError)  an optional package is not installed; the message has the pip command
     ├── MediaError (ValueError)       one image, video, audio clip or molecule cannot be used
     ├── EngineError (RuntimeError)    the judge model or its server cannot work at all
+    │   └── SeveralModels               several of them reply behind one address
     ├── JudgementFailed (RuntimeError)  failures passed the limit, or the policy is "raise"
     └── CostLimitReached (RuntimeError)  judging cost more than a run may spend
 
@@ -49,6 +50,10 @@ class MediaError(FlexJudgeError, ValueError):
 
 class EngineError(FlexJudgeError, RuntimeError):
     """The engine cannot answer anything: no model, no server, dead process."""
+
+
+class SeveralModels(EngineError):
+    """Different models reply behind one address, so that no reply counts."""
 
 
 class JudgementFailed(FlexJudgeError, RuntimeError):

@@ -127,22 +127,25 @@ class Example:
         contents = (self.question, self.reference or (), *self.candidates)
         return tuple([part for parts in contents for part in parts if isinstance(part, Media)])
 
-    def digest(self, salt: object = "") -> str:
+    def digest(self, salt: object = "", by_source: bool = False) -> str:
         """SHA-256 over the content, in hex: equal examples have equal digests, in every process.
 
-        Media that cannot be read count by kind only, so that this never raises. `salt` is anything with a stable
-        `repr`; other salts give other digests.
+        Media that cannot be read count by kind only, so that this never raises.
+
+        Args:
+            salt: anything with a stable `repr`; other salts give other digests.
+            by_source: media count by their sources, so that no image is decoded.
         """
         parts = (self.question, self.reference or (), *self.candidates)
-        texts = [[_name(part) for part in content] for content in parts]
+        texts = [[_name(part, by_source) for part in content] for content in parts]
         return hashlib.sha256(repr((salt, texts, self.rubric)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _name(part: str | Media) -> tuple[str, str]:
+def _name(part: str | Media, by_source: bool) -> tuple[str, str]:
     if isinstance(part, str):
         return "text", part
     try:
-        return part.kind, part.digest
+        return part.kind, part.source_name() if by_source else part.digest
     except MediaError:
         return part.kind, "unusable"
 

@@ -93,7 +93,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prepared(request: pytest.FixtureRequest) -> Iterator[None]:
+def late_imports(request: pytest.FixtureRequest) -> Iterator[None]:
     """Imports what the file names late, without vLLM: TRL imports it where it is, which takes 6 s of processor time.
 
     Then a garbage collection looks at what the file makes, not at all of torch, which takes half a second.

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "formats": formats,
         "budgets": budgets or [None],
-        "thresholds": Thresholds(arguments.min_agreement, arguments.max_failed, arguments.max_flips),
+        "thresholds": Thresholds(**{name: getattr(arguments, name) for name in vars(Thresholds())}),
         "seed": judge_config(arguments).seed,
         "media_root": arguments.media_root,
         "split": arguments.split,

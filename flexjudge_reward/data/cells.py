@@ -40,11 +40,17 @@ def columns_of(kind: str, cells: Mapping[str, Any]) -> list[Any]:
     """The media of one kind that the columns of a row hold, singular or plural; one may stand for a list of one."""
     several, one = (_listed(cells.get(name)) for name in (f"{kind}s", kind))
     if several is None:
-        # A list under "image" is several images; a list under "video" is the frames of one video.
-        several = one if kind == "image" and isinstance(one, list | tuple) else [] if one is None else [one]
+        several = one if _are_several(kind, one) else [] if one is None else [one]
     listed = several if isinstance(several, list | tuple) else [several]
     given = [one[kind] if isinstance(one, Mapping) and one.keys() == {kind} else one for one in listed]
     return [one for one in given if one is not None and not (isinstance(one, str) and not one.strip())]
+
+
+def _are_several(kind: str, cell: Any) -> bool:
+    """Whether a cell under the name of one item holds several; a list under "video" is the frames of one."""
+    if not isinstance(cell, list | tuple) or kind == "video":
+        return False
+    return kind != "audio" or len(cell) != 2 or not is_number(cell[1])  # else an array and its rate
 
 
 def _listed(cell: Any) -> Any:

@@ -13,9 +13,9 @@ A row, whatever it is read from:
 a conversation (`content.py`); candidates that are whole conversations share their beginning with the question, or are
 all of it (`conversations.py`). What is judged of a candidate is said in `completion.py`. `reference` is one right
 answer or a list of them. The media of `image`, `images`, `video`, `videos`, `audio` and `audios` fill the places in the
-question that have no source, or go before it; one may stand for a list of one. They are paths relative to the media
-root, which they may not leave, or data URIs. `rubric` is a built-in name, criteria in words, or an object with
-criteria, low, high and decimals. Other entries are ignored.
+question that have no source, or go before it; one may stand for a list of one, and under `audio` a list for several.
+They are paths relative to the media root, which they may not leave, or data URIs. `rubric` is a built-in name, criteria
+in words, or an object with criteria, low, high and decimals. Other entries are ignored.
 
 A data set may hold the files themselves, wherever a path may be; they are read undecoded, and a damaged one fails its
 row only. Its rows need no id: the default is the row's index, from 0.
@@ -88,6 +88,7 @@ class BadRow:
     number: int
     id: object
     why: str
+    example: None = None
 
 
 class Rows:

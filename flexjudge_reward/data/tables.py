@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,7 @@ class Table:
             import datasets
         except ImportError:
             raise MissingExtra("datasets", "datasets") from None
+        _name_sounds(datasets)
         try:
             parts, version = _splits(
                 datasets, path if local else name, config_name, local and seed is not None, revision
@@ -118,6 +121,29 @@ def fingerprint(source: Path) -> str:
         name = path.relative_to(source) if path != source else ""
         whole.update(f"{name}\n{content}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
+
+
+def _name_sounds(datasets: Any) -> None:
+    """Lets a folder or an archive of sounds be read without torchcodec.
+
+    `datasets` (4.5 to 5.2) imports it before it looks at a sound, also where it only notes a path or bytes. Where it is
+    installed, nothing is changed.
+    """
+    encode = datasets.Audio.encode_example
+    if hasattr(encode, "__wrapped__") or find_spec("torchcodec"):
+        return
+
+    @wraps(encode)
+    def named(self: Any, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"bytes": None, "path": value}
+        if isinstance(value, bytes | bytearray):
+            return {"bytes": bytes(value), "path": None}
+        if isinstance(value, dict) and "array" not in value and isinstance(value.get("bytes"), bytes):
+            return {"bytes": value["bytes"], "path": value.get("path")}
+        return encode(self, value)
+
+    datasets.Audio.encode_example = named
 
 
 class _Part(NamedTuple):

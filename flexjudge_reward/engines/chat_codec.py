@@ -66,8 +66,8 @@ class Body:
     """Bytes of `Room` that it holds."""
     named: bool = False
     """Whether media are in it by name only."""
-    pictures: bool = False
-    """Whether images are in it."""
+    kinds: frozenset[str] = frozenset()
+    """Of the media in it."""
 
     @property
     def size(self) -> int:
@@ -161,8 +161,8 @@ class ChatCodec:
         first, *rest = whole.split(self._place.encode())
         uris = [b"" if media in named else self.made(media) for media in shown]
         pieces = [first, *(piece for both in zip(uris, rest, strict=True) for piece in both)]
-        by_name, pictures = any(one in named for one in shown), any(one.kind == "image" for one in shown)
-        return Body(tuple(pieces), names, roles, version, named=by_name, pictures=pictures)
+        by_name, kinds = any(one in named for one in shown), frozenset([one.kind for one in shown])
+        return Body(tuple(pieces), names, roles, version, named=by_name, kinds=kinds)
 
     def wanted(self, request: Request, capped: bool) -> dict[str, Any]:
         """The fields that a request should have, by their usual names."""

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 from flexjudge_reward.engines import answers
 from flexjudge_reward.engines.answers import Answer, Passing, Refusal, Reply
-from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec, is_plausible, least_tokens, whole
+from flexjudge_reward.engines.chat_codec import Body, ChatCodec, is_plausible, least_tokens, whole
 from flexjudge_reward.engines.client import Wire
 from flexjudge_reward.engines.connections import LARGE
 from flexjudge_reward.engines.dialect import THINKING, Dialect, names_limit
@@ -45,7 +45,7 @@ from flexjudge_reward.engines.replicas import Replicas
 from flexjudge_reward.engines.room import EXPECTED, Room
 from flexjudge_reward.engines.shares import Sharing
 from flexjudge_reward.engines.throttle import LONGEST_PAUSE_S, Throttle
-from flexjudge_reward.errors import EngineError, MediaError
+from flexjudge_reward.errors import EngineError, MediaError, SeveralModels
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import FailureKind, Generation, Request
 
@@ -123,7 +123,7 @@ class Client:
         batch = _Batch(requests, codec, stall_timeout, [None] * len(requests), [""] * len(requests))
         self._wait(self._post_all(batch))
         if batch.unusable and (batch.mixed or not batch.served):
-            raise EngineError(batch.unusable)
+            raise (SeveralModels if batch.mixed else EngineError)(batch.unusable)
         return [reply or _unanswered(batch, index) for index, reply in enumerate(batch.replies)]
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Client:
         others = await asyncio.gather(*asked)
         lists = [answers.models(one[1]) for one in others if not isinstance(one, Passing) and one[0] == 200]
         if problem := self._replicas.listed([listed, *lists]):
-            raise EngineError(problem)
+            raise SeveralModels(problem)
         return listed
 
     async def _post_all(self, batch: _Batch) -> None:
@@ -289,8 +289,8 @@ class Client:
             reply = replace(reply, closed=True)
         if problem := self._replicas.replied(outcome.body.get("model")):
             batch.unusable, batch.mixed = problem, True
-        if body.pictures and reply.prompt_tokens > PLACEHOLDER and await self._prober.drops_images(batch.codec):
-            return Generation.failed("unsupported", f"the server at {self._where} shows its model no images")
+        if body.kinds and (lost := await self._prober.dropped(batch.codec, body.kinds, reply)):
+            return Generation.failed("unsupported", f"the server at {self._where} shows its model no {lost}")
         if is_plausible(reply, request.prompt):
             return reply
         least = least_tokens(request.prompt)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ from flexjudge_reward.types import Prompt
 _PARTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # files that can change a reply
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # every model that sees has one
 _PROBE = "probe-of-the-template"
+_AS_DATA = re.compile(rf"""["']text\\?["']: ?\\?["']{_PROBE}""")  # a list of parts that was shown as it is written
 THINKERS = {
     **dict.fromkeys(("qwen2_5_omni", "qwen2_5_omni_thinker"), "Qwen2_5OmniThinkerForConditionalGeneration"),
     **dict.fromkeys(("qwen3_omni_moe", "qwen3_omni_moe_thinker"), "Qwen3OmniMoeThinkerForConditionalGeneration"),
@@ -204,6 +206,16 @@ class Chat:
         self.tokens = added_tokens(tokenizer)
         # Whether the template marks the first, and the second, media item of a kind.
         self._marked: dict[tuple[str, int], bool] = {}
+        self._in_parts: dict[str, bool] = {}  # by role: whether a turn can be a list of parts
+
+    def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """The turns as the template takes them: a system turn only where it shows one, parts only where it reads them.
+
+        Raises ValueError if the prompt has media and the template takes text only.
+        """
+        prompt = prompt if self.keeps_system_turn else prompt.without_system_turn()
+        turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
+        return [{"role": role, "content": self._content(role, parts)} for role, parts in turns]
 
     def render(self, prompt: Prompt) -> str:
         """The whole prompt up to where the judge begins to write, or continues if the last message is its own.
@@ -211,13 +223,13 @@ class Chat:
         Raises ValueError if the prompt has media and the template takes text only, or the template refuses the prompt
         or leaves some of it out.
         """
-        prompt = prompt if self.keeps_system_turn else prompt.without_system_turn()
-        turns = [(message.role, flatten(message, self.tokens)) for message in prompt.messages]
         # Put behind the template, not through it: some templates drop the reasoning of an assistant's turn.
-        begun = "".join(map(str, turns.pop()[1])) if turns[-1][0] == "assistant" else ""
-        text = self._apply([{"role": role, "content": self._content(parts)} for role, parts in turns])
+        own = prompt.messages[-1] if prompt.messages[-1].role == "assistant" else None
+        asked = Prompt(prompt.messages[:-1]) if own else prompt
+        begun = "".join(map(str, flatten(own, self.tokens))) if own else ""
+        text = self._apply(self.messages(asked))
         # Some templates show one text of several, or one or none of the images: a score would not be of what was asked.
-        flat = [part for _, parts in turns for part in parts]
+        flat = [part for message in asked.messages for part in flatten(message, self.tokens)]
         kinds = [part.kind for part in flat if isinstance(part, Media)]
         for part in flat:
             if part.strip() not in text if isinstance(part, str) else not self._shows(part.kind, kinds):
@@ -235,27 +247,33 @@ class Chat:
             self._marked[kind, count] = fewer != shown
         return self._marked[kind, count]
 
-    @cached_property
-    def takes_parts(self) -> bool:
-        """Templates take the content of a turn as one text, as a list of parts, or both; only the list has media."""
-        try:
-            shown = self._apply([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
-        except (ValueError, TypeError):
-            return False
-        return _PROBE in shown and "'text'" not in shown
+    def takes_parts(self, role: str) -> bool:
+        """Templates take the content of a turn as one text, as a list of parts, or both; only the list has media.
+
+        Some differ by role, and show what they do not take as data: the list as Python or JSON writes it.
+        """
+        if role not in self._in_parts:
+            own = {"role": role, "content": [{"type": "text", "text": _PROBE}]}
+            user = {"role": "user", "content": self._content("user", ["user"])} if role != "user" else None
+            try:
+                shown = self._apply([own, user] if user else [own])
+                self._in_parts[role] = _PROBE in shown and _AS_DATA.search(shown) is None
+            except ValueError:
+                self._in_parts[role] = False
+        return self._in_parts[role]
 
     @cached_property
     def keeps_system_turn(self) -> bool:
         """Some templates refuse a system turn, and some drop it without a word."""
         try:
-            turns = [{"role": role, "content": self._content([role + _PROBE])} for role in ("system", "user")]
+            turns = [{"role": role, "content": self._content(role, [role + _PROBE])} for role in ("system", "user")]
             return "system" + _PROBE in self._apply(turns)
         except ValueError:
             return False
 
     def findings(self) -> dict[str, object]:
         """What was found out about the template, for records."""
-        return {"system_turn": self.keeps_system_turn, "content_parts": self.takes_parts}
+        return {"system_turn": self.keeps_system_turn, "content_parts": self.takes_parts("user")}
 
     @cached_property
     def special(self) -> frozenset[str]:
@@ -263,8 +281,8 @@ class Chat:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         return frozenset(token.content for token in added.values() if token.special)
 
-    def _content(self, parts: Sequence[str | Media]) -> str | list[dict[str, str]]:
-        if self.takes_parts:
+    def _content(self, role: str, parts: Sequence[str | Media]) -> str | list[dict[str, str]]:
+        if self.takes_parts(role):
             return [{"type": "text", "text": p} if isinstance(p, str) else {"type": p.kind} for p in parts]
         if any(isinstance(part, Media) for part in parts):
             raise ValueError("the chat template of this model takes text only, and the prompt has media")
@@ -276,5 +294,6 @@ class Chat:
         options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
         try:
             return str(self.tokenizer.apply_chat_template(messages, **options, **THINKS))
-        except TemplateError as error:
+        # A template is a program.
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"the chat template of the model refuses the prompt: {error}") from error

@@ -1,4 +1,4 @@
-"""What harmless requests tell of a server: whether it serves anything, which fields and turns it takes, and images.
+"""What harmless requests tell of a server: whether it serves anything, which fields and turns it takes, what it drops.
 
 They hold nothing of a judged text. A refusal of another request may quote a candidate, so it only says what to try.
 """
@@ -6,13 +6,16 @@ They hold nothing of a judged text. A refusal of another request may quote a can
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+import struct
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from functools import cache
 
 from flexjudge_reward.engines.answers import Answer, Refusal, Reply
 from flexjudge_reward.engines.chat_codec import PLACEHOLDER, Body, ChatCodec
 from flexjudge_reward.engines.dialect import RATES, Dialect, longest_reply
+from flexjudge_reward.media.audio import RATE, wav
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.types import Generation, Message, Prompt, Request, Sampling, Untrusted
 
@@ -23,6 +26,9 @@ HARMLESS = Request(Prompt(_TURNS), Sampling(max_tokens=16))
 COUNTED = replace(HARMLESS, prompt=Prompt((Message("system", (_WORDS,)), Message("user", (_WORDS, "Say yes.")))))
 """Its reported tokens show whether a system turn reaches the model."""
 _COLOUR = "What colour is the picture? Describe what you see, and end with the name of the colour."
+_TONE = "What do you hear? Describe how high the sound is and how it changes, and end with the name of what makes it."
+_ASKED = {"image": ("images", _COLOUR), "audio": ("sounds", _TONE)}
+"""What some servers drop without a word: its name, and a question that has another answer for each sample."""
 _RECENT_S = 60.0  # for how long a reply shows that the server is usable
 _IN_A_ROW = 3  # refusals without a reply between them, after which it may have become unusable
 
@@ -60,11 +66,17 @@ def _grey_clip() -> Media:
 
 
 @cache
-def _shown(colour: tuple[int, int, int]) -> Prompt:
+def _shown(kind: str, second: bool) -> Prompt:
+    """The question about one of two samples: a red or a blue image, a low tone or high beeps."""
     import PIL.Image
 
-    image = Media.image(PIL.Image.new("RGB", (112, 112), colour))
-    return Prompt((Message("user", (image, _COLOUR)),))
+    if kind == "image":
+        sample = Media.image(PIL.Image.new("RGB", (112, 112), (0, 0, 200) if second else (200, 0, 0)))
+    else:
+        step, rest = (0.8, 4_000) if second else (0.08, RATE)
+        levels = [int(9_000 * math.sin(step * at)) * (at % RATE < rest) for at in range(RATE * (2 if second else 1))]
+        sample = Media.audio(wav(struct.pack(f"<{len(levels)}h", *levels)))
+    return Prompt((Message("user", (sample, _ASKED[kind][1])),))
 
 
 class Prober:
@@ -77,7 +89,7 @@ class Prober:
         self._refusals = 0  # since the last reply
         self._refusal: Refusal | None = None  # of a harmless request, at `_refused_at`
         self._system_turn_checked = False
-        self._drops_images: bool | None = None
+        self._dropped: dict[str, bool] = {}
         self._limits: set[int] = set()  # of replies that were refused to harmless requests, too
         self._lock = asyncio.Lock()
 
@@ -153,20 +165,28 @@ class Prober:
             if tokens[0] < 0.75 * tokens[1]:
                 self._dialect.merge_system()
 
-    async def drops_images(self, codec: ChatCodec) -> bool:
-        """Whether images do not reach the model: some servers of a model that reads text drop them without a word.
+    async def dropped(self, codec: ChatCodec, kinds: Collection[str], reply: Generation) -> str:
+        """What of these kinds does not reach the model: "images", "sounds", or empty.
 
-        Then a prompt has as many tokens with an image as without, and the model says the same of red and blue.
+        Some servers of a model that reads text drop them without a word. Then a prompt has as many tokens with one as
+        without, and the model says the same of two. `reply` shows whether tokens are counted.
         """
         async with self._lock:
-            if self._drops_images is None:
-                self._drops_images = False  # also where a question below is not answered
-                bare = await self._said(codec, Prompt((Message("user", (_COLOUR,)),)))
-                red = bare and await self._said(codec, _shown((200, 0, 0)))
-                if bare and red and PLACEHOLDER < red.prompt_tokens <= bare.prompt_tokens:
-                    blue = await self._said(codec, _shown((0, 0, 200)))
-                    self._drops_images = blue is not None and blue.text == red.text
-            return self._drops_images
+            for kind, (name, question) in _ASKED.items():
+                if kind in kinds and kind not in self._dropped and reply.prompt_tokens > PLACEHOLDER:
+                    self._dropped[kind] = False  # also where a question below is not answered
+                    self._dropped[kind] = await self._drops(codec, kind, question)
+                if kind in kinds and self._dropped.get(kind):
+                    return name
+        return ""
+
+    async def _drops(self, codec: ChatCodec, kind: str, question: str) -> bool:
+        bare = await self._said(codec, Prompt((Message("user", (question,)),)))
+        first = bare and await self._said(codec, _shown(kind, False))
+        if not (bare and first and PLACEHOLDER < first.prompt_tokens <= bare.prompt_tokens):
+            return False
+        second = await self._said(codec, _shown(kind, True))
+        return second is not None and second.text == first.text
 
     async def serves_no_shorter(self, codec: ChatCodec, request: Request) -> bool:
         """Whether a request as long as this one is served with harmless text: then length is not the trouble."""

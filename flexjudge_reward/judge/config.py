@@ -284,6 +284,9 @@ class RewardConfig:
     max_cost: float | None = setting(None, "what judging may cost, by these prices; then the run stops", low=0)
     max_judge_tokens: int | None = setting(None, "how many tokens judging may take; then the run stops", low=1)
     probes: float = setting(0.02, "the share of the judge's tokens that go to answers of known worth; 0 for none", 0, 1)
+    ignored_probes: str | None = setting(
+        None, "kinds of probes that are not made, such as run_on,half; for all probes=0"
+    )
     second_judge: str | None = setting(None, "the name of a judge that orders some rows, too, to see the first drift")
     on_alarm: Literal["warn", "stop"] = setting("warn", "what a trouble without an error does; of probes, at the judge")
     shrink: bool = setting(False, "scores that the judge is unsure of move toward their group's mean; needs groups")

@@ -45,6 +45,11 @@ class GroupResult:
     left_out: frozenset[int] = frozenset()
     """Candidates that failed alone, so that the verdict on their group has no score for them."""
 
+    @classmethod
+    def failed(cls, example: Example, failure: Failure) -> GroupResult:
+        """The result of an example that was not judged."""
+        return cls((failure,) * len(example.candidates), (Verdict.failed(failure),))
+
     def verdict_of(self, candidate: int) -> Verdict:
         """The verdict that a candidate's outcome comes from."""
         return self.verdicts[candidate] if len(self.verdicts) > 1 else self.verdicts[0]
@@ -202,9 +207,14 @@ def after(earlier: Sequence[Verdict], last: Verdict) -> Verdict:
 def check_fits(judge: Judge, example: Example) -> None:
     """Raises ConfigError if the judge cannot be shown the media of an example, or its format cannot judge it."""
     judge.check_media(example)
-    alone = judge.format.max_candidates == 1
+    check_format(judge.format, example)
+
+
+def check_format(format: Format, example: Example) -> None:
+    """Raises ConfigError if a format cannot judge an example: one by one if it judges each candidate alone."""
+    alone = format.max_candidates == 1 and len(example.candidates) != 1
     for shown in [example.with_candidates([one]) for one in example.candidates] if alone else [example]:
-        judge.format.check(shown)
+        format.check(shown)
 
 
 def _judge_each(judge: Judge, examples: Sequence[Example], labels: Sequence[Mapping[str, object]]) -> list[GroupResult]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flexjudge_reward.engines.base import Closable, Engine
@@ -24,7 +23,7 @@ from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.groups import for_group_size
 from flexjudge_reward.formats.rounds import Ask, gather, run, send
 from flexjudge_reward.judge.record import Record
-from flexjudge_reward.media.ahead import read_ahead
+from flexjudge_reward.media.ahead import MOST_THREADS, read_all
 from flexjudge_reward.media.base import KINDS
 from flexjudge_reward.media.molecule import TOKENS
 from flexjudge_reward.types import ContentLike, Example, Failure, Sampling, Unfinished, Verdict
@@ -73,9 +72,9 @@ class Judge(Closable):
             raise ConfigError("nothing to judge: the list of examples is empty")
         start = time.perf_counter()
         ask = Ask(self.sampling, send)
-        with self.reading(examples):
-            judgements = gather(*(self._judged(index, example, ask) for index, example in enumerate(examples)))
-            verdicts = run(judgements, self.engine.generate)
+        self.read(examples)
+        judgements = gather(*(self._judged(index, example, ask) for index, example in enumerate(examples)))
+        verdicts = run(judgements, self.engine.generate)
         if self.record is not None:
             seconds = time.perf_counter() - start
             self.record.add(self.described(), examples, verdicts, labels or [{}] * len(examples), seconds)
@@ -141,14 +140,12 @@ class Judge(Closable):
                 shown = f"be shown {kind}s: use a model that can"
                 raise ConfigError(f"the judge {name} {reads}cannot {can if kind == 'audio' else shown}")
 
-    @contextmanager
-    def reading(self, examples: Sequence[Example]) -> Iterator[None]:
-        """Media of these examples are read in threads meanwhile, except those that the engine knows by their files."""
+    def read(self, examples: Sequence[Example], threads: int = MOST_THREADS) -> None:
+        """Reads the media of examples ahead of their judging, except those that the engine knows by their files."""
         media = list({id(one): one for example in examples for one in example.media}.values())
         if media:
             self.engine.recognise(media)
-        with read_ahead(media):
-            yield
+            read_all(media, threads)
 
     def close(self) -> None:
         """Closes the engine."""

@@ -51,7 +51,7 @@ ADVICE: dict[str, str] = {
     "wrong_count": "the judge does not give one score per candidate: is it trained for this format?",
     "refused": "the judge or its server's filter declines, or its server fails at them: look at the examples",
     "empty": "the judge replies with nothing: is its chat template the right one?",
-    "media": "look at the images or videos of the data set",
+    "media": "look at the images, videos, sounds and molecules of the data set",
     "unfinished": "the policy is cut off while it thinks: raise the trainer's limit of completion tokens",
     "transport": "look at the judge server's log and its network",
     "timeout": "the judge server is stuck or slow: look at its log, give it replicas, or (with ranks) raise deadline",

@@ -1,32 +1,29 @@
-"""Media read in threads, in order, while something else is done: whoever needs one waits for that one only.
-
-Decoders and hashes run beside each other on as many processors as there are.
-"""
+"""Media read in threads: decoders and hashes run beside each other on as many processors as there are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 
 from flexjudge_reward.media.base import Media
 
-_THREADS = 16
+MOST_THREADS = 16
 
 
-@contextmanager
-def read_ahead(media: Iterable[Media]) -> Iterator[None]:
-    """Reads what is not read yet; errors stay with their item. What was not begun at the end of the block is left."""
+def read_all(media: Iterable[Media], threads: int = MOST_THREADS) -> None:
+    """Reads what is not read yet, in order; errors stay with their item. An interruption leaves what was not begun."""
     unread = [one for one in {id(one): one for one in media}.values() if not one.is_read]
-    threads = min(_THREADS, os.cpu_count() or 1, len(unread))
+    threads = min(threads, os.cpu_count() or 1, len(unread))
     if threads < 2:
-        yield
+        for one in unread:
+            with suppress(Exception):  # whoever needs it gets it
+                one.check()
         return
     pool = ThreadPoolExecutor(threads, "flexjudge-media")
-    for one in unread:
-        pool.submit(one.check)
     try:
-        yield
+        for result in [pool.submit(one.check) for one in unread]:
+            result.exception()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

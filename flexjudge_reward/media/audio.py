@@ -144,7 +144,7 @@ def _from_array(array: object, rate: object, limits: Limits) -> bytes:
     if values.dtype.kind == "u" and values.dtype.itemsize == 1:
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
-        values = values.astype(np.float32) / -float(np.iinfo(values.dtype).min)
+        values = _scaled(values)
     elif values.dtype.kind != "f":
         raise MediaError(f"samples are floats, signed whole numbers or uint8, found {values.dtype}")
     with np.errstate(over="ignore"):  # it is infinite then
@@ -154,6 +154,19 @@ def _from_array(array: object, rate: object, limits: Limits) -> bytes:
     channels = 1 if values.ndim == 1 else values.shape[0]
     frames = np.frombuffer(pcm, "<i2").reshape(channels, -1).T.tobytes()
     return _decoded(wav(frames, channels, int(float(rate))), limits)
+
+
+def _scaled(values: Any) -> Any:
+    """Signed whole numbers as floats. Raises MediaError: 16-bit samples in a wider type, which would be silence."""
+    import numpy as np
+
+    full, loudest = -int(np.iinfo(values.dtype).min), max(int(values.max(initial=0)), -int(values.min(initial=0)))
+    if 0 < loudest < full >> 15:
+        raise MediaError(
+            f"the loudest sample, {loudest:,}, is silence among whole numbers of {values.dtype}, such as a list has:"
+            " give samples of 16 bits as int16, or floats"
+        )
+    return values.astype(np.float32) / full
 
 
 def _decoded(data: bytes, limits: Limits) -> bytes:

@@ -29,7 +29,7 @@ from flexjudge_reward.media.frames import Frames
 from flexjudge_reward.media.image import ImageFormat, ImageModality
 from flexjudge_reward.media.modality import Limits, Loaded, Modality, Roots
 from flexjudge_reward.media.molecule import TOKENS, Form, MoleculeModality
-from flexjudge_reward.media.source import described
+from flexjudge_reward.media.source import described, hash_of_pixels
 from flexjudge_reward.media.video import VideoModality
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Media:
     _digest: str
     _fetch: Callable[[], bytes] | None = None  # of an image that was not read yet: its file
     _file: bytes = b""  # of an image that was not decoded yet
+    _hash: Callable[[], str] | None = None  # of an image that was not read yet: that of its pixels, if it has any
+    _source_name: str = ""
     file_name: bytes | None = None
     """What names the file behind it, and how that is read, once `name_file` was called; None if there is none."""
 
@@ -93,6 +95,7 @@ class Media:
         self._read: Callable[[], Loaded] = partial(KINDS[kind].load, source, given, tuple(roots), limits)
         if kind == "image":
             self._fetch = partial(image.file_of, source, tuple(roots), limits)
+            self._hash = partial(hash_of_pixels, source)
 
     @classmethod
     def of(cls, kind: str, source: object, roots: Roots = (), **options: object) -> Media:
@@ -113,7 +116,7 @@ class Media:
 
     @classmethod
     def video(cls, source: object, fps: float = 1.0, roots: Roots = (), limits: Limits = Limits()) -> Media:
-        """One video, sampled evenly to at most `limits.frames` frames.
+        """One video, sampled evenly to at most `limits.frames` frames. Its sound is not heard: show it as `audio`, too.
 
         Args:
             source: a list of frames (each as for `image`, all of one size), an array with the frames first, or an
@@ -155,7 +158,7 @@ class Media:
         Loading it raises MediaError where a file is missing or is not what was judged.
         """
         media = cls(kind, digest)
-        media._fetch = None
+        media._fetch = media._hash = None
         media._read = partial(_of_record, kind, digest, folder, frames, fps, text, graph.encode())
         media.needs = TOKENS if graph else kind
         return media
@@ -182,6 +185,18 @@ class Media:
                     self._read = partial(KINDS["image"].load, self._file, {}, (), self._limits)
                     self.file_name = image.name_of(self._file, self._limits)
             return self.file_name
+
+    def source_name(self) -> str:
+        """The same for all items of one source: of images known without decoding them, of others their digest.
+
+        An image that was read before is known by its digest, too. Raises MediaError.
+        """
+        if named := self.name_file():
+            return named.hex()
+        with self._lock:
+            if self._hash is not None:
+                self._source_name, self._hash = self._hash(), None
+        return self._source_name or self.digest
 
     def recognise(self, digest: str) -> None:
         """Takes the digest that a file of this name had when it was last read; it is decoded only if it is shown."""
@@ -269,7 +284,7 @@ class Media:
                 except MediaError as error:
                     self._outcome = printable(f"{self.kind} ({self._name}): {error}")
                 del self._read  # and with it the source
-                self._fetch, self._file = None, b""
+                self._fetch, self._hash, self._file = None, None, b""
             if isinstance(self._outcome, str):
                 raise MediaError(self._outcome)
             return self._outcome

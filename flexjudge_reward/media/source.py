@@ -6,9 +6,11 @@ Promised: no URL is fetched, no file outside the roots is opened, and the size i
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from flexjudge_reward.errors import MediaError, need
@@ -31,9 +33,15 @@ _BEGINNINGS = {
     **dict.fromkeys((b"ID3", b"fLaC", b"OggS", b"RF64", b".snd", b"caff", b"#!AMR"), "audio"),
     **dict.fromkeys((b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"), "audio"),
 }
-# JPEG, PNG, GIF and WebP in bare base64: a path of this length has a dot, and base64 has none.
-_BARE = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{80,}\Z")
-_DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._-]+)*;base64,", re.IGNORECASE)
+# Bare base64: a path of this length has a dot, and base64 has none. JPEG, PNG, GIF; WebP, WAV and AVI; FLAC, OGG, MP3
+# with and without a tag, AAC; WebM and Matroska; MP4 and its relatives.
+_BARE = re.compile(
+    r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|ZkxhQ|T2dnU|SUQz|//[E-Pk-v]|GkXfo|AAAA[A-Za-z0-9+/][GWm2]Z0eX)"
+    r"[A-Za-z0-9+/=\s]{80,}\Z"
+)
+_SAMPLE = (16, 16)
+_BYTES = ("L", "P", "RGB", "RGBA", "CMYK")  # modes whose pixels Pillow compares without copying them
+_DATA_URI = re.compile(r"data:([a-z0-9.+/-]*)(;[a-z0-9=._,\"+-]+)*;base64,", re.IGNORECASE)
 
 
 def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
@@ -54,7 +62,9 @@ def encoded_bytes(source: object, roots: Roots, limits: Limits) -> bytes:
     if isinstance(source, str) and _URL.match(source):
         raise MediaError("URLs are not fetched; load it yourself and pass the bytes, a PIL image or a path")
     if isinstance(source, str | os.PathLike):
-        return files.read(source, roots, limits.bytes)
+        data = files.read(source, roots, limits.bytes)
+        _check_size(len(data), limits)
+        return data
     held = getattr(source, "_hf_encoded", None)  # what `datasets` gives for a sound or a clip has the file beside it
     if isinstance(held, Mapping) and held.get("bytes") is not None:
         return encoded_bytes(held["bytes"], (), limits)
@@ -68,15 +78,44 @@ def same_as(source: object) -> Hashable:
         return ("path", source.get("path")) if data is None else same_as(data)
     if isinstance(source, str | bytes):
         return source
-    if hasattr(source, "getexif"):  # a PIL image: what decides its pixels as RGB (`image.upright_rgb`)
-        try:
-            image: Any = source
-            pixels, palette = image.tobytes(), image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-            notes = [image.mode, image.size, image.getexif().get(0x0112), image.info.get("transparency"), palette]
-            return pixels, repr(notes)
-        except Exception:  # what a damaged file raises; `load` says it
-            return id(source)
+    if hasattr(source, "getexif"):
+        with suppress(Exception):  # what a damaged file raises; `load` says it
+            return _Picture(source)
     return id(source)
+
+
+def hash_of_pixels(source: object) -> str:
+    """Of a PIL image, a hash of what decides its pixels as RGB, in hex; else empty."""
+    if hasattr(source, "getexif"):
+        with suppress(Exception):
+            return _Picture(source).hash()
+    return ""
+
+
+class _Picture:
+    """A PIL image, equal to others of the same pixels as RGB (`image.upright_rgb`), which are compared if need be."""
+
+    def __init__(self, image: Any) -> None:
+        self._image, palette = image, image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+        turned, clear = image.getexif().get(0x0112), image.info.get("transparency")
+        self._notes = repr([image.mode, image.size, turned, clear, palette])
+        self._some = image.resize(_SAMPLE, 0).tobytes()  # of its pixels, as they are
+
+    def hash(self) -> str:
+        """In hex."""
+        return hashlib.sha256(self._notes.encode() + self._image.tobytes()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash((self._notes, self._some))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Picture) or (self._notes, self._some) != (other._notes, other._some):
+            return False
+        if self._image.mode not in _BYTES:
+            return bool(self._image.tobytes() == other._image.tobytes())
+        from PIL import ImageChops
+
+        return ImageChops.difference(self._image, other._image).getbbox(alpha_only=False) is None
 
 
 def is_path(text: str) -> bool:

@@ -48,13 +48,13 @@ from flexjudge_reward.errors import ConfigError, EngineError, FlexJudgeError
 from flexjudge_reward.formats.base import Format
 from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.window import in_order
 from flexjudge_reward.offline import dataset
 from flexjudge_reward.offline.card import Making
 from flexjudge_reward.offline.journal import Journal
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.pairs import Pair, PairWriter, Which, form_of, pair_format, pairs_of, select
 from flexjudge_reward.offline.progress import Progress
-from flexjudge_reward.offline.window import in_order
 from flexjudge_reward.prompts.template import Template
 from flexjudge_reward.rubric import Rubric
 from flexjudge_reward.types import Content, FailureKind
@@ -227,7 +227,7 @@ def _compared(rows: Iterator[Row | BadRow], judge: Judge) -> Iterator[tuple[list
     done: list[Row | BadRow] = []
     pairs: list[list[Pair]] = []
     try:
-        for batch, found in in_order(rows, pairs_of_rows, judge.engine, BATCH):
+        for batch, found in in_order(rows, pairs_of_rows, judge, BATCH, lambda row: row.example):
             done, pairs = done + batch, pairs + found
             if len(done) >= BATCH:
                 yield done, pairs

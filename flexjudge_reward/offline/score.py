@@ -37,11 +37,11 @@ from flexjudge_reward.judge.groups import GroupResult, check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.record import asked_entry, failure_entry, json_line
 from flexjudge_reward.judge.summary import RunSummary
+from flexjudge_reward.judge.window import in_order
 from flexjudge_reward.offline.output import owned
 from flexjudge_reward.offline.progress import Progress
 from flexjudge_reward.offline.recorded import RecordedRows
 from flexjudge_reward.offline.rerank import ranked
-from flexjudge_reward.offline.window import in_order
 from flexjudge_reward.rubric import Scale
 from flexjudge_reward.types import Failure
 
@@ -118,7 +118,7 @@ def _file(rows: Rows, judge: Judge, output: Path | None, entries: Entries, ranks
             def judged(batch: list[Row | BadRow]) -> list[dict[str, object]]:
                 return list(judged_batch(batch, judge, entries, summary))
 
-            for batch, found in in_order(left, judged, judge.engine, BATCH):
+            for batch, found in in_order(left, judged, judge, BATCH, lambda row: row.example):
                 for row, entry in zip(batch, found, strict=True):
                     sink.write(json_line({rows.unit: row.number, "id": row.id, **entry}))
                 sink.flush()

@@ -66,7 +66,12 @@ class Trace:
 
 
 class TraceCounts(Counter[str]):
-    """Counts at every filter: rows, replies, failures by kind, disagrees, shorter, traces; and of rows without one."""
+    """Counts at every filter: rows, row (bad), replies, failures by kind, disagrees, shorter, duplicate, traces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out = Counter[str]()
+        """Rows without a trace, by the reason in the file of skipped rows; a row has several replies."""
 
     @property
     def judged(self) -> int:
@@ -79,8 +84,7 @@ class TraceCounts(Counter[str]):
         return sum(self[kind] for kind in get_args(FailureKind))
 
     def __str__(self) -> str:
-        without = {why: self[why] for why in ("row", "duplicate", "disagrees", *get_args(FailureKind)) if self[why]}
-        lost = ", ".join(f"{count} {why}" for why, count in without.items())
+        lost = ", ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
         return f"{self['traces']} traces from {self['rows']} rows and {self.judged} replies; left out: {lost or 'none'}"
 
 
@@ -167,7 +171,7 @@ class _Job:
         where = {unit: row.number, "id": row.id}
         if isinstance(row, BadRow):
             self.counts["row"] += 1
-            files.skip({**where, "why": "row", "detail": row.why})
+            self._skip(files, where, "row", row.why)
             return
         reasons = [self._why_not(row, verdict) for verdict in verdicts]
         self.counts["replies"] += len(verdicts)
@@ -177,7 +181,7 @@ class _Job:
         if not kept or digest in self._kept:
             why, detail = _reason(reasons) if not kept else ("duplicate", "an equal row has a trace")
             self.counts["duplicate"] += why == "duplicate"
-            files.skip({**where, "why": why, "detail": detail})
+            self._skip(files, where, why, detail)
             return
         longest = max(kept, key=lambda index: (verdicts[index].tokens, -index))
         self._kept.add(digest)
@@ -186,6 +190,10 @@ class _Job:
         trace = _trace(row, self.judge.format, verdicts[longest], self.seeds[longest])  # type: ignore[arg-type]
         self.examples += [trace] if len(self.examples) < _EXAMPLES else []
         files.keep(trace)
+
+    def _skip(self, files: _Files, where: dict[str, object], why: str, detail: str) -> None:
+        self.counts.left_out[why] += 1
+        files.skip({**where, "why": why, "detail": detail})
 
     def _why_not(self, row: Row, verdict: Verdict) -> tuple[str, str] | None:
         if verdict.failure is not None:

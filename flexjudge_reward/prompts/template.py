@@ -140,9 +140,16 @@ def built_in_name(template: Template, name: str) -> str | None:
 
 
 def copy_prompt_set(prompt_set: str | Path, judge: Path) -> None:
-    """Writes the texts that a judge was trained with into its folder, where `own_prompt_set` finds them."""
+    """Writes the texts that a judge was trained with into its folder, where `own_prompt_set` finds them.
+
+    They replace those of an earlier training; nothing else of the folder `prompt_set` is copied.
+    """
     source = _FOLDER / prompt_set if str(prompt_set) in prompt_sets() else Path(prompt_set)
-    shutil.copytree(source, judge / OWN, dirs_exist_ok=True)
+    texts = {file.name: file.read_bytes() for file in source.glob("*.toml")}
+    shutil.rmtree(judge / OWN, ignore_errors=True)
+    (judge / OWN).mkdir(parents=True)
+    for name, text in texts.items():
+        (judge / OWN / name).write_bytes(text)
 
 
 def own_prompt_set(model: str | None) -> Path | None:

@@ -6,6 +6,7 @@
                    fifth more than of the first ones
     probe_KIND     the judge gets answers of known worth wrong (`probes.py`), or disagrees with itself or another judge
                    (`controls.py`), more often than `_ALLOWED`
+    probe_run_on   at the first look (`first_look.py`) the judge does not read to the end
 
 Each is one warning in the log when it begins, again when it begins again, a count in the run's summary, and a line of
 the record. For a kind of probe it is a cumulative sum (Page, 1954): each wrong one adds, and each right one takes, the
@@ -13,6 +14,9 @@ logarithm of how much likelier it is at a judge that is wrong most of the time t
 allowed. At the allowed share a false alarm comes once in more than e^7, 1,100, probes of a kind. An answer to another
 question may be right there, too, where the task has few answers, a second judge has its own opinions, and a
 judge at a temperature is no twice the same; so for these the allowed share is that of the first ones, and more.
+
+`run_on` is asked once, so it is a binomial test: as many wrong ones, or more, would come in less than `_BY_CHANCE` of
+the looks at a judge that is wrong in half of them.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping, Sequence
 
 from flexjudge_reward.judge.rewards import NO_TROUBLE, Outcome
-from flexjudge_reward.trainers.probes import ProbeResult
+from flexjudge_reward.trainers.probes import RUN_ON, ProbeResult
 from flexjudge_reward.types import Failure
 
 FLAT_GROUPS = 20
@@ -34,6 +38,7 @@ _SWAPS, _FLIPPED, _RISEN = 200, 0.5, 0.2
 # A copy's score may be higher as often as lower, by noise.
 _ALLOWED = {"padded": 0.5, "styled": 0.5, "grafted": 0.5, "reference": 0.3, "swapped": 0.2}
 _ENOUGH, _SUSPECT, _HIGHEST = 7.0, 1.0, 9.0  # sums: of an alarm, to be probed first, and where it stops growing
+_BY_CHANCE = 0.0002  # 21 of 24 and more
 _SAID = {
     "padded": "an answer with filler scores higher than without",
     "styled": "an answer dressed in Markdown scores higher than in plain words",
@@ -45,6 +50,14 @@ _SAID = {
     "frozen": "it judges rows of the beginning otherwise than then",
     "second_judge": "the second judge orders the answers the other way, more often than at the beginning",
 }
+_UNREAD = (
+    "{failed} of {count} well paid answers are paid as much with an answer to another question after them: the judge"
+    " does not read to the end, or what follows an answer does not count. A policy that does not stop is paid as"
+    " before, and can lose the truth while the reward stays high. Before GPU-hours are spent: another judge, or a"
+    " rubric by which all that is said counts (`flexjudge doctor` shows whether it helps); and apart from the judge a"
+    " shorter max_completion_length, or a reward for answers that end. Where only the beginning of an answer is to"
+    ' count, set ignored_probes=\'run_on,half\'. The record has the probes under "probe": "run_on"'
+)
 
 
 class Alarms:
@@ -56,6 +69,7 @@ class Alarms:
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
         self._probed: dict[str, deque[bool]] = {}
         self._sums: dict[str, float] = {}
+        self._run_on: list[bool] = []
         self._first: defaultdict[str, list[bool]] = defaultdict(list)  # of the kinds of `_FIRST`
         self._swaps: deque[tuple[float, float]] = deque()  # of calls, swapped and flipped pairs
         self._usual: float | None = None  # the share of flips in the first window
@@ -141,8 +155,14 @@ class Alarms:
 
     def _probes(self, probes: Sequence[ProbeResult]) -> dict[str, str]:
         for probe in probes:
-            self._take(probe)
+            if probe.kind == RUN_ON:
+                self._run_on.append(probe.failed)
+            else:
+                self._take(probe)
         troubles = {}
+        failed, count = sum(self._run_on), len(self._run_on)
+        if _by_chance(failed, count) < _BY_CHANCE:
+            troubles[f"probe_{RUN_ON}"] = _UNREAD.format(failed=failed, count=count)
         for kind, results in self._probed.items():
             failed, count = sum(results), len(results)
             if self._sums[kind] >= _ENOUGH:
@@ -150,6 +170,11 @@ class Alarms:
                 troubles[f"probe_{kind}"] = (
                     f"{failed} of the last {count} probes of the judge, {kind}, came out wrong: {said}."
                     ' A policy can learn to be paid for it. The record has them under "probe"; a stricter rubric, a'
-                    " group format or another judge helps"
+                    f" group format or another judge helps. Where that is right, set ignored_probes='{kind}'"
                 )
         return troubles
+
+
+def _by_chance(wrong: int, count: int) -> float:
+    """How likely so many wrong ones, or more, are where each is wrong in half of the cases."""
+    return math.fsum(math.comb(count, k) / 2**count for k in range(wrong, count + 1))

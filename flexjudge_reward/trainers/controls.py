@@ -19,7 +19,7 @@ import logging
 import os
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flexjudge_reward.errors import ConfigError, FlexJudgeError
@@ -31,9 +31,7 @@ from flexjudge_reward.judge.config import KNOWN_SETTINGS, JudgeConfig, RewardCon
 from flexjudge_reward.judge.groups import GroupResult, judge_groups
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.settings import declared_names
-from flexjudge_reward.trainers.client import RemoteJudge
-from flexjudge_reward.trainers.gather import Deadline
-from flexjudge_reward.trainers.probes import Probe, ProbeResult
+from flexjudge_reward.trainers.probes import ProbeResult
 from flexjudge_reward.types import Content, Example, Failure
 
 KINDS = ("swapped", "frozen", "second_judge")
@@ -57,9 +55,15 @@ class _Kept:
 class Controls:
     """The controls of one process."""
 
-    def __init__(self, share: float, second: Judge | None = None) -> None:
-        """`share` is the most of the judge's tokens that they may take, 0 to 1; 0 makes none."""
+    def __init__(self, share: float, second: Judge | None = None, ignored: Collection[str] = ()) -> None:
+        """
+        Args:
+            share: the most of the judge's tokens that they may take, 0 to 1; 0 makes none.
+            second: another judge.
+            ignored: kinds that are not made.
+        """
         self.share, self.second, self.judged_tokens = share, second, 0
+        self._kinds = [kind for kind in KINDS if kind not in ignored]
         # Tokens and controls of each kind; all are there, so that none comes while another thread adds them up.
         self._spent, self._made = (Counter(dict.fromkeys(KINDS, 0)) for _ in range(2))
         self._turns = self._place = 0
@@ -141,7 +145,7 @@ class Controls:
             "frozen": bool(self._frozen) and (_base(format).max_candidates == 1 or _base(format).min_candidates <= 2),
             "second_judge": self.second is not None,
         }
-        kinds = [kind for kind in KINDS if can[kind]]
+        kinds = [kind for kind in self._kinds if can[kind]]
         return kinds[self._turns % len(kinds)] if kinds else None
 
     def _swapped(
@@ -195,7 +199,7 @@ class Controls:
         self.second = None
 
 
-def controls_of(config: RewardConfig, format: Format) -> Controls:
+def controls_of(config: RewardConfig, format: Format, ignored: Collection[str]) -> Controls:
     """The controls of a reward, from the share of its probes. Raises ConfigError: there is no such second judge."""
     second, name = None, config.second_judge
     if name is not None:
@@ -206,46 +210,10 @@ def controls_of(config: RewardConfig, format: Format) -> Controls:
             )
         second = JudgeConfig.resolve(name=name).build()
     part = _COMPARED if second is not None or format.max_candidates > 1 else _ALONE
-    made = Controls(part * config.probes, second)
+    made = Controls(part * config.probes, second, ignored)
     if second is not None:
         weakref.finalize(made, second.close)  # at the latest when the process ends
     return made
-
-
-def judge_all(
-    judge: Judge,
-    controls: Controls,
-    examples: Sequence[Example],
-    probes: list[Probe],
-    labels: Sequence[Mapping[str, object]],
-    deadline: Deadline,
-) -> tuple[list[GroupResult] | None, tuple[ProbeResult, ...]]:
-    """The results of examples, probes and controls; None where examples and probes pass the deadline.
-
-    Empties `probes` where the format cannot judge them.
-    """
-    judged = deadline.run(lambda: _with_probes(judge, examples, probes, labels))
-    if judged is None or isinstance(judge, RemoteJudge):
-        return judged, ()
-    checked = deadline.run(lambda: controls.check(judge, examples, judged[: len(examples)], labels[0]))
-    if checked is None:
-        controls.late()
-        return judged, ()
-    return [*judged, *checked[0]], checked[1]
-
-
-def _with_probes(
-    judge: Judge, examples: Sequence[Example], probes: list[Probe], labels: Sequence[Mapping[str, object]]
-) -> list[GroupResult]:
-    if isinstance(judge, RemoteJudge):
-        return judge.judge_groups(examples)
-    try:
-        return judge_groups(judge, [*examples, *(probe.example for probe in probes)], labels, True)
-    except ConfigError:  # as a rule before anything was asked
-        if not probes:
-            raise
-        probes.clear()
-        return judge_groups(judge, examples, labels[: len(examples)], True)
 
 
 def _judged(judge: Judge, examples: Sequence[Example], label: Mapping[str, object]) -> list[GroupResult]:

@@ -16,6 +16,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor  # type: ignore[import-
 
 from flexjudge_reward.errors import ConfigError, CostLimitReached, JudgementFailed
 from flexjudge_reward.trainers.rows import NEUTRAL, answer_of, check_version, meeting, numbers_only, row
+from flexjudge_reward.trainers.tasks import key_of
 
 _log = logging.getLogger("flexjudge_reward")
 
@@ -60,7 +61,7 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
             shown = images if isinstance(images, list | tuple) else [images] if images is not None else []
             sample = row(self._judge.session.config, prompt, answer, {**columns, "images": list(shown)})
             # Equal prompts share a key: what arrives is cut into groups by its order.
-            return (await self._judge.score(sample, sample.with_candidates([]).digest(), self._size)).reward
+            return (await self._judge.score(sample, key_of(sample), self._size)).reward
         except (CostLimitReached, JudgementFailed):
             raise
         except Exception as error:

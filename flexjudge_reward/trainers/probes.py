@@ -13,6 +13,8 @@ A weakness of a judge shows in its rewards only when the policy has learned to u
 questions that they do not answer. `half` finds a policy that talks on because its judge does not read to the end: of
 the best paid answers it takes the longest, and a judge that reads its second half does not pay as much without it.
 
+`first_look.py` asks one more kind, `run_on`, at the beginning: what was paid well, then an other_answer.
+
 A probe fails where the judge gives a bad one more than half of its scale (in a group: more than the real answer beside
 it), a good one less, a copy more than its original, or a half as much as the whole. `alarms.py` says when too many
 fail.
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from flexjudge_reward.judge.groups import GroupResult
@@ -46,7 +48,9 @@ _FORGED = (
 )
 _FILLER = " To sum up, this is what has been said above, and it has been said with care."
 _BEST = 8  # answers of a call that other_answer chooses from
+RUN_ON = "run_on"
 _COPIES = ("padded", "styled", "grafted")
+_WORSE = ("half", RUN_ON)
 _FROM_OTHERS = ("other_answer", "grafted")
 # In turn; where a row has no reference, its turn is other_answer's, which finds most.
 KINDS = ("master_key", "padded", "forged", "grafted", "half", "styled", "hedged", "empty", "reference", "other_answer")
@@ -76,9 +80,15 @@ class ProbeResult:
 class Probes:
     """Makes the probes of one process and reads what became of them."""
 
-    def __init__(self, share: float) -> None:
-        """`share` is the most of the judge's tokens that they may take, 0 to 1; 0 makes none."""
-        self.share, self.tokens, self.judged_tokens = share, 0, 0
+    def __init__(self, share: float, ignored: Collection[str] = ()) -> None:
+        """
+        Args:
+            share: the most of the judge's tokens that they may take, 0 to 1; 0 makes none.
+            ignored: kinds that are not made.
+        """
+        self.share, self.ignored = share, frozenset(ignored)
+        self._kinds = [kind for kind in KINDS if kind not in ignored]
+        self.tokens = self.judged_tokens = 0
         self._calls = self._made = 0
         self._mean = 0.0  # tokens of an example, before the first probe
         self._paid: list[tuple[float, Example]] = []  # of the latest call the best answers with their scores
@@ -89,22 +99,24 @@ class Probes:
         Args:
             suspects: kinds that look wrong so far.
         """
-        suspects = [kind for kind in suspects if kind in KINDS]  # others are of `controls.py`
+        suspects = [kind for kind in suspects if kind in self._kinds]  # others are of `controls.py`
         self._calls += 1
         cost = self.tokens / self._made if self._made else self._mean
-        count = int((self.share * self.judged_tokens - self.tokens) / cost) if self.share and cost else 0
+        count = (
+            int((self.share * self.judged_tokens - self.tokens) / cost) if self._kinds and self.share and cost else 0
+        )
         count = min(count, len(examples))  # where no probe can be made or judged, the sum grows and grows
         rng = random.Random(f"probes {self._calls}")
         probes: list[Probe] = []
         for number in range(self._made, self._made + count):
             turn = number // 2 if suspects else number
-            kinds = [KINDS[(turn + shift) % len(KINDS)] for shift in range(len(KINDS))]
+            kinds = [self._kinds[(turn + shift) % len(self._kinds)] for shift in range(len(self._kinds))]
             first = [suspects[turn % len(suspects)]] if suspects and number % 2 else []
-            tried = (self._made_of(kind, examples, rng) for kind in (*first, *kinds))
+            tried = (self.made(kind, examples, rng) for kind in (*first, *kinds))
             probes += [probe for probe in tried if probe is not None][:1]
         return probes
 
-    def _made_of(self, kind: str, examples: Sequence[Example], rng: random.Random) -> Probe | None:
+    def made(self, kind: str, examples: Sequence[Example], rng: random.Random) -> Probe | None:
         """A probe of a kind, of one of a few examples; beside its first candidate if it has several."""
         if kind == "half":
             return self._half(len(examples[0].candidates) > 1, rng)
@@ -113,7 +125,7 @@ class Probes:
             real = example.candidates[0]
             if kind in _FROM_OTHERS:
                 paid = self._other(example, rng)
-                made = _joined(real, paid) if paid and kind == "grafted" else paid
+                made = joined(real, paid) if paid and kind == "grafted" else paid
             else:
                 made = _ANSWERS[kind](example, rng)
             unfinished = any(isinstance(part, Unfinished) for part in real)
@@ -134,7 +146,7 @@ class Probes:
             return None
         ends = [word.end() for word in re.finditer(r"\S+", text)]
         half = text[: ends[len(ends) // 2 - 1] if len(ends) > 1 else len(text) // 2]
-        made = _joined((half,), other)
+        made = joined((half,), other)
         whole = paid.candidates if beside else ()
         return Probe("half", paid.with_candidates([made, *whole]), None, score) if half and made != (text,) else None
 
@@ -152,17 +164,23 @@ class Probes:
         judged_tokens = sum(map(_tokens, results))
         self.judged_tokens += judged_tokens
         self._mean = judged_tokens / max(1, len(results))
+        self.lend(probed)
+        self._paid = best_paid(examples, results)[:_BEST] or self._paid
+        found = [wrong(probe, results, result) for probe, result in zip(probes, probed, strict=True)]
+        return tuple(one for one in found if one is not None)
+
+    def lend(self, probed: Sequence[GroupResult]) -> None:
+        """Counts what probes took; where that is more than their share, the next ones wait."""
         self.tokens += sum(map(_tokens, probed))
-        self._made += len(probes)
-        self._paid = _best(examples, results) or self._paid
-        found = []
-        for probe, result in zip(probes, probed, strict=True):
-            alone = len(result.outcomes) == 1
-            source = probe.paid if probe.source is None else results[probe.source].outcomes[0]
-            real = source if alone else result.outcomes[1]
-            failed = _failed(probe.kind, result.outcomes[0], real, alone)
-            found += [] if failed is None else [ProbeResult(probe.kind, failed)]
-        return tuple(found)
+        self._made += len(probed)
+
+
+def wrong(probe: Probe, results: Sequence[GroupResult], probed: GroupResult) -> ProbeResult | None:
+    """What became of a probe, beside the results of the examples; None if it tells nothing."""
+    alone = len(probed.outcomes) == 1
+    source = probe.paid if probe.source is None else results[probe.source].outcomes[0]
+    failed = _failed(probe.kind, probed.outcomes[0], source if alone else probed.outcomes[1], alone)
+    return None if failed is None else ProbeResult(probe.kind, failed)
 
 
 def _tokens(result: GroupResult) -> int:
@@ -173,17 +191,17 @@ def _failed(kind: str, score: float | Failure, real: float | Failure, alone: boo
     """Whether the judge got a probe wrong, by its score and that of the real answer; None if that cannot be said."""
     if isinstance(score, Failure) or (isinstance(real, Failure) and (kind in _COPIES or not alone)):
         return None
-    lone = alone and kind not in (*_COPIES, "half")
+    lone = alone and kind not in (*_COPIES, *_WORSE)
     bound = 0.5 if isinstance(real, Failure) or lone else real
-    if kind == "half":
+    if kind in _WORSE:
         return score >= bound
     if kind in _COPIES and score == bound:
         return None
     return score < bound if kind == "reference" else score > bound
 
 
-def _best(examples: Sequence[Example], results: Sequence[GroupResult]) -> list[tuple[float, Example]]:
-    """Of each question the answer with the highest score, and of these the highest; the longest of equal ones."""
+def best_paid(examples: Sequence[Example], results: Sequence[GroupResult]) -> list[tuple[float, Example]]:
+    """Of each question the answer with the highest score, the highest first; the longest of equal ones."""
     scored = [
         (outcome, example.with_candidates([candidate]))
         for example, result in zip(examples, results, strict=True)
@@ -194,7 +212,7 @@ def _best(examples: Sequence[Example], results: Sequence[GroupResult]) -> list[t
     best: dict[Content, tuple[float, Example]] = {}
     for score, example in scored:
         best.setdefault(example.question, (score, example))
-    return [*best.values()][:_BEST]
+    return [*best.values()]
 
 
 def _length(example: Example) -> tuple[int, int]:
@@ -203,7 +221,7 @@ def _length(example: Example) -> tuple[int, int]:
     return len(text.split()), len(text)
 
 
-def _joined(one: Content, other: Content) -> Content:
+def joined(one: Content, other: Content) -> Content:
     """One answer after another, as one text where both are texts."""
     parts = (*one, " ", *other)
     return ("".join(map(str, parts)),) if all(isinstance(part, str) for part in parts) else parts

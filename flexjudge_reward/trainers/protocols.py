@@ -17,6 +17,7 @@ from flexjudge_reward.data.content import content_of
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.judge.config import RewardConfig
 from flexjudge_reward.trainers.rows import answer_of, row, split_conversation
+from flexjudge_reward.trainers.tasks import key_of
 from flexjudge_reward.trainers.wire import media_of
 from flexjudge_reward.types import Example
 
@@ -34,7 +35,7 @@ def groups_of(rows: Sequence[Example]) -> list[list[int]]:
     """The rows of each prompt, by their index."""
     groups: dict[str, list[int]] = {}
     for index, one in enumerate(rows):
-        groups.setdefault(one.with_candidates([]).digest(), []).append(index)
+        groups.setdefault(key_of(one), []).append(index)
     return [*groups.values()]
 
 

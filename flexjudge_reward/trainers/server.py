@@ -37,6 +37,7 @@ from flexjudge_reward.trainers.pulse import Pulse, exposition
 from flexjudge_reward.trainers.rendezvous import Rendezvous, RowScore
 from flexjudge_reward.trainers.rows import neutral, numbers_only, with_numbers
 from flexjudge_reward.trainers.session import RewardSession
+from flexjudge_reward.trainers.tasks import key_of
 from flexjudge_reward.trainers.window import NO_WINDOW
 from flexjudge_reward.trainers.wire import STOPPED, rows_of, scores_json
 from flexjudge_reward.types import Example, Failure
@@ -184,7 +185,7 @@ class RewardServer:
             return object()
         if not self._alone:
             raise ConfigError("this server has several workers, which do not share groups: send each group whole")
-        return name, rows[0].with_candidates([]).digest()  # another question is another group: neither harms the other
+        return name, key_of(rows[0])  # another question is another group: neither harms the other
 
     def _groups(self, body: Mapping[str, Any]) -> list[_Group]:
         groups = body.get("groups")

@@ -37,7 +37,6 @@ from flexjudge_reward.judge.settings import PREFIX, checked, settings_of
 from flexjudge_reward.judge.summary import RunSummary
 from flexjudge_reward.trainers.alarms import Alarms
 from flexjudge_reward.trainers.client import RemoteJudge, check_settings
-from flexjudge_reward.trainers.controls import Controls, controls_of, judge_all
 from flexjudge_reward.trainers.cost import CostWatch, usage
 from flexjudge_reward.trainers.gather import (
     Deadline,
@@ -50,12 +49,12 @@ from flexjudge_reward.trainers.gather import (
     rank,
 )
 from flexjudge_reward.trainers.metrics import metrics
-from flexjudge_reward.trainers.probes import Probe, ProbeResult, Probes
+from flexjudge_reward.trainers.monitor import Monitor
 from flexjudge_reward.trainers.random_numbers import random_numbers
 from flexjudge_reward.trainers.tasks import (
     Scored,
     Task,
-    failed_group,
+    key_of,
     keys_of,
     keys_of_texts,
     read_columns,
@@ -119,8 +118,8 @@ class RewardSession(Closable):
             return self._judge
 
     def check(self) -> None:
-        """Raises ConfigError for settings that the judge cannot meet: `shrink`, `second_judge`. No model loads."""
-        _ = self._controls
+        """Raises ConfigError for settings that cannot be met, such as `shrink` and `second_judge`. No model loads."""
+        _ = self.monitor
         if self.config.shrink and not self.judge.format.measures_spread:
             name = self.judge.format.described()
             raise ConfigError(f"shrink needs to know how sure the judge is; {name} does not say: set votes")
@@ -177,7 +176,7 @@ class RewardSession(Closable):
             if rows is None:
                 raise EngineError(f"the rows were not read within the deadline of {deadline.seconds:g} s")
             self._check_media(rows)
-            keys = deadline.run(lambda: self._keys(rows, deadline))
+            keys = deadline.run(lambda: keys_of(rows, deadline))
             late = keys is None
             keys = keys or keys_of_texts(rows)
             tasks = self._own_tasks(RankRows(keys, () if alone else tuple(map(text_of, rows)), late), rows, deadline)
@@ -241,10 +240,6 @@ class RewardSession(Closable):
                 self.judge.check_media(row)
                 self._shown |= new
 
-    def _keys(self, rows: Sequence[Example], deadline: Deadline) -> tuple[str, ...] | None:
-        with self.judge.reading(rows):
-            return keys_of(rows, deadline)
-
     def _own_tasks(self, mine: RankRows, rows: Sequence[Example], deadline: Deadline) -> list[Task]:
         """What this rank judges: its rows, or the groups that fall to it. Raises on all ranks alike.
 
@@ -268,7 +263,7 @@ class RewardSession(Closable):
             if format.max_candidates == 1 and index not in failed:
                 yield from (Task(str(index), (row_id,), row) for row_id, row in zip(ids, group, strict=True))
                 continue
-            if index not in failed and len({row.with_candidates([]).digest() for row in group}) > 1:
+            if index not in failed and len({key_of(row) for row in group}) > 1:
                 why = f"its rows have different questions, and {format.described()} compares answers to one"
                 raise ConfigError(f"group {index}: {why}")
             whole = group[0].with_candidates([row.candidates[0] for row in group])
@@ -282,19 +277,15 @@ class RewardSession(Closable):
             {"step": step, "rank": rank(), "group": task.key[:16], "rows": [list(row) for row in task.rows]}
             for task in asked
         ]
-        with self._lock:
-            own = bool(examples) and not isinstance(self.judge, RemoteJudge)  # a server has probes of its own
-            probes = self._probes.draw(examples, self._alarms.suspects) if own else []
-        labels += [{"step": step, "rank": rank(), "probe": probe.kind} for probe in probes]
         start = time.perf_counter()
-        judged, controlled = (
-            judge_all(self.judge, self._controls, examples, probes, labels, deadline) if asked else ([], ())
-        )
+        with self._lock:
+            suspects = self._alarms.suspects
+        judged, probed = self.monitor.judge(self.judge, examples, labels, suspects, deadline) if asked else ([], ())
         seconds = time.perf_counter() - start
         timeout = too_late("judging", deadline)
-        probed = () if judged is None else (*self._read_probes(examples, probes, judged), *controlled)
-        remaining = iter([failed_group(example, timeout) for example in examples] if judged is None else judged)
-        results = [failed_group(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
+        failed = GroupResult.failed
+        remaining = iter([failed(one, timeout) for one in examples] if judged is None else judged)
+        results = [failed(task.example, task.failure) if task.failure else next(remaining) for task in tasks]
         with self._lock:
             self.summary.add(results, seconds)
         rows = {
@@ -308,13 +299,6 @@ class RewardSession(Closable):
         spent = usage(verdict for result in judged or () for verdict in result.verdicts)  # for probes, too
         counters = add_counters(tokens, spent, *(verdict.counters for verdict in verdicts))
         return RankResults((), rows, counters, outcomes, seconds, probed)
-
-    def _read_probes(
-        self, examples: Sequence[Example], probes: Sequence[Probe], judged: Sequence[GroupResult]
-    ) -> tuple[ProbeResult, ...]:
-        first, last = len(examples), len(examples) + len(probes)
-        with self._lock:
-            return self._probes.read(examples, probes, judged[:first], judged[first:last])
 
     def count(self, error: Exception) -> None:
         """Counts an error of a row, which an adapter does not raise. Raises JudgementFailed past the limit."""
@@ -335,12 +319,9 @@ class RewardSession(Closable):
         return CostWatch(self.config)
 
     @cached_property
-    def _probes(self) -> Probes:
-        return Probes(self.config.probes - self._controls.share)
-
-    @cached_property
-    def _controls(self) -> Controls:
-        return controls_of(self.config, self.judge.format)
+    def monitor(self) -> Monitor:
+        """What is judged beside the rows."""
+        return Monitor(self.config, self.judge.format)
 
     @cached_property
     def _alarms(self) -> Alarms:

@@ -14,7 +14,7 @@ from flexjudge_reward.judge.rewards import Outcome
 from flexjudge_reward.media.base import Media
 from flexjudge_reward.prompts.quoting import encodable
 from flexjudge_reward.trainers.gather import Deadline, RowId, RowResult
-from flexjudge_reward.types import Example, Failure, Unfinished, Verdict
+from flexjudge_reward.types import Example, Failure, Unfinished
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,18 @@ def read_columns(config: RewardConfig) -> Columns:
     return Columns(*named, root, ignored, config.completion)
 
 
+def key_of(row: Example) -> str:
+    """The group of a row: the same for equal prompts on all ranks. Images are not decoded for it, other media are."""
+    return row.with_candidates([]).digest(by_source=True)
+
+
 def keys_of(rows: Sequence[Example], deadline: Deadline) -> tuple[str, ...] | None:
-    """The group of each row; reads the media of its prompt. None, and no more is read, once the deadline has passed."""
+    """The group of each row. None, and no more media are read, once the deadline has passed."""
     keys = []
     for row in rows:
         if not deadline.left:
             return None
-        keys.append(row.with_candidates([]).digest())
+        keys.append(key_of(row))
     return tuple(keys)
 
 
@@ -86,11 +91,6 @@ def text_of(row: Example) -> str:
         raise ConfigError("a group format compares texts; a completion with media parts needs format='pointwise'")
     unfinished = next((part for part in candidate if isinstance(part, Unfinished)), None)
     return unfinished if unfinished is not None else "".join(str(part) for part in candidate)
-
-
-def failed_group(example: Example, failure: Failure) -> GroupResult:
-    """The result of a group that was not judged."""
-    return GroupResult((failure,) * len(example.candidates), (Verdict.failed(failure),))
 
 
 def row_result(result: GroupResult, index: int, example: Example) -> RowResult:

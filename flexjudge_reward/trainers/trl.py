@@ -49,8 +49,8 @@ class FlexJudgeReward:
             name: of the reward in the trainer's logs, and of its own settings in file and environment, if there are
                 any; by default each instance has its own.
             settings: fields of `JudgeConfig` (model, engine, base_url, format, rubric, record, ...) and `RewardConfig`
-                (on_failure, on_candidate_failure, max_failure_rate, max_cost, reward_server, probes, on_alarm,
-                question_column, reference_column, rubric_column, media_root, completion, num_generations, deadline).
+                (on_failure, on_candidate_failure, max_failure_rate, max_cost, reward_server, probes, ignored_probes,
+                on_alarm, question_column, rubric_column, media_root, completion, num_generations, deadline, ...).
 
         Raises:
             ConfigError: a wrong setting, or a judge together with settings of a judge.

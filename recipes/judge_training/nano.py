@@ -181,7 +181,7 @@ def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int) 
     if omni:
         model.load_state_dict(omni_model.grown(model, tokenizer, path("base")))
         processor = omni_model.make_processor(tokenizer)
-        renderer = Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048)
+        renderer = Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048, "<|im_end|>")
     make, seconds = Maker(tokenizer, renderer), 0.0
     for stage in stages:
         if stage.judgements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -233,6 +234,7 @@ def configured(**entries: Any) -> Callable[[Parts], object]:
     return lambda parts: (parts["mol_llama"] / "config.json").write_text(json.dumps(entries))
 
 
+UP = "model.layers.0.mlp.up_proj.weight"
 BAD: dict[str, tuple[Callable[[Parts], object], str]] = {
     "a_lora_of_another_name": (
         lora(lambda held, name: held.update({name.replace("default", "other"): held.pop(name)}), "A"),
@@ -303,6 +305,29 @@ BAD: dict[str, tuple[Callable[[Parts], object], str]] = {
         lambda parts: edited(parts["judge"], lambda held: held.pop("model.layers.0.mlp.up_proj.weight")),
         "it has another base model",
     ),
+    "a_quantised_tensor": (
+        lambda parts: edited(parts["judge"], lambda held: held.update({UP: (held[UP] * 100).round().to(torch.int8)})),
+        r"'llm.model.layers.0.mlp.up_proj.weight' is of torch.int8: give weights that are not quantised",
+    ),
+    "a_tensor_of_8_bit_floats": (
+        lambda parts: edited(parts["judge"], lambda held: held.update({UP: held[UP].to(torch.float8_e4m3fn)})),
+        "is of torch.float8_e4m3fn: give weights that are not quantised",
+    ),
+    "whole_numbers_in_an_encoder": (
+        lambda parts: torch.save(
+            {name: value.long() for name, value in torch.load(parts["flat"]).items()}, parts["flat"]
+        ),
+        "is of torch.int64",
+    ),
+    "no_number_in_the_judge": (
+        lambda parts: edited(parts["judge"], lambda held: held["model.norm.weight"].fill_(float("nan"))),
+        "'llm.model.norm.weight' has values that are no finite numbers",
+    ),
+    "no_number_in_the_lora": (lora(lambda held, name: held[name].fill_(float("inf")), "B"), "no finite numbers"),
+    "no_number_in_the_release": (
+        lambda parts: edited(parts["mol_llama"], lambda held: held["llm_proj.bias"].fill_(float("nan"))),
+        "'projection.bias' has values that are no finite numbers",
+    ),
     "no_llama": (
         lambda parts: (parts["judge"] / "config.json").write_text('{"model_type": "qwen2"}'),
         "is a qwen2, and Mol-LLaMA needs a llama",
@@ -326,6 +351,20 @@ def test_wrong_parts_are_named_and_nothing_is_written(
     with pytest.raises(ConfigError, match=message):
         convert.convert(**sources, output=tmp_path / "made")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]  # and no file "executed"
+
+
+def test_half_precision_is_kept_and_the_options_of_a_training_are_read(tmp_path: Path) -> None:
+    """A judge of 8 billion parameters would take twice its memory otherwise."""
+    sources = mol_parts.parts(tmp_path / "parts")
+    edited(sources["judge"], lambda held: held.update({name: one.bfloat16() for name, one in held.items()}))
+    space = torch.load(sources["space"])
+    torch.save({**space, "args": argparse.Namespace(arch="unimol_base", lr=[1e-4])}, sources["space"])
+    convert.convert(**sources, output=tmp_path / "made")
+    (reply,) = (engine := TransformersEngine(str(tmp_path / "made"), device="cpu")).generate([ask(tokens("CCO"))])
+    assert reply.failure is None and engine._decoder is not None
+    model = engine._decoder.model
+    assert {one.dtype for one in model.llm.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in [*model.encoder.parameters(), *model.projection.parameters()]} == {torch.float32}
 
 
 def test_a_folder_that_exists_is_left(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

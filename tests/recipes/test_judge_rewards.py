@@ -20,6 +20,7 @@ from flexjudge_reward import (
     Scale,
     Verdict,
 )
+from support.judge_families import FAMILIES, ModelFamily, encoded
 
 CHOICE, PAIR, LIST, SINGLE = (kind(prompt_set="nano") for kind in (MultipleChoice, Pairwise, Listwise, Pointwise))
 GOLD_B = (1.0, 10.0, 1.0)
@@ -183,6 +184,36 @@ def batch(reward: TrlReward, texts: list[str], scores: list[list[float]], twin: 
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     ids = [[0] * 10 for _ in texts]
     return reward(completions, ids, scores=scores, task=["items"] * len(texts), twin=twin, **given)
+
+
+@pytest.mark.parametrize(
+    ("scale", "text", "expected"),
+    [
+        pytest.param([1, 5, 0], tags(5, 1), 1.0, id="exact"),
+        pytest.param([1, 5, 0], tags(10, 1), 0.0, id="off_the_scale_of_the_row"),
+        pytest.param([1, 5, 0], tags(3, 1), 0.1 + 0.6 + 0.3 * 0.75, id="closeness_by_the_scale_of_the_row"),
+        pytest.param([1, 5, 1], tags(4.5, 1), 0.1 + 0.6 + 0.3 * (1 - 0.5 / 8), id="decimals"),
+        pytest.param([1, 5, 0], tags(4.5, 1), 0.0, id="no_decimals"),
+    ],
+)
+def test_a_row_is_read_on_the_scale_that_its_prompt_names(scale: list[float], text: str, expected: float) -> None:
+    earned = batch(TrlReward("teacher", PAIR, LIMIT), [text], [[5.0, 1.0]], [-1], scale=[scale])
+    assert earned == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_reply_of_every_family_is_read_as_at_use(family: ModelFamily) -> None:
+    chat = family.chat()
+    ids = encoded(chat, family.reply)
+    dropped = [[{"role": "assistant", "content": chat.tokenizer.decode(ids, skip_special_tokens=True)}]]
+    reward = TrlReward("teacher", SINGLE, 10_000, chat)
+    assert reward(dropped, [ids], scores=[[7.0]], task=["items"], twin=[-1]) == [1.0]
+
+
+@pytest.mark.parametrize("scores", [(2.0, 2.0, 1.0), (3.0, 1.0, 1.0), (1.0, 1.0, 1.0)])
+def test_equal_true_scores_have_no_order(scores: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="equal true scores have no order"):
+        rewards.ranking(read(LIST, 3, tags(9, 6, 2)), scores)
 
 
 def test_draws_of_the_two_orders_are_paired_one_by_one() -> None:

@@ -20,6 +20,7 @@ from flexjudge_reward import (
     Example,
     Generation,
     Judge,
+    Listwise,
     Media,
     MultipleChoice,
     Pairwise,
@@ -28,11 +29,17 @@ from flexjudge_reward import (
     Verdict,
 )
 from flexjudge_reward.data.rows import Rows
+from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
+from flexjudge_reward.engines.replies import THINKS
+from flexjudge_reward.nano import path
+from support.judge_families import FAMILIES, ModelFamily
 from support.late import late, needs
 
 needs("trl")
 nano_items = late("flexjudge_recipes.judge_training.rl.nano_items")
+torch = late("torch")
 trl = late("trl")
+safe = late("safetensors.torch")
 train = late("flexjudge_recipes.judge_training.rl.train")
 
 
@@ -104,6 +111,36 @@ def test_both_orders_are_those_of_two(tmp_path: Path) -> None:
     assert len(found) == 1 and left_out == {"both orders are those of two candidates": 1}
 
 
+SCALED = GOOD | {"rubric": {"criteria": "right?", "low": 0, "high": 1}}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        pytest.param(GOOD | {"scores": [7, 1]}, "", id="on_the_scale"),
+        pytest.param(GOOD | {"scores": [0.7, 0.1]}, "off the scale 1 to 10", id="0_to_1"),
+        pytest.param(GOOD | {"scores": [-1, -1]}, "off the scale 1 to 10", id="unreadable_teacher"),
+        pytest.param(SCALED, "", id="on_its_own_scale"),
+        pytest.param(SCALED | {"scores": [7, 1]}, "off the scale 0 to 1", id="off_its_own_scale"),
+    ],
+)
+def test_a_teachers_scores_are_on_the_scale_that_the_judge_is_asked_for(
+    row: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps(GOOD | {"scores": [5, 4]}) + "\n")
+    found, left_out = items.read_items(Rows(file), Pairwise(prompt_set="nano"), "text", reward="teacher")
+    assert len(found) == 2 - bool(why) and [why in one for one in left_out] == [True] * bool(why)
+
+
+def test_a_ranked_item_has_an_order(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": "What?", "candidates": ["a", "b", "c"], "scores": scores} for scores in ([3, 2, 1], [3, 1, 1])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, left_out = items.read_items(Rows(file), Listwise(prompt_set="nano"), "text", reward="ranking")
+    assert len(found) == 1 and left_out == {"candidates with equal scores have no order": 1}
+
+
 def test_each_letter_is_best_equally_often() -> None:
     made = items.balanced([*choices(30, 2), *choices(30, 3)], seed=1)
     places = Counter((len(item.scores), item.scores.index(3.0)) for item in made)
@@ -161,11 +198,23 @@ def test_a_failed_draw_is_no_wrong_one(tmp_path: Path) -> None:
 
 def test_both_orders_of_a_pair_come_one_after_the_other() -> None:
     pair = [Item(Example([Media.image(shapes.example(0)[0]), "What?"], ["a", "<|im_end|>b"]), (2.0, 1.0))]
-    rows = list(items.trainer_rows(pair, Pairwise(prompt_set="nano"), {"<|im_end|>"}, twins=True))
+    source = Source.find("nano", None, False)
+    chat = Chat(load_tokenizer(source), source.template())
+    rows = list(items.trainer_rows(pair, Pairwise(prompt_set="nano"), chat, twins=True))
     assert [row["scores"] for row in rows] == [[2.0, 1.0], [1.0, 2.0]] and [row["twin"] for row in rows] == [0, 0]
     parts = rows[0]["prompt"][1]["content"]
     assert [part["type"] for part in parts] == ["text", "image", "text"] and len(rows[0]["images"]) == 1
     assert "<|im_end|>" not in parts[2]["text"] and "b" in parts[2]["text"]
+
+
+@pytest.mark.parametrize("family", [one for one in FAMILIES if not one.image], ids=lambda family: family.name)
+def test_a_judge_of_texts_gets_the_turns_that_its_template_takes(family: ModelFamily) -> None:
+    chat = family.chat()
+    (row,) = items.trainer_rows(choices(1), CHOICE, chat, twins=False)
+    shown = chat.tokenizer.apply_chat_template(
+        row["prompt"], chat_template=family.template, tokenize=False, add_generation_prompt=True, **THINKS
+    )
+    assert shown == chat.render(CHOICE.render(choices(1)[0].example)[0]) and not row["images"]
 
 
 def test_a_planted_fault_is_one_place() -> None:
@@ -180,7 +229,8 @@ def test_a_planted_fault_is_one_place() -> None:
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **flags: Any) -> None:
     """The program, short: two steps of two groups of two."""
     flags = {"items": 8, "pass_draws": 0, "max_steps": 2, "measure_every": 2, "measured": 2, "replay": 0.5} | flags
-    flags |= {"num_generations": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "output_dir": folder}
+    flags = {"num_generations": 2} | flags
+    flags |= {"per_device_train_batch_size": 4, "logging_steps": 1, "output_dir": folder}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(PROGRAM.parent / "nano.yaml"), *words])
     train.main()
@@ -196,8 +246,27 @@ def test_a_run_leaves_a_judge_a_report_and_a_card(tmp_path: Path, monkeypatch: p
     card = (folder / "README.md").read_text()
     assert "hard task, right, greedy" in card and "reward was choice" in card
     assert (folder / "model.safetensors").exists() and (folder / "curve.png").stat().st_size > 1000
+    judge = Judge.load(model=str(folder), format="multiple_choice", cache="off")
+    assert judge.format.innermost().template == CHOICE.template  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="holds an earlier run"):
         run(folder, monkeypatch)
+
+
+def test_adapters_are_merged_and_the_next_stage_goes_on_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = {"use_peft": True, "lora_target_modules": r".*language_model.*\.q_proj", "measure_every": 0}
+    run(tmp_path / "one", monkeypatch, **adapters, max_steps=1, learning_rate=0.1)
+    before, after = (safe.load_file(folder / "model.safetensors") for folder in (path("judge"), tmp_path / "one"))
+    assert before.keys() == after.keys()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert not any("q_proj" not in name or "visual" in name for name in changed)
+    assert (tmp_path / "one" / "adapter" / "adapter_config.json").exists()
+    options = train.RecipeArguments()
+    assert options.asked(str(tmp_path / "one")).template == CHOICE.template
+    assert not capsys.readouterr().out.count("other words")
+    assert train.RecipeArguments(prompt_set="flex").asked(str(tmp_path / "one")).template != CHOICE.template
+    assert "other words" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -227,9 +296,15 @@ def test_a_run_stops_where_groups_no_longer_differ(shares: list[float], stops: b
         pytest.param({"pass_low": 0.9, "pass_high": 0.1}, "0 <= pass_low < pass_high <= 1", id="pass_rates"),
         pytest.param({"replay": 2}, "replay is a share, 0 to 1", id="replay"),
         pytest.param({"measure_every": -1}, "measure_every is at least 0, found -1", id="every_step"),
-        pytest.param({"prompt_set": "none"}, "none", id="prompt_set"),
+        pytest.param({"prompt_set": "none"}, "prompt_set is one of flex, nano", id="prompt_set"),
+        pytest.param(
+            {"reward": "both_orders", "num_generations": 4}, "a multiple of twice num_generations, 8", id="half_a_pair"
+        ),
+        pytest.param({"use_peft": True}, "--measure_every 0 with --use_peft", id="adapters_measured"),
         pytest.param({"dataset_name": "gone.jsonl"}, "gone.jsonl", id="no_data"),
         pytest.param({"stage": "words"}, "stage is one of text, caption, media", id="stage"),
+        pytest.param({"model_name_or_path": "ADAPTER"}, "cannot be used", id="adapters_alone"),
+        pytest.param({"model_name_or_path": "NEWER"}, "wants Qwen9ForJudging, which", id="no_class"),
         pytest.param({"dataset_name": "ROWS"}, "1 items are left, and a batch holds 2", id="too_few_items"),
     ],
 )
@@ -237,7 +312,11 @@ def test_bad_input_is_an_error_before_a_model_loads(
     flags: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD) + "\n")
-    flags = {name: tmp_path / "rows.jsonl" if value == "ROWS" else value for name, value in flags.items()}
+    for name, file in (("ADAPTER", "adapter_config.json"), ("NEWER", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(IN_MINIATURE | {"architectures": ["Qwen9ForJudging"]}))
+    places = {"ROWS": tmp_path / "rows.jsonl"} | {name: tmp_path / name for name in ("ADAPTER", "NEWER")}
+    flags = {name: places.get(value, value) for name, value in flags.items()}
     monkeypatch.setattr(train, "GRPOTrainer", lambda **_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", monkeypatch, **flags)
@@ -264,14 +343,14 @@ def test_a_real_configuration_parses_and_trains_the_language_model_alone(config:
     words = ["--config", str(PROGRAM.parent / config), "--bf16", "false", "--use_cpu", "true", "--report_to", "none"]
     parser = trl.TrlParser((train.RecipeArguments, trl.GRPOConfig, trl.ModelConfig))
     options, args, model_args = parser.parse_args_and_config(words, fail_with_unknown_args=True)
-    assert options.asked().template.system and args.output_dir == f"runs/judge_rl_{config[:-5]}"
+    assert options.asked("").template.system and args.output_dir == f"runs/judge_rl_{config[:-5]}"
     twice = 2 if options.reward == "both_orders" else 1
     assert args.per_device_train_batch_size % (twice * args.num_generations) == 0
     (tmp_path / "config.json").write_text(json.dumps(IN_MINIATURE))
     with torch.device("meta"):  # no weights
         found = transformers.AutoConfig.from_pretrained(tmp_path)
         model = transformers.AutoModelForImageTextToText.from_config(found)
-    train.freeze(model)
+    train.freeze_encoders(model)
     frozen = {name.split(".")[1] for name, weights in model.named_parameters() if not weights.requires_grad}
     assert type(model).__name__ == IN_MINIATURE["architectures"][0] and frozen == {"visual"}
     adapted = get_peft_model(model, trl.get_peft_config(model_args))

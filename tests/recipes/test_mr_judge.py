@@ -21,8 +21,9 @@ from flexjudge_recipes.judge_training.mr_judge.synthesis import (
 )
 
 import pytest
+from PIL import Image
 
-from flexjudge_reward import ConfigError, Example, Generation, MultipleChoice, Request, ScriptedEngine, Untrusted
+from flexjudge_reward import ConfigError, Example, Generation, Media, MultipleChoice, Request, ScriptedEngine, Untrusted
 from flexjudge_reward.data.rows import BadRow, Row
 from support.late import late, needs
 
@@ -59,8 +60,12 @@ def edited(request: Request) -> str:
 
 def made(row: Row | BadRow = ROW, write: Reply = wrote, reason: Reply = reasoned, edit: Reply = edited) -> Draft:
     engines = [ScriptedEngine(reply) for reply in (write, wrote, reason, edit)]
-    (draft,) = Synthesis(Engines(*engines), MultipleChoice())([row])
-    return draft
+    _, draft = Synthesis(Engines(*engines), MultipleChoice())([Row(0, 0, Example("?", ["one"]), {}), row])
+    return draft  # of the second usable row: of two options B is best
+
+
+def always(reply: Any) -> Reply:
+    return lambda request: reply
 
 
 # ----------------------------------------------------------------------------------------------------------- leaks
@@ -113,11 +118,52 @@ def test_letters_faults_and_numbers_of_options_are_balanced() -> None:
     assert {kind for draft in drafts for kind in draft.kinds} == {*FAULTS, ""}
 
 
+@pytest.mark.parametrize("bad", [{0}, {1}, {0, 1}, {2}])
+def test_rows_that_cannot_be_used_do_not_upset_the_balance(bad: set[int]) -> None:
+    rows = [
+        BadRow(n, n, "broken") if n % 4 in bad else Row(n, n, Example(f"How many in {n}?", ["three stars"]), {})
+        for n in range(96)
+    ]
+    engines = Engines(*(ScriptedEngine(reply) for reply in (wrote, wrote, reasoned, edited)))
+    drafts = [draft for draft in Synthesis(engines, MultipleChoice())(rows) if not draft.why]
+    for options in {len(draft.candidates) for draft in drafts if len(drafts) >= 36}:
+        letters = Counter(draft.letter for draft in drafts if len(draft.candidates) == options)
+        assert len(letters) == options and max(letters.values()) - min(letters.values()) <= 3
+    first = Counter(draft.letter for draft in drafts[:12])
+    assert first == {"A": 6, "B": 6}
+
+
+SEEN = "I count three, as the description says."
+
+
+@pytest.mark.parametrize(
+    ("question", "thought", "why"),
+    [
+        pytest.param("How many stars?", SEEN, "result: speaks of a description", id="of_what_no_judge_sees"),
+        pytest.param("Which description fits?", SEEN, "", id="the_question_is_about_one"),
+        pytest.param("Write a caption.", "The caption is short.", "", id="the_question_asks_for_one"),
+        pytest.param("Write a title.", "The caption is short.", "result: speaks of a description", id="no_such_word"),
+    ],
+)
+def test_a_thought_speaks_of_a_description_only_where_the_row_does(question: str, thought: str, why: str) -> None:
+    draft = made(
+        Row(1, "x", Example([Media.image(Image.new("RGB", (56, 56))), question], ["three stars"]), {}),
+        reason=always(f"<think>{thought}</think><answer>B</answer>"),
+        edit=lambda one: edited(one).replace("image shows", "description says"),
+    )
+    assert draft.why == why
+
+
+def test_a_row_without_an_id_is_named_by_its_number() -> None:
+    assert (made(Row(7, None, Example("?", ["two"]), {})).id, made(BadRow(8, None, "broken")).id) == (7, 8)
+
+
 def test_which_faults_are_planted_does_not_tell_the_best_letter() -> None:
     best: dict[tuple[str, ...], set[int]] = {}
     for number in range(1200):
-        faults = draft_of(Row(number, number, Example("?", ["a"]), {})).faults
-        best.setdefault(tuple(sorted(faults)), set()).add(number % (len(faults) + 1))
+        draft = draft_of(Row(number, number, Example("?", ["a"]), {}))
+        draft.plan(number)
+        best.setdefault(tuple(sorted(draft.faults)), set()).add(draft.place % (len(draft.faults) + 1))
     assert all(places == set(range(len(faults) + 1)) for faults, places in best.items()) and len(best) == 4 + 6 + 4
 
 
@@ -132,10 +178,6 @@ def test_parts_with_the_same_settings_share_one_engine(monkeypatch: pytest.Monke
 
 
 UNREAD = "result: the judge's format does not read it"
-
-
-def always(reply: Any) -> Reply:
-    return lambda request: reply
 
 
 LEAKY = "<think>I count three. The hint says B.</think><answer>B</answer>"

@@ -86,7 +86,7 @@ def make() -> nano_samples.Maker:
     tokenizer = tokenizers.Tokenizer.from_file(str(path("omni") / "tokenizer.json"))
     processor = omni_model.make_processor(tokenizer)
     return nano_samples.Maker(
-        tokenizer, sft_data.Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048)
+        tokenizer, sft_data.Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048, "<|im_end|>")
     )
 
 

@@ -172,6 +172,41 @@ def test_a_teacher_file_without_scores_is_an_error_before_a_model_loads(
         run(monkeypatch, tmp_path / "seed", "--teacher_file", str(tmp_path / "teacher.jsonl"))
 
 
+def test_a_file_with_other_columns_is_read_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+
+    def traced(*words: Any, **rows: Any) -> Any:
+        found.update(rows)
+        raise ConfigError("read")
+
+    monkeypatch.setattr(make, "traces_file", traced)
+    names = {"question": "prompt", "candidates": ["response_a", "response_b"]}
+    with pytest.raises(ConfigError, match="read"):
+        run(monkeypatch, tmp_path / "seed", "--teacher_file", "rows.jsonl", "--columns", json.dumps(names))
+    assert found["columns"] == {"question": ["prompt"], "candidates": ["response_a", "response_b"]}
+    with pytest.raises(ConfigError, match="columns are names by entry"):
+        run(monkeypatch, tmp_path / "seed", "--teacher_file", "rows.jsonl", "--columns", '{"question": 3}')
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kept"),
+    [
+        pytest.param("notes.txt", "mine", True, id="another_file"),
+        pytest.param("README.md", "# My project", True, id="another_readme"),
+        pytest.param("README.md", "# Seed data of a judge\n", False, id="its_own_card"),
+        pytest.param("traces.skipped.jsonl.partial", "", False, id="a_run_that_was_cut_off"),
+    ],
+)
+def test_a_folder_with_other_files_stays_as_it_is(
+    name: str, text: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.setattr(make, "traces_file", lambda *_, **__: pytest.fail("made") if kept else Counter(traces=0))
+    with pytest.raises(Exception, match="that are not of this recipe" if kept else "traces.parquet"):
+        run(monkeypatch, tmp_path, "--limit", "2")
+    assert (tmp_path / name).read_text() == text
+
+
 def test_the_real_configuration_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import TrlParser
 

@@ -16,7 +16,6 @@ from flexjudge_recipes.nano import judge_traces
 
 import pytest
 from PIL import Image
-from tokenizers.processors import TemplateProcessing
 
 from flexjudge_reward import ConfigError, EngineError, Example, Judge, Prompt, Rubric, Scale, ScriptedEngine
 from flexjudge_reward.engines.model import Chat
@@ -34,6 +33,7 @@ sft_data = late("flexjudge_recipes.judge_training.sft.data")
 datasets = late("datasets")
 torch = late("torch")
 transformers = late("transformers")
+peft = late("peft")
 safe = late("safetensors.torch")
 trl = late("trl")
 
@@ -128,9 +128,7 @@ def test_a_configuration_parses_and_its_model_is_resolved_without_weights(
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained and not any(name.startswith(tuple(frozen)) for name in trained if frozen)
     if model_args.use_peft:
-        from peft import LoraConfig, get_peft_model
-
-        adapted = get_peft_model(model, LoraConfig(target_modules=models.lora_targets(model)))
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=models.lora_targets(model)))
         names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
         assert names and all(learns in name and "visual" not in name for name in names)
 
@@ -176,7 +174,7 @@ def test_arguments_that_train_something_else(flags: dict[str, Any], why: str, tm
 def test_a_prompt_is_what_an_engine_sends_and_the_loss_is_on_the_reply_with_its_end() -> None:
     rows, made = some_traces(6), renderer()
     data, skipped = made.dataset(rows)
-    assert not skipped and data.column_names == ["prompt", "completion", "length"]
+    assert not skipped and data.column_names == ["input_ids", "labels", "length"]
     arguments: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": 1024}
     trainer = trl.SFTTrainer(
         model=models.load(BASE, None, {"dtype": torch.float32}),
@@ -244,22 +242,11 @@ def test_a_row_of_a_file_is_shown_its_images(tmp_path: Path) -> None:
     assert data[0]["prompt"].index("<|image_pad|>") < data[0]["prompt"].index(row["question"])
 
 
-def test_an_opening_token_that_the_tokeniser_writes_is_not_in_the_prompt_twice(tmp_path: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
-    made = sft_data.Renderer(Chat(tokenizer, "<|vision_pad|>" + tokenizer.chat_template), "nano", 1024)
-    tokenizer.bos_token = "<|vision_pad|>"
-    assert made.row(some_traces(1)[0])["prompt"].startswith("<|vision_pad|><|im_start|>system")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|vision_pad|> $A", special_tokens=[("<|vision_pad|>", tokenizer.bos_token_id)]
-    )
-    assert made.row(some_traces(1)[0])["prompt"].startswith("<|im_start|>system")
-
-
 def test_reasoning_that_the_template_opens_is_not_opened_twice() -> None:
     template = transformers.AutoTokenizer.from_pretrained(BASE).chat_template
     opened = template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
     assert opened != template
-    row = sft_data.Renderer(Chat(renderer().chat.tokenizer, opened), "nano", 1024).row(some_traces(1)[0])
+    row = sft_data.Renderer(Chat(renderer().chat.tokenizer, opened), "nano", 1024, "<|im_end|>").row(some_traces(1)[0])
     assert row["prompt"].endswith("<think>\n") and not row["completion"].startswith("<think>")
 
 
@@ -351,10 +338,7 @@ def test_a_thinker_is_trained_and_put_back_into_the_files_of_the_whole_model(
     datasets.Dataset.from_list(some_traces(4)).to_parquet(traces)
     words = ("--dataset_name", str(traces), "--max_steps", "1", "--per_device_train_batch_size", "4")
     run(monkeypatch, judge, *words, "--model_name_or_path", str(whole))
-    before, after = (
-        safe.load_file(whole / "model.safetensors"),
-        safe.load_file(judge / "model.safetensors"),
-    )
+    before, after = safe.load_file(whole / "model.safetensors"), safe.load_file(judge / "model.safetensors")
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert before.keys() == after.keys()
     assert changed and all(name.startswith(("thinker.model.", "thinker.lm_head")) for name in changed)
@@ -362,6 +346,19 @@ def test_a_thinker_is_trained_and_put_back_into_the_files_of_the_whole_model(
     loaded = transformers.Qwen2_5OmniForConditionalGeneration.from_pretrained(judge)
     trained = safe.load_file(judge / "thinker" / "model.safetensors")
     assert all(torch.equal(weight, trained[name]) for name, weight in loaded.thinker.state_dict().items())
+
+
+def test_a_thinker_is_put_back_where_a_run_was_cut_off(tmp_path: Path) -> None:
+    base, thinker, out = (tmp_path / name for name in ("base", "thinker", "out"))
+    for folder in (base / "assets", thinker, out):
+        folder.mkdir(parents=True)
+    (base / "assets" / "voice.pt").write_text("voice")
+    safe.save_file({"thinker.a": torch.zeros(2), "talker.a": torch.ones(1)}, base / "model.safetensors")
+    safe.save_file({"a": torch.ones(2)}, thinker / "model.safetensors")
+    for _ in range(2):
+        models.put_back(thinker, base, out)
+    assert torch.equal(safe.load_file(out / "model.safetensors")["thinker.a"], torch.ones(2))
+    assert (out / "assets" / "voice.pt").read_text() == "voice"
 
 
 def test_a_thinker_of_another_model_is_not_put_back(tmp_path: Path) -> None:

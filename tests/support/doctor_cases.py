@@ -35,13 +35,23 @@ def clipped(values: list[float]) -> str:
     return tags(*(min(10, max(1, round(value))) for value in values))
 
 
+def worth(text: str) -> float:
+    """The grade that an answer says; with another answer after it, nothing."""
+    return grade(text) if len(text.split()) <= 2 else 1
+
+
 def good(request: Request) -> str:
+    return clipped([worth(text) for text in candidates(request)])
+
+
+def hasty(request: Request) -> str:
+    """Reads the beginning of an answer only."""
     return clipped([grade(text) for text in candidates(request)])
 
 
 def biased(request: Request) -> str:
     """Three points more for the first of several."""
-    values: list[float] = [grade(text) for text in candidates(request)]
+    values = [worth(text) for text in candidates(request)]
     return clipped([value + 3 * (len(values) > 1 and place == 0) for place, value in enumerate(values)])
 
 
@@ -49,7 +59,7 @@ def noisy(request: Request) -> str:
     """Right on average; the seed of the sampling decides how wrong it is."""
     texts = candidates(request)
     noise = random.Random(f"{request.sampling.seed} {texts}")
-    return clipped([grade(text) + noise.gauss(0, 4) for text in texts])
+    return clipped([worth(text) + noise.gauss(0, 4) for text in texts])
 
 
 def coin(request: Request) -> str:
@@ -96,6 +106,7 @@ CASES = {
         scripted(noisy, 9), ("pointwise", "pairwise"), "go", ("pointwise + 9 votes", "pairwise + 9 votes")
     ),
     "a coin": Case(scripted(coin), ("pointwise", "pairwise"), "no-go", ()),
+    "does not read to the end": Case(scripted(hasty), ("pointwise", "pairwise", "listwise"), "no-go", ()),
     "declines a quarter": Case(scripted(mute), ("pointwise", "pairwise"), "no-go", ()),
 }
 

@@ -99,6 +99,7 @@ _LORA = re.compile(r"llm\.base_model\.model\.(.+)\.lora_(?:A|B)\.(?:default\.)?w
 _EMBEDDINGS = "llm.base_model.model.model.embed_tokens.weight"
 _IN, _OUT = "model.embed_tokens.weight", "lm_head.weight"
 _NEW = 2  # tokens that Mol-LLaMA adds: padding and the place of a molecule
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOKEN = "<mol>"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE = """\
@@ -130,7 +131,7 @@ def convert(judge: Path, mol_llama: Path, flat: Path, space: Path, output: Path)
     state |= renamed(tensors(flat), FLAT, flat) | renamed(tensors(space), SPACE, space)
     tokens, alpha = _token_count(mol_llama), _number(settings, ("llm_config", "lora_config", "lora_alpha"), 32)
     language = merged(tensors(judge), released, tokens, alpha)
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    state = {name: value.float() if value.dtype in _FLOATS else value for name, value in state.items()}
     state |= {f"llm.{name}": value for name, value in language.items()}
     config = MolConfig(_language_config(judge, tokens), tokens - 1, dtype=language[_IN].dtype, **sizes(state, settings))
     with torch.device("meta"):  # an 8B model is in memory once
@@ -142,6 +143,7 @@ def convert(judge: Path, mol_llama: Path, flat: Path, space: Path, output: Path)
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     _write_rest(partial, judge, mol_llama, tokenizer, config.queries)
+    _note_type(partial / "config.json", language[_IN].dtype)
     partial.rename(output)
 
 
@@ -167,7 +169,8 @@ def tensors(source: Path) -> Tensors:
 def _tensors_of(file: Path) -> Tensors:
     try:
         is_plain = file.suffix == ".safetensors"
-        held: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Uni-Core keeps the options of its command so
+            held: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a pickle that wants to run something, or of a damaged file
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{file} is not a file of plain tensors, and nothing else is loaded: {reason}") from None
@@ -271,13 +274,17 @@ def sizes(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dic
 
 
 def _check(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], tied: set[str]) -> None:
-    """Raises ConfigError: a tensor is missing, not of the model, or of another shape."""
+    """Raises ConfigError: a tensor is missing, not of the model, of another shape or type, or has what is no number."""
     for name in sorted(expected.keys() - given.keys() - tied):
         raise ConfigError(f"the parts lack the tensor {name!r}, by our name for it")
     for name, value in given.items():
         wanted = expected[name].shape if name in expected else "none"
         if wanted != value.shape:
             raise ConfigError(f"the tensor {name!r} has the shape {tuple(value.shape)}; the model has {wanted}")
+        if expected[name].is_floating_point() and value.dtype not in _FLOATS:
+            raise ConfigError(f"the tensor {name!r} is of {value.dtype}: give weights that are not quantised")
+        if not value.isfinite().all():
+            raise ConfigError(f"the tensor {name!r} has values that are no finite numbers: its file is damaged")
 
 
 def _language_config(judge: Path, tokens: int) -> dict[str, Any]:
@@ -310,6 +317,13 @@ def _write_rest(folder: Path, judge: Path, mol_llama: Path, settings: dict[str, 
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("QUERIES", str(queries)), "utf-8")
     if (judge / "generation_config.json").is_file():
         shutil.copyfile(judge / "generation_config.json", folder / "generation_config.json")
+
+
+def _note_type(file: Path, dtype: torch.dtype) -> None:
+    """Writes the type of the language model into the config: what was saved is that of the encoder, always float32."""
+    config, name = _json(file), str(dtype).removeprefix("torch.")
+    config |= {"dtype": name, "llm_config": config["llm_config"] | {"dtype": name}}
+    file.write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def _number(settings: Mapping[str, Any], names: Sequence[str], released: float) -> float:

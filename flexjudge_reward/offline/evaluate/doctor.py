@@ -8,6 +8,8 @@ those that are not worse by the interval of their difference the one with the fe
 
     failed <= max_failed                  judgements that cannot be read
     flips <= max_flips                    pairs decided by their order alone; a position swap makes ties of them
+    unread <= max_unread                  answers that are as good with one to another question after them
+                                          (`endings.py`), by the lower end of its interval
     lower end of the interval >= minimum  of the agreement; a half is what a coin gets
 
 The verdict is go, no-go, or undecided: good enough, but there are too few labels for the interval to say so.
@@ -24,7 +26,8 @@ from typing import Any, Literal
 
 from flexjudge_reward.errors import ConfigError, need
 from flexjudge_reward.judge.judge import Judge
-from flexjudge_reward.offline.evaluate.formulas import labels_needed
+from flexjudge_reward.offline.evaluate.endings import with_unread
+from flexjudge_reward.offline.evaluate.formulas import labels_needed, wilson
 from flexjudge_reward.offline.evaluate.judging import check_rows, judged, plain_judge
 from flexjudge_reward.offline.evaluate.labels import user_rows
 from flexjudge_reward.offline.evaluate.metrics import Judged
@@ -45,6 +48,7 @@ class Thresholds:
     min_agreement: float = 0.6
     max_failed: float = 0.05
     max_flips: float = 0.2
+    max_unread: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises ConfigError: one is no share, such as a percentage."""
@@ -76,7 +80,8 @@ class Diagnosis:
         return asdict(self) | {"settings": named, "recommended": recommended}
 
     def __str__(self) -> str:
-        columns = ("agreement", "failed", "flips", "first_place", "ties", "cycles", "longer", "styled", "consistency")
+        biases = ("longer", "styled", "unread", "consistency")
+        columns = ("agreement", "failed", "flips", "first_place", "ties", "cycles", *biases)
         lines = ["| setting | " + " | ".join([*columns, "forced", "tokens/1k", "seconds/1k"]) + " |"]
         lines.append("|---" * (len(columns) + 4) + "|")
         for one in self.settings:
@@ -175,7 +180,8 @@ def examined(given: Judge, format: str, rows: Sequence[Labelled], seed: int) -> 
     _check_shown(asked, found)
     rollouts = sum(len(row.merits) for row in rows)
     pairs = compared(asked, found)
-    return settings_of(format, judge.sampling.max_tokens, pairs, found, rollouts, seconds, seed)
+    settings = settings_of(format, judge.sampling.max_tokens, pairs, found, rollouts, seconds, seed)
+    return with_unread(settings, judge, votes, rows, seed)
 
 
 def _check_shown(rows: Sequence[Labelled], found: Sequence[Judged]) -> None:
@@ -241,6 +247,12 @@ def faults_of(setting: Setting, thresholds: Thresholds) -> list[str]:
         noise = abs(setting.first_place - 0.5) < _NOISE  # a list has no first place: NaN is no noise
         why = "and not for its place, so it is noise: votes" if noise else "position_swap=True makes ties of these"
         found.append(f"the other order has another outcome in {setting.flips:.1%} of the pairs; {why}")
+    if setting.unread_of and wilson(setting.unread, setting.unread_of)[0] > thresholds.max_unread:
+        found.append(
+            f"it does not read to the end: {setting.unread:.1%} of {setting.unread_of} answers are as good to it with"
+            " an answer to another question after them, so that a policy is paid for not stopping as before (where only"
+            " the beginning of an answer is to count: max_unread 1)"
+        )
     return found
 
 

@@ -1,10 +1,10 @@
 """A labelled set without labels: the user's own answers, and worse ones made from them by planted faults.
 
-Of each row come up to four candidates whose order is known (MR. Judge's reverse candidates: the original need not be
+Of each row come up to five candidates whose order is known (MR. Judge's reverse candidates: the original need not be
 perfect, only better than what was done to it):
 
     3  the row's own answer: its reference, or else its first candidate
-    2  one fault: the second half of its words is missing
+    2  one fault: the second half of its words is missing, or an answer to another question follows it
     1  two faults: what is left is out of order, too
     0  the answer to another question
 
@@ -57,14 +57,15 @@ def _other(answers: Sequence[str | None], index: int) -> str | None:
 
 
 def _worse(answer: str, other: str | None, seed: int) -> dict[str, float]:
-    """Candidates with what each is worth; fewer than four where a fault changes nothing."""
+    """Candidates with what each is worth; fewer than five where a fault changes nothing."""
     words = answer.split()
     kept = words[: max(1, (len(words) + 1) // 2)]
     mixed = random.Random(seed).sample(kept, len(kept))
     if mixed == kept:
         mixed = kept[::-1]
     found = {answer: 3.0}
-    for text, worth in ((" ".join(kept), 2.0), (" ".join(mixed), 1.0), (other, 0.0)):
+    run_on = None if other is None else f"{answer} {other}"
+    for text, worth in ((" ".join(kept), 2.0), (run_on, 2.0), (" ".join(mixed), 1.0), (other, 0.0)):
         if text is not None:
             found.setdefault(text, worth)
     return found if len(found) > 1 else {}

@@ -74,6 +74,10 @@ class Setting:
     """Per 1,000 rollouts."""
     seconds: float
     """Per 1,000 rollouts, as measured here; NaN where replies came from the cache."""
+    unread: float = math.nan
+    """How often an answer with one to another question after it is as good to the judge; NaN without such pairs."""
+    unread_of: int = 0
+    """Pairs that this was asked of."""
 
     @property
     def name(self) -> str:

@@ -119,17 +119,24 @@ class Draft:
     """One row on its way."""
 
     id: object
-    number: int
     question: Content
     answer: str
-    faults: list[str]
+    why: str = ""
+    """Why it was left out."""
+    place: int = 0
+    """Of the good answer among the options, modulo their number."""
+    faults: list[str] = field(default_factory=list)
+    """To be planted."""
     candidates: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     """Of each candidate its fault; empty for the good one."""
     description: str = ""
     thought: str = ""
-    why: str = ""
-    """Why it was left out."""
+
+    def plan(self, number: int) -> None:
+        """Decides place and faults, by its number among the usable rows: others must not upset the balance."""
+        self.place, count = number, 1 + number // 12 % 3  # each place with each count: both cycles are of 12 rows
+        self.faults = random.Random(f"faults {number}").sample(FAULTS, count)  # which ones must not tell the place
 
     @property
     def best(self) -> int:
@@ -172,8 +179,12 @@ class Synthesis:
     def __call__(self, rows: Iterable[Row | BadRow]) -> Iterator[Draft]:
         """The drafts in the order of the rows; those with a `why` are left out of the result."""
         left = iter(rows)
+        usable = 0
         while batch := list(islice(left, _BATCH)):
             drafts = [draft_of(row) for row in batch]
+            for draft in drafts:
+                draft.plan(usable)
+                usable += not draft.why
             self._candidates(drafts)
             self._step("describe", drafts, self.engines.describer, self._describe, _set_description)
             self._step("reason", drafts, self.engines.reasoner, self._reason, self._set_reasoning)
@@ -210,7 +221,7 @@ class Synthesis:
         for draft in drafts:
             if not draft.why and not draft.candidates:
                 draft.why = "candidate: none could be used"
-            place = draft.number % (len(draft.candidates) + 1)  # each letter is best equally often
+            place = draft.place % (len(draft.candidates) + 1)  # each letter is best equally often
             draft.candidates.insert(place, draft.answer)
             draft.kinds.insert(place, "")
 
@@ -264,7 +275,8 @@ class Synthesis:
         forged = any(tag in draft.thought.lower() for tag in TAGS)
         if forged or verdict.scores is None or verdict.scores[draft.best] != 1:
             return "result: the judge's format does not read it"
-        if draft.description and of_description(draft.thought):
+        shown = " ".join((*map(str, draft.text), *draft.candidates))  # a question may be about a description
+        if draft.description and of_description(draft.thought) and not of_description(shown):
             return "result: speaks of a description"
         if kinds := leaks(draft.thought, self.hint(draft), draft.letter, self.told):
             return f"result: leak, {kinds[0]}"
@@ -272,16 +284,12 @@ class Synthesis:
 
 
 def draft_of(row: Row | BadRow) -> Draft:
-    """The draft of a row with one good answer, a text. One to three faults of different kinds, by its number."""
+    """The draft of a row with one good answer, a text."""
+    name = row.number if row.id is None else row.id
     if isinstance(row, BadRow):
-        return Draft(row.id, row.number, (), "", [], why=f"row: {row.why}")
+        return Draft(name, (), "", f"row: {row.why}")
     answer = "".join(part for part in row.example.candidates[0] if isinstance(part, str)).strip()
-    count = 1 + row.number // 12 % 3  # every place with every number of options: both cycles are of 12 rows
-    faults = random.Random(f"faults {row.number}").sample(FAULTS, count)  # which ones must not tell the best letter
-    draft = Draft(row.id, row.number, row.example.question, answer, faults)
-    if not answer:
-        draft.why = "row: the answer is empty"
-    return draft
+    return Draft(name, row.example.question, answer, "" if answer else "row: the answer is empty")
 
 
 def result_of(reply: Generation) -> str | Failure:

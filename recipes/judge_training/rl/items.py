@@ -18,18 +18,18 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flexjudge_recipes.judge_training.rl.rewards import earned, picked
 
-from flexjudge_reward import ConfigError, Example, Format, Judge, Media
+from flexjudge_reward import ConfigError, Example, Judge, Media, OneCall
 from flexjudge_reward.data.cells import is_number
 from flexjudge_reward.data.rows import BadRow, Row, Rows
+from flexjudge_reward.engines.model import Chat
 from flexjudge_reward.offline.annotate import layer_settings
-from flexjudge_reward.prompts.quoting import flatten
 
 Stage = Literal["text", "caption", "media"]
 
@@ -48,7 +48,7 @@ class Item:
         return Item(self.example.with_candidates(candidates), tuple(self.scores[index] for index in order), self.task)
 
 
-def read_items(rows: Rows, format: Format, stage: Stage, reward: str) -> tuple[list[Item], Counter[str]]:
+def read_items(rows: Rows, format: OneCall, stage: Stage, reward: str) -> tuple[list[Item], Counter[str]]:
     """The items of a data set, and the reasons for which rows were left out, with their numbers.
 
     Raises ConfigError: no row can be used; the message has the most frequent reason.
@@ -57,7 +57,7 @@ def read_items(rows: Rows, format: Format, stage: Stage, reward: str) -> tuple[l
     left_out: Counter[str] = Counter()
     for row in rows.read(lambda row: format.check(row.example)):
         try:
-            items.append(_item(row, stage, reward))
+            items.append(_item(row, format, stage, reward))
         except ConfigError as error:
             left_out[str(error)] += 1
     if not items:
@@ -66,7 +66,7 @@ def read_items(rows: Rows, format: Format, stage: Stage, reward: str) -> tuple[l
     return items, left_out
 
 
-def _item(row: Row | BadRow, stage: Stage, reward: str) -> Item:
+def _item(row: Row | BadRow, format: OneCall, stage: Stage, reward: str) -> Item:
     if isinstance(row, BadRow):
         raise ConfigError(row.why)
     scores = row.entry.get("scores")
@@ -76,8 +76,13 @@ def _item(row: Row | BadRow, stage: Stage, reward: str) -> Item:
         raise ConfigError("a row needs as many 'scores' as candidates")
     if reward in ("choice", "both_orders") and picked(scores) is None:
         raise ConfigError("two candidates share the highest score")
+    if reward == "ranking" and len(set(scores)) < len(scores):
+        raise ConfigError("candidates with equal scores have no order")
     if reward == "both_orders" and len(scores) != 2:
         raise ConfigError("both orders are those of two candidates")
+    scale = format.scale(row.example)
+    if reward == "teacher" and not all(scale.low <= one <= scale.high for one in scores):
+        raise ConfigError(f"the teacher's scores are off the scale {scale.low:g} to {scale.high:g}")
     example = _staged(row.example, stage, row.entry.get("description"))
     if any(media.kind != "image" for media in example.media):
         raise ConfigError("the trainer can show images only")
@@ -160,34 +165,35 @@ def _redrawn(judge: Judge, draw: int) -> Judge:
     return Judge(judge.format, judge.engine, replace(judge.sampling, seed=judge.sampling.seed + draw))
 
 
-def trainer_rows(
-    items: Iterable[Item], format: Format, tokens: Collection[str], twins: bool
-) -> Iterator[dict[str, Any]]:
-    """Rows of a TRL data set: `prompt`, `images`, `scores`, `task`, and `twin` where a pair comes in both orders.
+def trainer_rows(items: Iterable[Item], format: OneCall, chat: Chat, twins: bool) -> Iterator[dict[str, Any]]:
+    """Rows of a TRL data set: `prompt`, `images`, `scores`, `scale`, `task`, and `twin` of a pair in both orders.
 
     Args:
-        tokens: the control tokens of the judge's tokenizer, which are neutralised in candidates as at use.
+        chat: of the judge; the turns are those that its template gets at use, with control tokens neutralised.
         twins: every item once more, its two candidates the other way round, right after it.
     """
     for number, item in enumerate(items):
         for order in (None, (1, 0)) if twins else (None,):
             shown = item if order is None else item.reordered(order)
             (prompt,) = format.render(shown.example)
-            contents = [flatten(message, tokens) for message in prompt.messages]
-            roles = [message.role for message in prompt.messages]
+            scale = format.scale(shown.example)
             yield {
-                "prompt": [
-                    {"role": role, "content": _parts(parts)} for role, parts in zip(roles, contents, strict=True)
-                ],
-                "images": [part.images()[0] for parts in contents for part in parts if isinstance(part, Media)],
+                "prompt": _turns(chat.messages(prompt)),
+                "images": [media.images()[0] for media in prompt.shown],
                 "scores": list(shown.scores),
+                "scale": [scale.low, scale.high, float(scale.decimals)],
                 "task": shown.task,
                 "twin": number if twins else -1,
             }
 
 
-def _parts(parts: Sequence[str | Media]) -> list[dict[str, str | None]]:
-    """TRL fills the places of images in their order; all parts have the same keys, as a table needs."""
-    return [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "text": None} for part in parts
+def _turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """TRL fills the places of images in their order; all contents are alike and all parts have the same keys."""
+    if all(isinstance(message["content"], str) for message in messages):
+        return messages
+    contents = [
+        [{"type": "text", "text": given}] if isinstance(given := message["content"], str) else given
+        for message in messages
     ]
+    parts = [[{"type": part["type"], "text": part.get("text")} for part in content] for content in contents]
+    return [{"role": one["role"], "content": content} for one, content in zip(messages, parts, strict=True)]

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flexjudge_reward import ConfigError, Example, Format, Generation, Verdict
+from flexjudge_reward import ConfigError, Example, Format, Generation, Rubric, Scale, Verdict
 from flexjudge_reward.types import FailureKind
 
 OWN: tuple[FailureKind, ...] = ("truncated", "malformed", "out_of_range", "wrong_count", "refused", "empty")
 """Failures that the judge's own reply causes."""
 
 
-def read(format: Format, candidates: int, text: str, tokens: int, limit: int) -> Verdict:
+def read(format: Format, candidates: int, text: str, tokens: int, limit: int, scale: Scale | None = None) -> Verdict:
     """The verdict in a completion of a trainer.
 
     Args:
@@ -32,9 +32,11 @@ def read(format: Format, candidates: int, text: str, tokens: int, limit: int) ->
         tokens: its length, with the end-of-turn token.
         limit: tokens after which a reply counts as cut, whatever it holds; MR. Judge gives such a reply nothing,
             because it otherwise learns to write ever longer.
+        scale: that the prompt named, where it is another than the format's.
     """
     generation = Generation(text, "length" if tokens >= limit else "stop", completion_tokens=tokens)
-    return format.read(Example("", [""] * candidates), [generation])
+    rubric = None if scale is None else Rubric("as in the prompt", scale)
+    return format.read(Example("", [""] * candidates, rubric=rubric), [generation])
 
 
 def choice(verdict: Verdict, scores: Sequence[float], form: float = 0.1) -> float | None:
@@ -66,10 +68,12 @@ def ranking(verdict: Verdict, scores: Sequence[float]) -> float | None:
     """1 less the edit distance between the verdict's order and the true one, per candidate.
 
     Two different orders are at least two edits apart, so three candidates give 1 or 1/3. Equal scores count as the
-    reverse of the true order, so that a judge gains nothing by a tie.
+    reverse of the true order, so that a judge gains nothing by a tie. Raises ConfigError if true scores are equal.
     """
     if verdict.scores is None:
         return _unread(verdict)
+    if len(set(scores)) < len(scores):
+        raise ConfigError(f"candidates with equal true scores have no order, found {list(scores)}")
     true = sorted(range(len(scores)), key=lambda one: -scores[one])
     given = verdict.scores
     said = sorted(reversed(true), key=lambda one: -given[one])

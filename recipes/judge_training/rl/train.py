@@ -17,17 +17,22 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from flexjudge_recipes.common import Restored, begin, loading, parsed, plot, publish
+from flexjudge_recipes.common import Restored, begin, loading, parsed, plot, publish, say
 from flexjudge_recipes.dpo_vlm.sampling import policy_engine
 from flexjudge_recipes.judge_training.rl import items, nano_items
 from flexjudge_recipes.judge_training.rl.rewards import REWARDS
 from flexjudge_recipes.judge_training.rl.trl_reward import TrlReward
-from flexjudge_recipes.nano import vlm_task
+from flexjudge_recipes.judge_training.sft.models import (
+    freeze_encoders,
+    load_processor,
+    model_class,
+    read_config,
+    save_judge,
+)
 from flexjudge_recipes.program import run
 
 from accelerate import PartialState
@@ -35,11 +40,13 @@ from datasets import Dataset, Image, List
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from flexjudge_reward import ConfigError, Engine, Format, Judge, Sampling
+from flexjudge_reward import ConfigError, Engine, Judge, OneCall, Sampling
 from flexjudge_reward.data.rows import Rows
-from flexjudge_reward.engines.model import Source, added_tokens, load_tokenizer
+from flexjudge_reward.engines.model import Chat, Source, load_tokenizer
+from flexjudge_reward.engines.replies import THINKS
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.nano import path
+from flexjudge_reward.prompts.template import copy_prompt_set, own_prompt_set, prompt_sets
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -55,7 +62,7 @@ class RecipeArguments:
     stage: str = field(default="media", metadata={"help": "text, caption or media; see items.py."})
     reward: str = field(default="choice", metadata={"help": "choice, both_orders, ranking or teacher; see rewards.py."})
     format: str = field(default="multiple_choice", metadata={"help": "How the judge is asked."})
-    prompt_set: str = field(default="flex", metadata={"help": "The wording it was trained with: flex, nano, a folder."})
+    prompt_set: str | None = field(default=None, metadata={"help": "flex, nano, a folder; else the judge's own."})
     rubric: str = field(default="helpfulness", metadata={"help": "The name or file of a rubric."})
     pass_draws: int = field(default=8, metadata={"help": "Replies per item that find its pass rate; 0 keeps all."})
     pass_low: float = field(default=0.1, metadata={"help": "Items below are too hard to learn from."})
@@ -86,15 +93,23 @@ class RecipeArguments:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is at least {least}, found {getattr(self, name)}")
 
-    def asked(self) -> Format:
-        """The format, in its wording."""
-        return FORMATS[self.format](self.rubric, self.prompt_set)
+    def asked(self, start: str) -> OneCall:
+        """The format, in its wording: by default in that of the judge in the folder `start`. Raises ConfigError."""
+        own = own_prompt_set(start)
+        self.prompt_set = self.prompt_set or str(own or "flex")
+        if self.prompt_set not in prompt_sets() and not Path(self.prompt_set).is_dir():
+            known = ", ".join(prompt_sets())
+            raise ConfigError(f"prompt_set is one of {known}, or a folder of your own, found {self.prompt_set!r}")
+        format = FORMATS[self.format](self.rubric, self.prompt_set)
+        if own and not format.template.is_of(own, format.name):
+            say("other words", f"the judge was trained with those in {own}, and goes on with {self.prompt_set}")
+        return format
 
 
 # ------------------------------------------------------------------------------------------------------------ data
 
 
-def all_items(options: RecipeArguments, format: Format, seed: int) -> list[items.Item]:
+def all_items(options: RecipeArguments, format: OneCall, seed: int) -> list[items.Item]:
     """The items before the filter."""
     if options.dataset_name == "nano":
         media, old = options.stage == "media", round(options.items * options.replay)
@@ -111,7 +126,7 @@ def all_items(options: RecipeArguments, format: Format, seed: int) -> list[items
 
 
 def kept(
-    options: RecipeArguments, found: list[items.Item], engine: Engine, args: GRPOConfig, format: Format
+    options: RecipeArguments, found: list[items.Item], engine: Engine, args: GRPOConfig, format: OneCall
 ) -> list[items.Item]:
     """The items that the judge gets right sometimes: the others give groups without any difference.
 
@@ -127,7 +142,8 @@ def kept(
         chosen = [item for item, rate in zip(found, rates, strict=True) if rate is not None and low <= rate <= high]
         print(f"items          {len(chosen)} of {len(found)} have a pass rate of {low} to {high}", flush=True)
         found = chosen
-    needed = max(2, args.generation_batch_size // args.num_generations)
+    orders = 2 if options.reward == "both_orders" else 1
+    needed = max(2, args.generation_batch_size // args.num_generations) // orders
     if len(found) < needed:
         raise ConfigError(
             f"{len(found)} items are left, and a batch holds {needed}: give more, or widen pass_low and high"
@@ -157,13 +173,27 @@ class Stop(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
+def check(options: RecipeArguments, args: GRPOConfig, model_args: ModelConfig) -> None:
+    """Raises ConfigError for arguments that TRL takes and that would end the run, or measure something else, later."""
+    drawn, needed = args.per_device_train_batch_size * args.steps_per_generation, 2 * args.num_generations
+    if options.reward == "both_orders" and drawn % needed:
+        raise ConfigError(
+            "both orders of a pair must be in one process: per_device_train_batch_size times steps_per_generation must"
+            f" be a multiple of twice num_generations, {needed}: found {drawn}"
+        )
+    if options.dataset_name == "nano" and options.measure_every and model_args.use_peft:
+        raise ConfigError("the nano run measures whole weights: --measure_every 0 with --use_peft true")
+
+
 def main() -> None:
     """Reads the arguments, filters the items, trains, reports."""
     options, args, model_args = parsed((RecipeArguments, GRPOConfig, ModelConfig))
+    check(options, args, model_args)
     checkpoint = begin(args, options.resume)
     nano = model_args.model_name_or_path == "nano"
     start = str(path("judge")) if nano else model_args.model_name_or_path
-    format, revision = options.asked(), model_args.model_revision
+    format, revision = options.asked(start), model_args.model_revision
+    model_class(read_config(start, revision))
     with PartialState().main_process_first():  # one process finds the pass rates, the others read them
         engine = policy_engine(start, revision, options.policy_memory)
         chosen = items.balanced(kept(options, all_items(options, format, args.seed), engine, args, format), args.seed)
@@ -172,8 +202,9 @@ def main() -> None:
     trainer, measure, stop = make_trainer(options, args, model_args, start, format, chosen)
     trainer.add_callback(Restored(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    save_judge(trainer, start, revision, {"dtype": model_args.dtype})
     if trainer.accelerator.is_main_process:
+        copy_prompt_set(str(options.prompt_set), Path(args.output_dir))
         report(trainer, options, len(chosen), measure, stop)
 
 
@@ -182,27 +213,28 @@ def make_trainer(
     args: GRPOConfig,
     model_args: ModelConfig,
     start: str,
-    format: Format,
+    format: OneCall,
     chosen: list[items.Item],
 ) -> tuple[GRPOTrainer, nano_items.Measure | None, Stop]:
     """The trainer with its callbacks, towers frozen: what the judge sees does not change."""
     args.model_init_kwargs = loading(model_args, args.model_init_kwargs)
     args.shuffle_dataset = False  # the items are in random order, balanced, and twins stay together
-    reward = TrlReward(options.reward, format, args.max_completion_length)
-    tokens = added_tokens(load_tokenizer(Source.find(start, model_args.model_revision, False)))
-
-    def rows() -> Iterator[dict[str, Any]]:
-        return items.trainer_rows(chosen, format, tokens, twins=options.reward == "both_orders")
-
+    source = Source.find(start, model_args.model_revision, False)
+    chat = Chat(load_tokenizer(source), source.template())
+    known = {name: value for name, value in THINKS.items() if name in chat.template}  # processors warn of others
+    args.chat_template_kwargs = known | (args.chat_template_kwargs or {})
+    reward = TrlReward(options.reward, format, args.max_completion_length, chat)
+    rows = items.trainer_rows(chosen, format, chat, twins=options.reward == "both_orders")
     trainer = GRPOTrainer(
         model=start,
-        processing_class=vlm_task.processor() if model_args.model_name_or_path == "nano" else None,
+        processing_class=load_processor(start, model_args.model_revision),
         reward_funcs=[reward],
         args=args,
-        train_dataset=Dataset.from_list(list(rows())).cast_column("images", List(Image())),
+        train_dataset=data_set(list(rows)),
         peft_config=get_peft_config(model_args),
     )
-    freeze(trainer.model)
+    check_prompt(trainer, chat.render(format.render(chosen[0].example)[0]))
+    freeze_encoders(trainer.model)
     stop = Stop(options.most_without_variance)
     trainer.add_callback(stop)
     measure = None
@@ -215,11 +247,19 @@ def make_trainer(
     return trainer, measure, stop
 
 
-def freeze(model: Any) -> None:
-    """No gradients for the towers that see and hear."""
-    for name, weights in model.named_parameters():
-        if "visual" in name or "vision" in name or "audio" in name:
-            weights.requires_grad_(False)
+def data_set(rows: list[dict[str, Any]]) -> Dataset:
+    """The rows for the trainer, which wants a model that sees as soon as there is a column of images."""
+    made = Dataset.from_list(rows)
+    shows = any(row["images"] for row in rows)
+    return made.cast_column("images", List(Image())) if shows else made.remove_columns("images")
+
+
+def check_prompt(trainer: GRPOTrainer, expected: str) -> None:
+    """Raises ConfigError: the trainer shows the judge another first prompt than an engine will."""
+    options = {"tokenize": False, "add_generation_prompt": True, **trainer.chat_template_kwargs}
+    shown = trainer.processing_class.apply_chat_template(trainer.train_dataset[0]["prompt"], **options)
+    if shown != expected:
+        raise ConfigError(f"the trainer would show this model another prompt than its engines: {shown[:300]!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------- report

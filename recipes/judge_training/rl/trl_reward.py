@@ -12,20 +12,24 @@ from typing import Any
 
 from flexjudge_recipes.judge_training.rl import rewards
 
-from flexjudge_reward import ConfigError, Format, Verdict
+from flexjudge_reward import ConfigError, Format, Scale, Verdict
+from flexjudge_reward.engines.model import Chat
+from flexjudge_reward.engines.replies import plain
 from flexjudge_reward.formats.builtin import LETTERS
 
 
 class TrlReward:
     """One reward per completion, in [0, 1]; None where the judge is not to blame."""
 
-    def __init__(self, reward: str, format: Format, limit: int) -> None:
+    def __init__(self, reward: str, format: Format, limit: int, chat: Chat | None = None) -> None:
         """
         Args:
             reward: one of `rewards.REWARDS`.
             limit: the trainer's `max_completion_length`; a reply that reaches it earns nothing.
+            chat: of the judge, to read replies as its engines do. A trainer leaves out control tokens, which the marks
+                of a thought are in some families.
         """
-        self.__name__, self.format, self.limit = reward, format, limit
+        self.__name__, self.format, self.limit, self.chat = reward, format, limit, chat
 
     def __call__(
         self,
@@ -34,13 +38,15 @@ class TrlReward:
         scores: Sequence[Sequence[float]],
         task: Sequence[str],
         twin: Sequence[int],
+        scale: Sequence[Sequence[float]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
         """Raises ConfigError: the two orders of a pair are not in one call."""
+        scales = [None] * len(scores) if scale is None else [Scale(low, high, bool(d)) for low, high, d in scale]
         verdicts = [
-            rewards.read(self.format, len(true), _text(completion), len(ids), self.limit)
-            for completion, ids, true in zip(completions, completion_ids, scores, strict=True)
+            rewards.read(self.format, len(true), self._text(completion, ids), len(ids), self.limit, named)
+            for completion, ids, true, named in zip(completions, completion_ids, scores, scales, strict=True)
         ]
         if log_metric is not None:
             for name, value in _shares(verdicts, scores, task).items():
@@ -49,9 +55,11 @@ class TrlReward:
             return _both(verdicts, scores, twin)
         return [rewards.earned(self.__name__, verdict, true) for verdict, true in zip(verdicts, scores, strict=True)]
 
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else str(completion[0]["content"])
+    def _text(self, completion: Any, ids: Sequence[int]) -> str:
+        if self.chat is not None:
+            whole = self.chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            return plain(whole.removesuffix(self.chat.tokenizer.eos_token or ""), self.chat.special)
+        return completion if isinstance(completion, str) else str(completion[0]["content"])
 
 
 def _both(verdicts: Sequence[Verdict], scores: Sequence[Sequence[float]], twin: Sequence[int]) -> list[float | None]:

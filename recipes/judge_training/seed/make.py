@@ -39,7 +39,9 @@ JUDGELM = {
     "question": ["question_body"],
     "candidates": ["answer1_body", "answer2_body"],
 }
-"""The columns of JudgeLM-100K; its teacher's scores are in `score`."""
+"""The columns of JudgeLM-100K by our names; its teacher's scores are in `score`."""
+
+TITLE = "# Seed data of a judge"  # of the card
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
@@ -51,6 +53,7 @@ class RecipeArguments:
     output_dir: str = field(metadata={"help": "The folder of the result."})
     teacher_file: str = field(default="nano", metadata={"help": "Rows of JudgeLM-100K's form: a file, org/name, nano."})
     teacher_split: str | None = field(default=None, metadata={"help": "The split, if there are several."})
+    columns: dict[str, Any] | str | None = field(default=None, metadata={"help": "Those of another file; see JUDGELM."})
     teacher_scores: str = field(default="score", metadata={"help": "The column with the teacher's two scores."})
     limit: int | None = field(default=None, metadata={"help": "The most rows; for nano how many are made."})
     judge: dict[str, Any] | str | None = field(default=None, metadata={"help": "The settings of Judge, as JSON."})
@@ -71,6 +74,25 @@ def diversity(settings: dict[str, Any]) -> Diversity:
     return Diversity(**settings)
 
 
+def columns(given: dict[str, Any]) -> dict[str, list[str]]:
+    """The columns of the file by our names; one name stands for a list of one. Raises ConfigError."""
+    named = {entry: [name] if isinstance(name, str) else name for entry, name in (given or JUDGELM).items()}
+    for names in named.values():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"columns are names by entry, such as {JUDGELM}, found {names!r}")
+    return named
+
+
+def check(folder: Path) -> None:
+    """Raises ConfigError: the output folder holds files that are not of this recipe."""
+    left = (path.name for path in folder.iterdir() if not path.name.startswith((".", "traces.", "seed.")))
+    other = sorted(set(left) - {"teacher.jsonl", "README.md"})
+    card = folder / "README.md"
+    if other or (card.exists() and not card.read_text("utf-8", "replace").startswith(TITLE)):
+        named = ", ".join(other[:5]) or card.name
+        raise ConfigError(f"{folder} holds files that are not of this recipe ({named}): choose another output_dir")
+
+
 def counter(tokenizer: str) -> Callable[[str], int]:
     """The length of a text in tokens."""
     read = load_tokenizer(Source.find(tokenizer, None, False))
@@ -87,11 +109,16 @@ def main() -> None:
     mixed, folder = diversity(mapping(options.mix)), Path(options.output_dir)
     length = counter(options.tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
+    check(folder)
     source, limit = options.teacher_file, options.limit
     if source == "nano":
         source, limit = str(folder / "teacher.jsonl"), None
         judge_traces.write_teacher_file(Path(source), options.limit or 600)
-    rows: dict[str, Any] = {"split": options.teacher_split, "limit": limit, "columns": JUDGELM}
+    rows: dict[str, Any] = {
+        "split": options.teacher_split,
+        "limit": limit,
+        "columns": columns(mapping(options.columns)),
+    }
     with config.build() as judge:
         traced = traces_file(
             source, judge, folder / "traces.parquet", options.seeds, options.teacher_scores, options.license, **rows
@@ -113,7 +140,7 @@ def card(options: RecipeArguments, traced: Counter[str], counts: Counter[str], c
     settings = {"seeds": options.seeds, **mapping(options.mix)}
     return "\n".join(
         [
-            "# Seed data of a judge",
+            TITLE,
             "",
             f"Licence: {' '.join(options.license.split()) or 'not stated; that of the rows and of the judge holds'}",
             "",

@@ -45,19 +45,36 @@ class Renderer:
     chat: Chat
     prompt_set: str
     max_length: int
+    end: str
+    """The token that ends a reply, which the judge learns to write."""
     answer_first: bool = False
     """The verdict before the reasoning: the ablation that shows what reasoning is worth."""
 
     @classmethod
-    def of(cls, model: str, revision: str | None, **options: Any) -> Renderer:
-        """Reads the model's tokenizer and chat template. Raises EngineError if it has none. Loads no weights."""
+    def of(cls, model: str, revision: str | None, end: str | None = None, **options: Any) -> Renderer:
+        """Reads the model's tokenizer and chat template, and no weights.
+
+        Args:
+            end: by default the tokenizer's `eos_token`.
+
+        Raises:
+            EngineError: the model has no tokenizer, or no chat template.
+            ConfigError: its tokenizer has no such end.
+        """
         source = Source.find(model, revision, False)
-        return cls(Chat(load_tokenizer(source), source.template()), **options)
+        tokenizer = load_tokenizer(source)
+        end = end or tokenizer.eos_token
+        if not end or end not in tokenizer.get_vocab():
+            found = f"no token {end!r}" if end else "no eos_token"
+            raise ConfigError(f"the tokenizer of {model} has {found}: give the one that ends a turn with --eos_token")
+        return cls(Chat(tokenizer, source.template()), end=end, **options)
 
     def dataset(self, rows: Iterable[Mapping[str, Any]]) -> tuple[Dataset, Counter[str]]:
-        """Rows with `prompt`, `completion`, `length` and, where one has them, `images`; and why others are left out.
+        """Rows for TRL's trainer, and why others are left out.
 
-        Raises ConfigError: no row is left.
+        Texts are `input_ids` and `labels`, which are an engine's tokens whatever the tokenizer writes around a text.
+        Where a row has images, all rows are `prompt`, `completion` and `images`, for the processor. Raises ConfigError:
+        no row is left.
         """
         kept: list[dict[str, Any]] = []
         skipped, first = Counter[str](), ""
@@ -72,7 +89,7 @@ class Renderer:
             raise ConfigError(f"no trace can be trained on; {first or 'there are no rows'}")
         if any(row["images"] for row in kept):
             return Dataset.from_list(kept).cast_column("images", List(Image())), skipped
-        return Dataset.from_list(kept).remove_columns("images"), skipped
+        return Dataset.from_list([self._encoded(row) for row in kept]), skipped
 
     def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One training row. Raises ConfigError "REASON: DETAIL" if it cannot be trained on."""
@@ -85,12 +102,9 @@ class Renderer:
             raise ConfigError(f"{'media' if isinstance(error, MediaError) else 'template'}: {error}") from None
         if text.rstrip().endswith(THINK_OPEN):  # the template has opened the reasoning
             reply = reply.removeprefix(THINK_OPEN).lstrip("\n")
-        length = len(self.chat.tokenizer(text + reply, add_special_tokens=False)["input_ids"])
+        length = len(self._ids(text)) + len(self._ids(reply))
         if length > self.max_length:
             raise ConfigError(f"too long: {length} tokens, and max_length is {self.max_length}")
-        opening = self.chat.tokenizer.bos_token
-        # TRL's tokenisation writes the opening token again.
-        text = text.removeprefix(opening) if opening and self._writes(opening) else text
         return {"prompt": text, "completion": reply, "length": length, "images": images}
 
     def _judgement(self, row: Mapping[str, Any]) -> tuple[Prompt, str]:
@@ -109,11 +123,14 @@ class Renderer:
         thought, closed, answer = reply.rpartition(THINK_CLOSE)
         reply = answer.strip() + thought + closed if self.answer_first else reply
         (prompt,) = format.render(example)
-        return prompt, reply + str(self.chat.tokenizer.eos_token)
+        return prompt, reply + self.end
 
-    def _writes(self, opening: str) -> bool:
-        ids = self.chat.tokenizer("")["input_ids"]
-        return bool(ids) and self.chat.tokenizer.convert_ids_to_tokens(ids[0]) == opening
+    def _encoded(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, reply = self._ids(row["prompt"]), self._ids(row["completion"])
+        return {"input_ids": [*prompt, *reply], "labels": [-100] * len(prompt) + reply, "length": row["length"]}
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _is_text(value: Any) -> bool:

@@ -17,7 +17,9 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import Linear
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.pytorch_utils import Conv1D
 
 from flexjudge_reward import ConfigError
 from flexjudge_reward.engines import decode
@@ -72,21 +74,32 @@ def is_thinker(model: Any) -> bool:
 
 
 def freeze_encoders(model: Any) -> list[str]:
-    """Leaves only the language model and its head to be trained; the names of the modules that are frozen whole."""
-    parts = (model.get_decoder(), model.get_output_embeddings())
+    """Leaves only the language model and its head to be trained; the names of the modules that are frozen whole.
+
+    What is frozen already, such as all but the adapters of a PeftModel, stays so.
+    """
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    parts = (part for part in (whole.get_decoder(), whole.get_output_embeddings()) if part is not None)
     learns = {id(weight) for part in parts for weight in part.parameters()}
-    for weight in model.parameters():
-        weight.requires_grad_(id(weight) in learns)
-    children = [*model.named_children(), *((f"model.{name}", child) for name, child in model.model.named_children())]
-    weights = {name: list(child.parameters()) for name, child in children}
-    return [name for name, own in weights.items() if own and not any(weight.requires_grad for weight in own)]
+    for weight in whole.parameters():
+        weight.requires_grad_(weight.requires_grad and id(weight) in learns)
+    frozen = list[str]()
+    for name, module in whole.named_modules():
+        weights = list(module.parameters())
+        inside = any(name.startswith(f"{outer}.") for outer in frozen)
+        if weights and not inside and not any(id(weight) in learns for weight in weights):
+            frozen.append(name)
+    return frozen
 
 
 def lora_targets(model: Any) -> str:
     """A pattern of the linear layers of the language model. "all-linear" would adapt the encoders, too."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    return rf"{re.escape(prefix)}\..*_proj"
+    layers = (name for name, module in decoder.named_modules() if isinstance(module, Linear | Conv1D))
+    names = {name.rpartition(".")[2] for name in layers}
+    chosen = sorted(name for name in names if name.endswith("_proj")) or sorted(names)  # of older families all
+    return rf"{re.escape(prefix)}\..*({'|'.join(map(re.escape, chosen))})"
 
 
 def save_judge(trainer: Any, base: str, revision: str | None, options: Mapping[str, Any]) -> None:
@@ -110,6 +123,7 @@ def save_judge(trainer: Any, base: str, revision: str | None, options: Mapping[s
         unset_hf_deepspeed_config()  # else one process alone would wait for the others to take their shares
         whole = PeftModel.from_pretrained(load(base, revision, options), out / "adapter").merge_and_unload()
         whole.base_model_prefix = type(whole).base_model_prefix
+        whole.generation_config = model.generation_config  # with the end that was learned
         whole.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
     if thinker:
@@ -135,7 +149,10 @@ def put_back(thinker: Path, base: Path, out: Path) -> None:
     left = set(trained)
     for path in sorted(base.iterdir()):
         if path.suffix != ".safetensors":
-            shutil.copytree(path, out / path.name) if path.is_dir() else shutil.copyfile(path, out / path.name)
+            if path.is_dir():
+                shutil.copytree(path, out / path.name, dirs_exist_ok=True)  # a run that was cut off left it there
+            else:
+                shutil.copyfile(path, out / path.name)
             continue
         weights = load_file(path)
         for name in weights:

@@ -91,7 +91,8 @@ def main() -> None:
     base, revision = vlm_task.policy() if nano else model_args.model_name_or_path, model_args.model_revision
     models.model_class(models.read_config(base, revision))
     wording = {"prompt_set": options.prompt_set, "answer_first": options.answer_first}
-    renderer = Renderer.of(base, revision, max_length=args.max_length, **wording)
+    renderer = Renderer.of(base, revision, args.eos_token, max_length=args.max_length, **wording)
+    args.eos_token = renderer.end  # so that TRL makes it an end of generation, too
     rows, skipped = training_data(options, args, renderer)
     print(f"traces         {len(rows)}; left out: {dict(skipped) or 'none'}", flush=True)
     if "images" in rows.column_names:

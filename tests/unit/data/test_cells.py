@@ -235,6 +235,32 @@ def test_what_bytes_are_is_read_from_them(begin: bytes, path: str | None, kind: 
     assert kind_of(begin, path) == kind
 
 
+HEARD = {"array": [0.1] * 800, "sampling_rate": 16_000}
+
+
+@pytest.mark.parametrize("name", ["audio", "audios"])
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        pytest.param([HEARD], 1, id="one"),
+        pytest.param([HEARD, HEARD], 2, id="two"),
+        pytest.param([(HEARD["array"], 16_000)], 1, id="a-pair-in-a-list"),
+        pytest.param([HEARD, None, ""], 1, id="empty-beside-it"),
+        pytest.param([], 0, id="none"),
+        pytest.param(None, 0, id="null"),
+    ],
+)
+def test_a_list_of_sounds_is_several(cell: Any, count: int, name: str) -> None:
+    (row,) = examples(["q"], ["a"], {name: [cell]}, Columns())
+    assert [len(one.samples()) for one in row.media] == [1600] * count
+
+
+def test_an_array_and_its_rate_are_one_sound() -> None:
+    for given in ((HEARD["array"], 16_000), [HEARD["array"], 16_000.0]):
+        (row,) = examples(["q"], ["a"], {"audio": [given]}, Columns())
+        assert [len(one.samples()) for one in row.media] == [1600]
+
+
 def test_a_list_of_frames_is_one_video(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "f.png")
     for cell in ({"video": ["f.png", "f.png"]}, {"videos": [["f.png", URI]]}):

@@ -28,6 +28,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.data.rows import BadRow, Row, Rows
 from flexjudge_reward.data.tables import Table
+from support import sounds
 from support.images import png_header, saved
 from support.late import late
 
@@ -294,6 +295,24 @@ def test_a_path_needs_a_root(tmp_path: Path) -> None:
         ConfigError, match=r"in\.parquet, row 0: image 'x\.png' needs a folder .* give --media-root DIR"
     ):
         read(tmp_path / "in.parquet")
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+@pytest.mark.parametrize("entry", ["file_name", "audio_file_name", "audio_file_names", "audios_file_names"])
+def test_a_folder_of_sounds_with_a_table_needs_no_torchcodec(
+    entry: str, shuffle_seed: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    (tmp_path / "train").mkdir()
+    lines = []
+    for number in range(3):
+        (tmp_path / "train" / f"{number}.wav").write_bytes(sounds.wav(0.1 * (number + 1)))
+        named = [f"{number}.wav"] if entry.endswith("s") else f"{number}.wav"
+        lines.append(json.dumps({"question": f"q{number}", "answer": "a", entry: named}) + "\n")
+    (tmp_path / "train" / "metadata.jsonl").write_text("".join(lines))
+    rows = read(tmp_path, media_root=tmp_path, shuffle_seed=shuffle_seed)
+    heard = {row.example.question[-1]: [len(one.samples()) for one in row.example.media] for row in rows}
+    assert heard == {"q0": [3200], "q1": [6400], "q2": [9600]}
 
 
 # ---------------------------------------------------------------- mistakes

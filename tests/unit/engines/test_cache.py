@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,42 @@ def test_threads_share_one_engine(cache_file: Path) -> None:
     for thread in threads:
         thread.join()
     stats = engine.stats
-    assert not wrong and stats.hits + stats.misses == 8 * 30 * 4
+    assert not wrong and stats.hits + stats.misses == 8 * 30 * 4 and stats.misses == 80
     assert engine.store.summary().rows == 80
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["which_answers", "which_fails"])
+def test_what_another_thread_generates_is_waited_for(cache_file: Path, fails: bool) -> None:
+    asked, gate, calls = threading.Event(), threading.Event(), []
+
+    def reply(request: Request) -> str:
+        calls.append(request)
+        if len(calls) == 1:
+            asked.set()
+            assert gate.wait(20)
+            if fails:
+                raise EngineError("gone")
+        return echo(request)
+
+    engine, found = CachedEngine(ScriptedEngine(reply), cache_file), []
+
+    def generate(*names: str) -> None:
+        with suppress(EngineError):
+            found.extend(engine.generate([ask(name) for name in names]))
+
+    first = threading.Thread(target=generate, args=("a",))
+    second = threading.Thread(target=generate, args=("b", "a"))
+    first.start()
+    assert asked.wait(20)
+    second.start()
+    while len(calls) < 2:  # its own is generated meanwhile
+        threading.Event().wait(0.001)
+    gate.set()
+    first.join()
+    second.join()
+    assert [one.prompt for one in calls] == [ask(name).prompt for name in ("aba" if fails else "ab")]
+    assert {reply.text for reply in found} == {echo(ask("a")), echo(ask("b"))}
+    assert [reply.cached for reply in found].count(True) == (not fails)
 
 
 @pytest.mark.parametrize(

@@ -545,31 +545,41 @@ def test_a_photograph_is_sent_about_as_large_as_it_is(options: dict[str, Any], k
 
 
 @pytest.mark.parametrize(
-    ("per_image", "sees", "kind"),
+    ("each", "shown", "kind"),
     [
         pytest.param(0, False, "unsupported", id="dropped"),
         pytest.param(64, False, None, id="read-as-tokens"),
-        pytest.param(0, True, None, id="seen-and-not-counted"),
+        pytest.param(0, True, None, id="shown-and-not-counted"),
         pytest.param(None, False, None, id="nothing-counted"),
     ],
 )
-def test_a_server_that_drops_images_gives_no_score(per_image: int | None, sees: bool, kind: str | None) -> None:
-    """A judge that reads text only would score a picture that it was never shown."""
+@pytest.mark.parametrize("part", ["image_url", "input_audio"])
+def test_a_server_that_drops_images_or_sounds_gives_no_score(
+    part: str, each: int | None, shown: bool, kind: str | None
+) -> None:
+    """A judge that reads text only would score a picture that it was never shown, or a sound."""
 
     def answer(body: dict[str, Any]) -> Fault:
         contents = [message["content"] for message in body["messages"]]
         parts = [
-            part for one in contents for part in ([{"type": "text", "text": one}] if isinstance(one, str) else one)
+            one for held in contents for one in ([{"type": "text", "text": held}] if isinstance(held, str) else held)
         ]
-        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-        tokens = sum(len(part.get("text", "").split()) for part in parts) + len(images) * (per_image or 0) + 30
-        said = GOOD.replace("fine", str(images)) if sees else GOOD
-        usage = {"prompt_tokens": 0 if per_image is None else 2 * tokens, "completion_tokens": 5}
+        media = [str(one[part]) for one in parts if one["type"] == part]
+        tokens = sum(len(one.get("text", "").split()) for one in parts) + len(media) * (each or 0) + 30
+        said = GOOD.replace("fine", json.dumps(media)[1:-1].replace('"', "")) if shown else GOOD
+        usage = {"prompt_tokens": 0 if each is None else 2 * tokens, "completion_tokens": 5}
         return Fault(body=json.dumps(json.loads(reply(said)) | {"usage": usage}))
 
-    rows = [Example([Media.image(Image.new("RGB", (32, 32), (9 * n, 0, 0))), "Is it red?"], ["yes"]) for n in range(4)]
+    image, sound = part == "image_url", part == "input_audio"
+    media = (
+        [Media.image(Image.new("RGB", (32, 32), (9 * n, 0, 0))) for n in range(4)]
+        if image
+        else [Media.audio((np.full(800, 0.1 * n), 16_000)) for n in range(4)]
+    )
     with Vendor(answer) as server, ServerEngine(server.url, "judge") as engine:
-        verdicts = [*Judge(Pointwise(), engine)(rows), *Judge(Pointwise(), engine)([Example("q", ["a"])])]
+        verdicts = Judge(Pointwise(), engine)(
+            [*(Example([one, "Is it red?"], ["yes"]) for one in media), Example("q", ["a"])]
+        )
     assert kinds(verdicts) == [kind] * 4 + [None]
-    assert kind is None or "shows its model no images" in str(verdicts[0].failure)
-    assert len(server.requests) == 5 + {None: 0, 64: 2, 0: 3}[per_image]  # asked once
+    assert kind is None or f"shows its model no {'sounds' if sound else 'images'}" in str(verdicts[0].failure)
+    assert len(server.requests) == 5 + {None: 0, 64: 2, 0: 3}[each]  # asked once

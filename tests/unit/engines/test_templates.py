@@ -79,6 +79,45 @@ def test_the_familys_own_reply_is_read(family: ModelFamily) -> None:
         assert (verdict.scores, verdict.reasoning) == ((7.0,), "fine"), special
 
 
+_ONE_TEXT = "{%- if message.content is string %}{{ message.content }}{%- else %}{{ message.content SHOWN }}{%- endif %}"
+_PARTS = "{%- for part in message.content %}{%- if part.type == 'text' %}{{ part.text }}{%- endif %}{%- endfor %}"
+ONLY = {
+    "system turns as text": "{%- if message.role == 'system' %}{{ message.content }}{%- else %}"
+    + _PARTS
+    + "{%- endif %}",
+    "system turns trimmed": "{%- if message.role == 'system' %}{{ message.content | trim }}{%- else %}"
+    + _PARTS
+    + "{%- endif %}",
+    "system turns added": "{%- if message.role == 'system' %}{{ '' + message.content }}{%- else %}"
+    + _PARTS
+    + "{%- endif %}",
+    "user turns as text": "{%- if message.role == 'user' %}{{ message.content }}{%- else %}" + _PARTS + "{%- endif %}",
+    "lists as JSON": _ONE_TEXT.replace("SHOWN", "| tojson"),
+    "lists as Python": _ONE_TEXT.replace("SHOWN", ""),
+    "lists as JSON in JSON": _ONE_TEXT.replace("SHOWN", "| tojson | tojson"),
+}
+
+
+@pytest.mark.parametrize("shown", ONLY.values(), ids=ONLY)
+def test_a_turn_that_takes_text_only_is_not_shown_as_data(shown: str) -> None:
+    """Templates that take parts in the turns of one role only, or write a list down as it is."""
+    (prompt,) = Pointwise().render(Example("What is 2 + 2?", ["It is four."]))
+    text = turned(shown).chat().render(prompt)
+    assert INSTRUCTION in text and "It is four." in text and "'type'" not in text and '"type' not in text
+
+
+@pytest.mark.parametrize("broken", ["1 + 'a'", "1 // 0", "message.content.text.more", "raise_exception('no')", "1 +"])
+def test_a_template_that_fails_refuses_the_prompt(broken: str) -> None:
+    with pytest.raises(ValueError, match="chat template of the model refuses the prompt"):
+        turned("{{ " + broken + " }}").chat().render(Pointwise().render(Example("q", ["a"]))[0])
+
+
+def turned(shown: str) -> ModelFamily:
+    """A family whose template shows a turn in this way."""
+    template = "{%- for message in messages %}<|im_start|>{{ message.role }}\n" + shown + "<|im_end|>\n{%- endfor %}"
+    return ModelFamily("turned", template, ("<|im_start|>", "<|im_end|>"), end="<|im_end|>")
+
+
 _TEXTS = "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text')"
 _IMAGES = "{%- for part in message.content if part.type == 'image' %}<image>{%- endfor %}"
 LEAVES_OUT = {

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from flexjudge_reward import Media
 from flexjudge_reward.data.messages import Columns, examples
 from flexjudge_reward.media import image
-from flexjudge_reward.media.ahead import read_ahead
+from flexjudge_reward.media.ahead import read_all
 from support.images import noise, palette, saved
 
 
@@ -156,12 +156,12 @@ def test_pictures_that_differ_stay_apart(one: Any, other: Any) -> None:
     assert rows[0].media[0] != rows[1].media[0]
 
 
-def test_reading_ahead_uses_threads_and_keeps_errors_with_their_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_uses_threads_and_keeps_errors_with_their_item(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, decode = set(), image.decode
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr(image, "decode", lambda *a: threads.add(threading.current_thread().name) or decode(*a))
     media = [Media.image(saved(noise(seed=n))) for n in range(6)] + [Media.image(b"broken")]
-    with read_ahead([*media, *media]):
-        usable = [one.is_usable for one in media]
-    assert usable == [True] * 6 + [False] and any(name.startswith("flexjudge-media") for name in threads)
+    read_all([*media, *media])
     assert all(one.is_read for one in media)
+    assert [one.is_usable for one in media] == [True] * 6 + [False]
+    assert threads and all(name.startswith("flexjudge-media") for name in threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from flexjudge_reward import Media, MediaError
 from flexjudge_reward.media.base import Limits
+from flexjudge_reward.media.source import described, encoded_bytes, is_path
 from support.images import noise, pixels, refused, saved, uri
 
 PNG = saved(noise())
@@ -174,3 +176,32 @@ MP4 = b"\0\0\0\x18ftypmp42" + bytes(50)
 @pytest.mark.parametrize("wrapped", [lambda data: data, lambda data: {"bytes": data, "path": "a.png"}, uri])
 def test_a_clip_that_is_given_as_an_image_is_refused(data: bytes, wrapped: Any) -> None:
     refused(Media.image(wrapped(data)), "not an image in one of the formats")
+
+
+MP4 = b"\0\0\0\x1cftypisom" + bytes(80)
+BARE = {
+    "wav": b"RIFF\x24\0\0\0WAVEfmt " + bytes(80),
+    "flac": b"fLaC" + bytes(80),
+    "ogg": b"OggS" + bytes(80),
+    "mp3": b"ID3\x04" + bytes(80),
+    "mp3_without_a_tag": b"\xff\xfb\x90" + bytes(80),
+    "mp3_of_mpeg_2": b"\xff\xf3\x90" + bytes(80),
+    "aac": b"\xff\xf1\x90" + bytes(80),
+    "webm": b"\x1aE\xdf\xa3" + bytes(80),
+    "mp4": MP4,
+    "m4a": MP4.replace(b"\x1cftypisom", b"\x20ftypM4A "),
+    "mov": MP4.replace(b"\x1cftypisom", b"\x14ftypqt  "),
+}
+
+
+@pytest.mark.parametrize("data", BARE.values(), ids=BARE)
+def test_bare_base64_of_a_sound_or_clip_is_its_bytes_and_no_path(data: bytes) -> None:
+    text = base64.b64encode(data).decode()
+    assert encoded_bytes(text, (), Limits()) == data
+    assert not is_path(text) and described(text) == "base64" and is_path(text[:60]) and is_path(text + ".wav")
+
+
+@pytest.mark.parametrize("codecs", ["opus", "vp8,opus", '"mp4a.40.2"', "avc1.64+x"])
+def test_a_data_uri_may_name_its_codecs(codecs: str) -> None:
+    held = base64.b64encode(b"abc").decode()
+    assert encoded_bytes(f"data:video/webm;codecs={codecs};base64,{held}", (), Limits()) == b"abc"

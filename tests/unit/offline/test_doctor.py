@@ -209,9 +209,13 @@ def test_planted_faults_have_a_known_order(tmp_path: Path) -> None:
         {"id": 2, "question": "r", "candidates": ["seven eight"], "reference": "nine ten eleven twelve"},
     ]
     first, second = planted_rows(write(tmp_path / "rows.jsonl", rows))
-    assert first.merits == second.merits == (3, 2, 1, 0)
-    own, cut, mixed, other = (candidate[0] for candidate in first.example.candidates)
-    assert (own, cut, other) == ("one two three four five six", "one two three", "nine ten eleven twelve")
+    assert first.merits == second.merits == (3, 2, 2, 1, 0)
+    own, cut, run_on, mixed, other = (candidate[0] for candidate in first.example.candidates)
+    assert run_on == f"{own} {other}" and (own, cut, other) == (
+        "one two three four five six",
+        "one two three",
+        "nine ten eleven twelve",
+    )
     assert sorted(mixed.split()) == sorted(cut.split()) and mixed != cut  # type: ignore[union-attr]
 
 
@@ -222,7 +226,7 @@ def test_planted_faults_need_answers_in_words(tmp_path: Path) -> None:
 
 
 def test_doctor_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge that counts words finds what was cut, and not what was put out of order."""
+    """A judge that counts words finds what was cut, not what was put out of order, and likes what runs on."""
     rows = [{"id": n, "question": f"q{n}", "answer": f"{'so ' * (3 + n)}it is {n}"} for n in range(12)]
     source = write(tmp_path / "rows.jsonl", rows)
 
@@ -230,7 +234,25 @@ def test_doctor_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return doctor_cases.tags(*(min(10, len(text.split())) for text in doctor_cases.candidates(request)))
 
     found = doctor(source, scripted(words), formats=["pointwise"], planted=True)
-    assert found.labels == 36 and 0.4 < found.settings[0].agreement.value < 0.95 and found.settings[0].longer > 0
+    assert found.labels == 60 and 0.4 < found.settings[0].agreement.value < 0.95 and found.settings[0].longer > 0
+
+
+def test_a_judge_that_does_not_read_to_the_end_is_refused_whatever_its_agreement(tmp_path: Path) -> None:
+    found = doctor_cases.examined(CASES["does not read to the end"], tmp_path)
+    assert all(one.agreement.value == 1 and one.unread == 1 and one.unread_of == 40 for one in found.settings)
+    assert sum("does not read to the end: 100.0% of 40 answers" in reason for reason in found.reasons) == len(
+        found.settings
+    )
+    source, beginning = str(tmp_path / "labelled.jsonl"), Thresholds(max_unread=1)
+    assert doctor(source, scripted(doctor_cases.hasty), formats=["pairwise"], thresholds=beginning).outcome == "go"
+    assert setting(doctor(source, scripted(good), formats=["pairwise"]), "pairwise").unread == 0
+
+
+def test_endings_need_texts_and_another_question(tmp_path: Path) -> None:
+    alike = [{**row, "question": "q"} for row in labelled(10)]
+    found = doctor(write(tmp_path / "labelled.jsonl", alike), scripted(good), formats=["pointwise"])
+    assert found.outcome == "go" and math.isnan(found.settings[0].unread) and found.settings[0].unread_of == 0
+    assert found.as_dict()["settings"][0]["unread"] is None
 
 
 # ---------------------------------------------------------------- the command line, and the embedded judge

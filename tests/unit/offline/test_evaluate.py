@@ -30,6 +30,7 @@ from flexjudge_reward import (
 from flexjudge_reward.cli.main import main
 from flexjudge_reward.media.audio import floats
 from flexjudge_reward.offline.evaluate import job, table
+from flexjudge_reward.offline.evaluate.benchmark import Benchmark
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement, Metric, measure
 from support import benchmark_cases, sounds
 from support.jsonl import write
@@ -390,6 +391,23 @@ def test_a_benchmark_of_speech_needs_a_judge_that_hears(name: str, tmp_path: Pat
     (tmp_path / files[0]).write_bytes(b"RIFF")
     again = evaluate(name, Judge(format, Named(loudness)), tmp_path / "new", data=rows, media_root=tmp_path)
     assert 0 < again.always["failed"] <= 1
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_a_benchmark_of_speech_asks_for_speech_with_one_decimal(name: str, tmp_path: Path) -> None:
+    """As NISQA and VoxSim were asked: what is said does not count."""
+    rubrics = {part.rubric for part in Benchmark.load(name).parts}
+    assert rubrics == {"speaker-similarity" if name == "voxsim" else "naturalness"}
+    rows = benchmark_cases.written(benchmark_cases.CASES[name].files, tmp_path)
+    for file in set(re.findall(r"[\w-]+\.wav", rows.read_text())):
+        (tmp_path / file).write_bytes(sounds.wav(0.1))
+
+    def built(format: str, rubric: str) -> Judge:
+        own = Pairwise(rubric) if format == "pairwise" else Pointwise(rubric)
+        return Judge(own, Named(lambda request: tags(*([3.8] * (2 if format == "pairwise" else 1)))))
+
+    found = evaluate(name, built, tmp_path / "out", data=rows, media_root=tmp_path)
+    assert found.always["failed"] == 0
 
 
 def test_a_judge_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:

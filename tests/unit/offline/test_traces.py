@@ -99,6 +99,14 @@ def test_agreement_with_the_teacher(
     assert skipped(tmp_path / "out.parquet") == [] if agrees else [(1, "disagrees")]
 
 
+def test_rows_without_a_trace_are_counted_once_however_many_replies_they_have(tmp_path: Path) -> None:
+    rows = [{**QA, "id": n, "question": f"q{n}", "scores": [7, 4 + n % 2]} for n in range(4)]
+    judge = Judge(Pairwise(), ScriptedEngine(lambda request: tags(7, 4)), WARM)
+    counts = traces_file(write(tmp_path / "in.jsonl", rows), judge, tmp_path / "out.parquet", (1, 2, 3), "scores")
+    assert (counts["disagrees"], counts.left_out) == (6, {"disagrees": 2})
+    assert str(counts) == "2 traces from 4 rows and 12 replies; left out: 2 disagrees"
+
+
 REFUSED: list[Any] = [
     pytest.param({}, {"teacher": "score"}, "entry 'score' with the teacher's scores is missing", id="no_scores"),
     pytest.param({"scores": [7, 11]}, {"teacher": "scores"}, "7, 11 are off the scale 1, 10", id="off_the_scale"),

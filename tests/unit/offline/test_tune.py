@@ -46,7 +46,8 @@ def by_length(request: Request) -> str:
     """A judge that weighs the length as much as the facts, unless its criteria say what to weigh."""
     shown = words(request)
     texts = [text.split() for text in candidates(request) if text[:1].isdigit()]
-    return tags(*(int(one[0]) if WISE in shown else min(10, int(one[0]) // 2 + int(one[1])) for one in texts))
+    scores = (int(one[0]) if WISE in shown else min(10, int(one[0]) // 2 + int(one[1])) for one in texts)
+    return tags(*(score if len(text) == 3 else 1 for score, text in zip(scores, texts, strict=True)))
 
 
 def proposing(*texts: str, reply: Callable[[Request], str] = by_length) -> Callable[[Request], str]:
@@ -90,7 +91,8 @@ def test_the_reported_rows_are_not_seen_before_the_last_proposal_is_chosen(tmp_p
     held = halves(user_rows(str(tmp_path / "rows.jsonl"))[1], 0)[1]
     names = [f" x{row.id}\n" for row in held] + [f" x{row.id} " for row in held]
     seen = [place for place, (text, tuning) in enumerate(asked) if tuning and any(name in text for name in names)]
-    assert len(seen) == 2 * len(held) and min(seen) == len(asked) - len(seen) and found.rows == 30
+    answers, endings = 2 * len(held), 2 * len(held)
+    assert len(seen) == answers + endings and min(seen) == len(asked) - len(seen) and found.rows == 30
 
 
 NOT_KEPT = [
@@ -122,7 +124,9 @@ def test_a_gain_on_its_own_rows_alone_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_is_always_right_has_nothing_to_tune(tmp_path: Path) -> None:
-    found = tuned(lambda request: tags(*(text.split()[0] for text in candidates(request))), tmp_path)
+    found = tuned(
+        lambda request: tags(*(t.split()[0] if t.count("x") == 1 else 1 for t in candidates(request))), tmp_path
+    )
     assert found.proposed == 0 and found.diagnosis.outcome == "go"
 
 

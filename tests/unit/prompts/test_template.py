@@ -8,7 +8,15 @@ import pytest
 
 from flexjudge_reward import ConfigError, Example, Pairwise, PairwiseVerdict, Pointwise, Rubric, Untrusted
 from flexjudge_reward.formats.builtin import FORMATS
-from flexjudge_reward.prompts.template import KEYS, Template, fill, prompt_sets
+from flexjudge_reward.prompts.template import (
+    _FOLDER,
+    KEYS,
+    Template,
+    copy_prompt_set,
+    fill,
+    own_prompt_set,
+    prompt_sets,
+)
 
 TEXTS = {
     "system": "Score it from {low} to {high}. {criteria}",
@@ -64,6 +72,32 @@ def test_a_missing_template_is_refused_with_the_known_ones(tmp_path: Path) -> No
         Pointwise(prompt_set=tmp_path)
     with pytest.raises(ConfigError, match="'nano' has no text for the format 'pairwise_verdict'"):
         PairwiseVerdict(prompt_set="nano")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param("other", {"pairwise.toml"}, id="another_folder"),
+        pytest.param("judge/prompts", "flex", id="its_own"),
+        pytest.param(".", {"pairwise.toml"}, id="the_folder_above"),
+        pytest.param("nano", "nano", id="built_in"),
+    ],
+)
+def test_the_texts_of_a_judge_are_replaced_whole(
+    given: str, expected: set[str] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge = Path("judge")
+    copy_prompt_set("flex", judge)
+    for folder in (Path("other"), Path()):
+        (folder / "deeper").mkdir(parents=True)
+        (folder / "notes.txt").write_text("no text of a format")
+        (folder / "pairwise.toml").write_text(toml())
+    copy_prompt_set(given, judge)
+    names = {path.name for path in (judge / "prompts").iterdir()}
+    whole = {path.name for path in (_FOLDER / str(expected)).glob("*.toml")}
+    assert names == (whole if isinstance(expected, str) else expected)
+    assert own_prompt_set("judge") == judge / "prompts"
 
 
 def test_what_fills_a_placeholder_is_not_filled_again() -> None:

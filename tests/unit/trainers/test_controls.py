@@ -96,7 +96,7 @@ def test_what_is_found(reply: Reply, format: Format, expected: set[str]) -> None
     assert set(reward.summary.alarms) & known == expected
     assert reward.summary.judged == steps * 8
     engine = reward.session.judge.engine
-    controls, probes = reward.session._controls, reward.session._probes
+    controls, probes = reward.session.monitor.controls, reward.session.monitor.probes
     assert (
         0 <= controls.tokens <= controls.share * controls.judged_tokens
         and controls.share + probes.share == pytest.approx(0.4)
@@ -173,7 +173,7 @@ def test_a_costly_second_judge_waits_until_the_share_pays_for_it(monkeypatch: py
     def long(request: Request) -> Generation:
         return Generation(sound(request), completion_tokens=400)
 
-    controls = controlled(monkeypatch, long, steps=120).session._controls
+    controls = controlled(monkeypatch, long, steps=120).session.monitor.controls
     assert controls._made["second_judge"] > 1 and controls.tokens <= controls.share * controls.judged_tokens
 
 
@@ -197,7 +197,7 @@ def test_controls_that_pass_the_deadline_harm_no_row(monkeypatch: pytest.MonkeyP
 def test_a_second_judge_that_makes_a_deadline_pass_is_left(
     asks_second: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    controls = controlled(monkeypatch, sound, steps=1).session._controls
+    controls = controlled(monkeypatch, sound, steps=1).session.monitor.controls
     controls._asks_second = asks_second
     controls.late()
     assert (controls.second is None) is asks_second is ("within the deadline" in caplog.text)
@@ -210,7 +210,7 @@ def test_controls_that_cannot_be_judged_harm_no_row() -> None:
         return good(request, asked)
 
     reward = run(gone_for_controls, Pointwise())
-    assert reward.summary.judged == 640 and not reward.summary.failed and not reward.session._controls.tokens
+    assert reward.summary.judged == 640 and not reward.summary.failed and not reward.session.monitor.controls.tokens
 
 
 def test_a_second_judge_without_settings_is_refused_before_anything_is_judged() -> None:
@@ -228,8 +228,12 @@ def test_without_probes_there_are_no_controls() -> None:
 
 def test_a_session_with_controls_pickles() -> None:
     session = RewardSession(Judge(Pointwise(), ScriptedEngine(["x"])))
-    assert isinstance(session._controls, Controls)
-    assert pickle.loads(pickle.dumps(session))._controls.share == session._controls.share == pytest.approx(0.0025)
+    assert isinstance(session.monitor.controls, Controls)
+    assert (
+        pickle.loads(pickle.dumps(session)).monitor.controls.share
+        == session.monitor.controls.share
+        == pytest.approx(0.0025)
+    )
 
 
 SWAPS: list[Any] = [

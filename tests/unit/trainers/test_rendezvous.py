@@ -152,7 +152,7 @@ def test_unsure_scores_of_a_group_shrink_as_in_one_call(meet: Meet, engine: Engi
 
 
 def test_rows_without_a_group_share_batches(meet: Meet, engine: Engine) -> None:
-    meeting = meet(Pointwise(), linger=0.3)
+    meeting = meet(Pointwise(), linger=0.3, probes=0)
     assert rewards([meeting.submit(row(n % 10 + 1)) for n in range(30)]) == pytest.approx(
         [n % 10 / 9 for n in range(30)]
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from flexjudge_reward import (
     JudgementFailed,
     Listwise,
     MajorityVote,
+    MediaError,
     MultipleChoice,
     Pairwise,
     Pointwise,
@@ -31,7 +34,9 @@ from flexjudge_reward import (
     ScriptedEngine,
     Untrusted,
 )
-from support.judging import candidates, grade, scores, tags
+from flexjudge_reward.media import image
+from support.images import noise, saved
+from support.judging import Served, candidates, grade, scores, tags
 
 
 def lengths(request: Request) -> str:
@@ -51,6 +56,28 @@ def reward(format: Format, replies: Any, **settings: Any) -> tuple[FlexJudgeRewa
 
 
 # ---- rows of a batch, in the groups of their prompts
+
+
+@pytest.mark.parametrize("form", [bytes, lambda file: Image.open(io.BytesIO(file))], ids=["files", "objects"])
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=Format.described)
+def test_a_judge_on_a_server_is_asked_while_later_pictures_are_read(
+    format: Format, form: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [saved(noise(6, 4, seed=n // 2)) for n in range(200)]
+    last, asked, upright = noise(6, 4, seed=99).tobytes(), threading.Event(), image.upright_rgb
+
+    def read(one: Any, *rest: Any, **options: Any) -> Any:
+        if one.tobytes() == last and not asked.wait(20):
+            raise MediaError("nothing was asked before all pictures were read")
+        return upright(one, *rest, **options)
+
+    monkeypatch.setattr(image, "upright_rgb", read)
+    engine = Served(lambda request: (asked.set(), scores(request))[1])
+    numbers = FlexJudgeReward(Judge(format, engine), name="r", probes=0.0)(
+        ["?"] * 200, [f"{n % 9 + 1} a" for n in range(200)], image=[form(file) for file in files]
+    )
+    assert numbers == [(n % 9) / 9 if format.max_candidates == 1 else numbers[n] for n in range(200)]
+    assert None not in numbers and len(engine.requests) == (200 if format.max_candidates == 1 else 100)
 
 
 @pytest.mark.parametrize(

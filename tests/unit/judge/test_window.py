@@ -5,48 +5,44 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from flexjudge_reward import ConfigError, EngineError, Judge, Pairwise, Request, ScriptedEngine, annotate_file
+from flexjudge_reward import (
+    ConfigError,
+    Engine,
+    EngineError,
+    Example,
+    Failure,
+    Format,
+    Judge,
+    Listwise,
+    Media,
+    Pairwise,
+    Pointwise,
+    Request,
+    ScriptedEngine,
+    Untrusted,
+    annotate_file,
+    judge_groups,
+)
+from flexjudge_reward.errors import SeveralModels
+from flexjudge_reward.judge.window import in_order, judge_side_by_side
 from flexjudge_reward.offline.score import rerank_file, score_file
-from flexjudge_reward.offline.window import in_order
-from support.judging import scores
+from support.images import noise
+from support.judging import Served, scores
+
+T = TypeVar("T")
 
 
-class Served(ScriptedEngine):
-    """Takes requests of several calls at once; every seventh request takes longer."""
-
-    remote = True
-    in_flight = 16  # type: ignore[assignment]
-
-    def __init__(self, reply: Any = scores) -> None:
-        super().__init__(reply)
-        self.calls = self.most = 0
-        self.number = 0
-        self.counting = threading.Lock()
-
-    def identity(self) -> dict[str, object]:
-        return {"engine": "served"}
-
-    def complete(self, requests: Any) -> Any:
-        with self.counting:
-            self.calls += 1
-            self.number += 1
-            self.most, slow = max(self.most, self.calls), self.number % 7 == 1
-        time.sleep(0.02 if slow else 0.002)
-        try:
-            return super().complete(requests)
-        finally:
-            with self.counting:
-                self.calls -= 1
+def batches(rows: Iterator[int], work: Callable[[list[int]], T], engine: Engine | None = None) -> Iterator[Any]:
+    return in_order(rows, work, Judge(Pointwise(), engine or Served()), 256, lambda row: None)
 
 
 def test_batches_come_in_order_and_side_by_side() -> None:
-    engine = Served()
     gate = threading.Event()
 
     def judge(batch: list[int]) -> list[int]:
@@ -56,7 +52,7 @@ def test_batches_come_in_order_and_side_by_side() -> None:
             gate.set()
         return [-number for number in batch]
 
-    found = list(in_order(iter(range(101)), judge, engine, 256))
+    found = list(batches(iter(range(101)), judge))
     assert [number for batch, _ in found for number in batch] == list(range(101))
     assert [number for _, result in found for number in result] == [-number for number in range(101)]
 
@@ -69,14 +65,14 @@ def test_few_rows_are_read_before_they_are_needed() -> None:
             read.append(number)
             yield number
 
-    batches = in_order(rows(), list, Served(), 256)
-    next(batches)
+    judged = batches(rows(), list)
+    next(judged)
     assert len(read) <= 200
-    batches.close()
+    judged.close()
 
 
 def test_a_judge_in_this_process_gets_one_batch_at_a_time() -> None:
-    assert [len(batch) for batch, _ in in_order(iter(range(600)), list, ScriptedEngine(scores), 256)] == [256, 256, 88]
+    assert [len(batch) for batch, _ in batches(iter(range(600)), list, ScriptedEngine(scores))] == [256, 256, 88]
 
 
 def test_what_a_batch_raises_comes_behind_those_before_it() -> None:
@@ -87,9 +83,27 @@ def test_what_a_batch_raises_comes_behind_those_before_it() -> None:
 
     found: list[int] = []
     with pytest.raises(EngineError, match="gone"):
-        for batch, _ in in_order(iter(range(1000)), judge, Served(), 256):
+        for batch, _ in batches(iter(range(1000)), judge):
             found += batch
     assert found == list(range(20))
+
+
+def test_media_are_read_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    order: list[Example] = []
+    enough = threading.Event()
+
+    def read(judge: Judge, shown: list[Example], **_: Any) -> None:
+        time.sleep(0.001)  # the other batches wait for it
+        order.extend(shown)
+        if len(order) >= 64:
+            enough.set()
+
+    monkeypatch.setattr(Judge, "read", read)
+    examples = groups(Pointwise(), 100)
+    judge = Judge(Pointwise(), Served())
+    assert len(list(in_order(iter(examples), lambda _: enough.wait(20), judge, 256, lambda row: row))) == 50
+    assert max(map(order.index, examples[:8])) < 32, "though 32 batches of two rows are under way"
 
 
 @pytest.mark.parametrize("last", [0, 20, 99])
@@ -100,9 +114,60 @@ def test_rows_before_the_end_of_a_broken_source_are_judged(last: int) -> None:
 
     found: list[int] = []
     with pytest.raises(ConfigError, match="broken off"):
-        for batch, _ in in_order(rows(), list, Served(), 256):
+        for batch, _ in batches(rows(), list):
             found += batch
     assert found == list(range(last))
+
+
+# ---- examples that are all there, as trainers have them
+
+
+def groups(format: Format, count: int) -> list[Example]:
+    alone, shown = format.max_candidates == 1, Media.image(noise(6, 4))
+    return [
+        Example([shown, f"q {n}"], [f"{n % 9 + 1} a", *([] if alone else [f"{n % 7 + 1} b"])]) for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=Format.described)
+def test_side_by_side_they_get_the_results_of_one_batch(format: Format) -> None:
+    examples, engine = groups(format, 150), Served()
+    found = judge_side_by_side(Judge(format, engine), examples, [{}] * 150, True)
+    assert found == judge_groups(Judge(format, ScriptedEngine(scores)), examples, again=True) and engine.most > 1
+
+
+@pytest.mark.parametrize(("error", "from_row"), [(EngineError("gone"), 0), (SeveralModels("two"), 60)])
+def test_a_judge_that_answers_nothing_raises(error: EngineError, from_row: int) -> None:
+    with pytest.raises(type(error)):
+        judge_side_by_side(*ending(error, from_row))
+
+
+def test_what_a_judge_that_is_gone_left_fails() -> None:
+    found = judge_side_by_side(*ending(EngineError("gone"), 61))
+    assert len(found) == 100
+    assert [isinstance(one.outcomes[0], Failure) for one in found] == [False] * 60 + [True] * 40
+    assert found[-1].outcomes == (Failure("engine", "gone"),)
+
+
+def ending(error: EngineError, from_row: int) -> tuple[Judge, list[Example], list[dict[str, object]]]:
+    def reply(request: Request) -> str:
+        question = next(part.text for part in request.prompt.messages[1].parts if isinstance(part, Untrusted))
+        if int(question.split()[1]) >= from_row:
+            raise error
+        return scores(request)
+
+    return Judge(Pointwise(), Served(reply)), groups(Pointwise(), 100), [{}] * 100
+
+
+def test_an_example_that_does_not_fit_is_named_before_any_is_judged() -> None:
+    examples, engine = groups(Listwise(), 80), Served()
+    examples[70] = examples[70].with_candidates(["1 a"])
+    with pytest.raises(ConfigError, match="example 70: Listwise judges 2 to 8"):
+        judge_side_by_side(Judge(Listwise(), engine), examples, [{}] * 80)
+    assert engine.requests == []
+
+
+# ---- files
 
 
 ROWS = [
@@ -122,7 +187,7 @@ def test_a_served_judge_leaves_the_files_of_one_in_this_process(tmp_path: Path) 
         score_file(source, judge, folder / "scores.jsonl")
         summary = rerank_file(source, judge, folder / "ranks.jsonl")
         assert (summary.judged, summary.skipped) == (180, 1)
-    assert engine.most > 4
+    assert engine.most > 1
     for file in (tmp_path / "here").glob("*.jsonl"):  # the card names the engine
         assert (tmp_path / "served" / file.name).read_bytes() == file.read_bytes(), file.name
 
