@@ -141,7 +141,7 @@ class Rubric:
         """
         name, known = str(source), rubric_names()
         if name in known:
-            return _built_in(name)
+            return cls._built_in(name)
         path = Path(source)
         if not path.is_file():
             raise ConfigError(f"no rubric {name!r}: give a TOML or JSON file or one of {', '.join(known)}")
@@ -150,6 +150,12 @@ class Rubric:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the rubric {name!r} cannot be read as text: {error}") from None
         return cls.parse(text, name)
+
+    @classmethod
+    @cache
+    def _built_in(cls, name: str) -> Rubric:
+        """Read once: callers share it, since it cannot be changed."""
+        return cls.parse((_FOLDER / f"{name}.toml").read_text("utf-8"), name)
 
     @classmethod
     def parse(cls, text: str, where: str = "rubric") -> Rubric:
@@ -234,12 +240,6 @@ def _function(name: str) -> Callable[[Any], object]:
     if not callable(found) or ":" not in name:
         raise ConfigError(f"check must name a function, such as my_checks:is_short, found {name!r}")
     return found  # type: ignore[no-any-return]
-
-
-@cache
-def _built_in(name: str) -> Rubric:
-    """A built-in rubric, read once."""
-    return Rubric.parse((_FOLDER / f"{name}.toml").read_text("utf-8"), name)
 
 
 @cache

@@ -30,7 +30,7 @@ gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
 
 _numbers = itertools.count()
 _FORKING = tuple(f"test_{name}.py" for name in ("readme", "trl_trainers", "cli", "diffusion_dpo", "program", "ranks"))
-_TORCH = re.compile(r'\b(?:late|needs)\("(?:torch|transformers|trl|flexjudge_recipes)\b')
+_HEAVY = re.compile(r'\b(?:late|needs)\("(?:torch|transformers|trl|datasets|flexjudge_recipes)\b')
 _connect = socket.socket.connect
 
 
@@ -58,7 +58,7 @@ def pytest_collection() -> Iterator[None]:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A worker gets whole files, and one of them all that fork programs: a preloaded process takes 8 s.
 
-    Files with torch go to the first worker as long as it can do them, and others to the others.
+    Files with heavy packages go to the first worker as long as it can do them: the others need not import those.
     """
     from xdist.scheduler import LoadFileScheduling
 
@@ -68,20 +68,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "programs" if file.endswith(_FORKING) else file
 
         def _assign_work_unit(self, node: Any) -> None:
-            first = node is self.nodes[0]
-            for scope in self.workqueue:
-                if _has_torch(config.rootpath, scope) is first:
-                    self.workqueue.move_to_end(scope, last=False)
-                    break
+            heavy = node is self.nodes[0]
+            fit = (scope for scope in self.workqueue if _is_heavy(config.rootpath, scope) is heavy)
+            last = next(reversed(self.workqueue))  # where no other is left: the first worker goes on from the front
+            self.workqueue.move_to_end(next(fit, last), last=False)
             super()._assign_work_unit(node)
 
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @cache
-def _has_torch(root: Path, scope: str) -> bool:
-    """Whether the tests of a scope import torch into their worker."""
-    return scope == "programs" or bool(_TORCH.search((root / scope.split("::")[0]).read_text("utf-8")))
+def _is_heavy(root: Path, scope: str) -> bool:
+    """Whether the tests of a scope import torch or data sets into their worker."""
+    return scope == "programs" or bool(_HEAVY.search((root / scope.split("::")[0]).read_text("utf-8")))
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ class Template:
             )
         if not path.is_file():
             raise ConfigError(f"no prompt file {str(path)!r}: give a folder with {name}.toml, a file or one of {known}")
-        return _built_in(path) if built_in else cls._read(path)
+        return cls._built_in(path) if built_in else cls._read(path)
 
     @classmethod
     def _read(cls, path: Path) -> Template:
@@ -81,6 +81,12 @@ class Template:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the prompt file {str(path)!r} cannot be read as text: {error}") from None
         return cls.parse(text, str(path))
+
+    @classmethod
+    @cache
+    def _built_in(cls, path: Path) -> Template:
+        """Read once: callers share it, since it cannot be changed."""
+        return cls._read(path)
 
     def is_of(self, prompt_set: Path, name: str) -> bool:
         """Whether these are the texts of the format `name` in the folder `prompt_set`."""
@@ -105,12 +111,6 @@ class Template:
             if key in _PLACES[key] - places:
                 raise ConfigError(f"{where}: {key!r} needs the placeholder {{{key}}}")
         return cls(**entries)
-
-
-@cache
-def _built_in(path: Path) -> Template:
-    """The file of a built-in prompt set, read once."""
-    return Template._read(path)
 
 
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:

@@ -86,7 +86,6 @@ def test_a_panic_of_the_tokenizer_fails_one_request(error: str) -> None:
             raise panic("index out of range")
         return [Generation("fine") for _ in batch]
 
-    pytest.importorskip("torch")
     engine = TransformersEngine("nano")
     found = engine._run(
         SimpleNamespace(reply=reply), [0, 1, 2], {0: "a", 1: "bad", 2: "b"}, [item(n) for n in range(3)]

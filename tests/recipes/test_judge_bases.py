@@ -14,7 +14,6 @@ from flexjudge_recipes.nano import judge_traces
 
 import pytest
 from PIL import Image
-from tokenizers.processors import TemplateProcessing
 
 from flexjudge_reward import ConfigError, Example, Judge, Rubric, Scale
 from flexjudge_reward.engines.model import Chat
@@ -30,6 +29,7 @@ train = late("flexjudge_recipes.judge_training.sft.train")
 sft_data = late("flexjudge_recipes.judge_training.sft.data")
 datasets = late("datasets")
 torch = late("torch")
+processors = late("tokenizers.processors")
 transformers = late("transformers")
 peft = late("peft")
 
@@ -48,7 +48,7 @@ def some_traces(count: int) -> list[dict[str, Any]]:
 def test_what_a_tokenizer_writes_around_texts_is_not_trained_on(written: str, in_template: bool) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|vision_pad|>", "<|im_end|>")]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=written, special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=written, special_tokens=special)
     chat = Chat(tokenizer, "<|vision_pad|>" * in_template + tokenizer.chat_template)
     (row,) = some_traces(1)
     data, _ = sft_data.Renderer(chat, "nano", 1024, "<|im_end|>").dataset([row])

@@ -18,8 +18,6 @@ from typing import Any
 import flexjudge_recipes
 
 import pytest
-from huggingface_hub import HfApi
-from huggingface_hub.utils import filter_repo_objects
 
 from flexjudge_reward import ConfigError, EngineError, Judge, JudgeConfig
 from support.late import late, needs
@@ -33,6 +31,7 @@ sampling = late("flexjudge_recipes.molecules.sampling")
 train = late("flexjudge_recipes.molecules.train")
 molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
 torch = late("torch")
+hub = late("huggingface_hub")
 safe = late("safetensors.torch")
 transformers = late("transformers")
 trl = late("trl")
@@ -132,18 +131,18 @@ def dpo(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """DPO of two steps, with a checkpoint after each, pushed at the end."""
     own = Run(tmp_path_factory.mktemp("runs") / "dpo")
 
-    def upload_folder(api: HfApi, *, folder_path: str, ignore_patterns: list[str], **kwargs: Any) -> None:
+    def upload_folder(api: hub.HfApi, *, folder_path: str, ignore_patterns: list[str], **kwargs: Any) -> None:
         names = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
-        own.pushed |= set(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        own.pushed |= set(hub.utils.filter_repo_objects(names, ignore_patterns=ignore_patterns))
 
-    def upload_file(api: HfApi, *, path_or_fileobj: Path, path_in_repo: str, **kwargs: Any) -> None:
+    def upload_file(api: hub.HfApi, *, path_or_fileobj: Path, path_in_repo: str, **kwargs: Any) -> None:
         own.pushed.add(path_in_repo)
         own.card = path_or_fileobj.read_text() if path_in_repo == "README.md" else own.card
 
     with judged_by(teacher) as engine, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HfApi, "create_repo", lambda api, name, **kwargs: SimpleNamespace(repo_id=f"me/{name}"))
-        patch.setattr(HfApi, "upload_folder", upload_folder)
-        patch.setattr(HfApi, "upload_file", upload_file)
+        patch.setattr(hub.HfApi, "create_repo", lambda api, name, **kwargs: SimpleNamespace(repo_id=f"me/{name}"))
+        patch.setattr(hub.HfApi, "upload_folder", upload_folder)
+        patch.setattr(hub.HfApi, "upload_file", upload_file)
         flags = {"push_to_hub": True, "hub_strategy": "end", "samples": 24, "judged": 8}
         run(["dpo"], prepared, own.folder, **FEW, **EVERY | {"measure_every": 0}, **flags)
     own.requests = len(engine.requests)

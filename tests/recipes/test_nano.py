@@ -11,7 +11,6 @@ from typing import Any
 from flexjudge_recipes.nano import judge_traces, shapes, traces
 
 import pytest
-import tokenizers
 
 from flexjudge_reward import (
     ConfigError,
@@ -35,6 +34,7 @@ needs("transformers", "datasets")
 nano = late("flexjudge_recipes.judge_training.nano")
 nano_model = late("flexjudge_recipes.judge_training.nano_model")
 vlm_task = late("flexjudge_recipes.nano.vlm_task")
+tokenizers = late("tokenizers")
 torch = late("torch")
 transformers = late("transformers")
 

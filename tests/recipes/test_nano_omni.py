@@ -10,9 +10,7 @@ from typing import Any
 
 from flexjudge_recipes.nano import shapes, sounds, traces, world
 
-import numpy as np
 import pytest
-import tokenizers
 
 from flexjudge_reward import Example, Judge, Media
 from flexjudge_reward.engines.model import Chat
@@ -25,7 +23,7 @@ nano_model = late("flexjudge_recipes.judge_training.nano_model")
 omni_model = late("flexjudge_recipes.judge_training.omni_model")
 nano_samples = late("flexjudge_recipes.judge_training.nano_samples")
 sft_data = late("flexjudge_recipes.judge_training.sft.data")
-torch = late("torch")
+np, tokenizers, torch = late("numpy"), late("tokenizers"), late("torch")
 
 SCENE = world.Scene(("deep hum", "silence", "high rattle", "deep chirp"), world.SOUNDS)
 TEXT = "first deep hum second silence third high rattle fourth deep chirp"

@@ -14,7 +14,6 @@ from typing import Any
 import flexjudge_recipes
 from flexjudge_recipes.nano import images
 
-import numpy as np
 import pytest
 
 from flexjudge_reward import (
@@ -34,6 +33,7 @@ from flexjudge_reward import (
 from support.late import late, needs
 
 needs("trl")
+np = late("numpy")
 common = late("flexjudge_recipes.common")
 sound_generator = late("flexjudge_recipes.nano.sound_generator")
 best_of_n = late("flexjudge_recipes.sounds.best_of_n")

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
 from support.late import late
 
+tokenizers = late("tokenizers")
 torch = late("torch")
 safe = late("safetensors.torch")
 transformers = late("transformers")
@@ -149,10 +148,10 @@ def drawn(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A token per character, Llama's markers, the judge's tags, then Mol-LLaMA's two."""
     first = [*SPECIAL, "<think>", "</think>", "<answer>", "</answer>", *map(chr, (10, *range(32, 127)))]
-    model = models.WordLevel({token: number for number, token in enumerate(first)}, unk_token=" ")
-    inner = Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
+    model = tokenizers.models.WordLevel({token: number for number, token in enumerate(first)}, unk_token=" ")
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token=SPECIAL[0],

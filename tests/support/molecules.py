@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tokenizers.processors import TemplateProcessing
 
 from flexjudge_reward import Generation, Judge, JudgeConfig, Pointwise, Request, ScriptedEngine
 from support.late import late, needs
 
 needs("trl", "rdkit")
+processors = late("tokenizers.processors")
 molecule_judge = late("flexjudge_recipes.nano.molecule_judge")
 molecule_policy = late("flexjudge_recipes.nano.molecule_policy")
 
@@ -53,5 +53,5 @@ def with_template(template: str | None) -> Any:
     tokenizer = molecule_policy.make_tokenizer()
     if template:
         ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<bos>", "<eos>") if name in template]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     return tokenizer

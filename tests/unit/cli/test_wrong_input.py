@@ -21,10 +21,10 @@ JUDGING = ("score", "rerank", "annotate", "rejudge")
 LABELLED = {"evaluate": "-o check", "doctor": "", "rubric draft": f"-o new.toml --base-url {NO_SERVER}"}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with one good file of each kind, and bad ones."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one good file of each kind, and bad ones. No command adds to it."""
+    tmp_path = tmp_path_factory.mktemp("wrong")
     for name, row in {"good": GOOD, "scored": SCORED, "record": RECORDED}.items():
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "empty.jsonl").write_bytes(b"")
@@ -35,12 +35,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "list.jsonl").write_text("[1, 2]\n7\nnull\n")
     (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "deep.jsonl").write_text("[" * 50_000 + "\n")
-    (tmp_path / "sub").mkdir()
+    for name in ("sub", "sub.html"):
+        (tmp_path / name).mkdir()
     (tmp_path / "config.toml").write_text('modle = "x"\n')
     (tmp_path / "type.toml").write_text('votes = "x"\n')
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    yield tmp_path
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that is half done is left in it."""
+    monkeypatch.chdir(files)
+    before = sorted(os.listdir())
+    yield
+    assert sorted(os.listdir()) == before
 
 
 def inputs(command: str) -> str:
@@ -200,11 +210,8 @@ def cases() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("words", "said"), [*cases()])
-def test_wrong_input_is_one_line(words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "sub.html").mkdir()
-    before = sorted(os.listdir())
+def test_wrong_input_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in error_of(words, capsys)
-    assert sorted(os.listdir()) == before  # nothing half done is left
 
 
 @pytest.mark.parametrize("command", JUDGING)

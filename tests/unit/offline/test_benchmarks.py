@@ -17,6 +17,9 @@ from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement, Metric,
 from flexjudge_reward.offline.evaluate.rows import BenchmarkRows
 from support import benchmark_cases
 from support.benchmark_cases import CASES
+from support.late import late
+
+datasets = late("datasets")
 
 METRIC = "[[metric]]\nname='a'\nof='pairs'\n"
 
@@ -263,8 +266,6 @@ def test_a_file_that_is_no_list_of_rows(text: str, says: str, tmp_path: Path) ->
 
 
 def test_a_data_set_of_the_hub_is_read_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     build, asked = datasets.load_dataset_builder, []
 
     def builder(name: str, config: str | None = None, revision: str | None = None) -> Any:

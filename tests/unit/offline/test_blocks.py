@@ -33,7 +33,10 @@ from flexjudge_reward.offline.blocks import FILE_ROW, LINE, WHY_NOT, BlockRows, 
 from flexjudge_reward.offline.pairs import pair_format
 from flexjudge_reward.offline.ray_files import OutputFolder, SourceFiles
 from support.jsonl import read
+from support.late import needs
 from support.ray_jobs import comparable, image_files, reply, text_files, written
+
+needs("datasets")
 
 Job = ScoreJob | PairJob
 

@@ -25,6 +25,9 @@ from flexjudge_reward import (
 from flexjudge_reward.judge.record import Record, json_line
 from flexjudge_reward.offline.output import owned
 from support.judging import scores, tags
+from support.late import needs
+
+needs("datasets")
 
 RUNS: list[Any] = [score_file, rerank_file, annotate_file]
 

@@ -15,6 +15,9 @@ from flexjudge_reward import Failure, Generation, Judge, Rubric, ScriptedEngine,
 from flexjudge_reward.formats.builtin import FORMATS
 from flexjudge_reward.prompts.quoting import KNOWN_CONTROL_TOKENS, flatten, neutralise
 from support import attacks, families, measures
+from support.late import needs
+
+needs("transformers")
 
 TURNS = frozenset({"<|im_start|>", "<|im_end|>"})
 
