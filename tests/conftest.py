@@ -70,8 +70,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _assign_work_unit(self, node: Any) -> None:
             heavy = node is self.nodes[0]
             fit = (scope for scope in self.workqueue if _is_heavy(config.rootpath, scope) is heavy)
-            last = next(reversed(self.workqueue))  # where no other is left: the first worker goes on from the front
-            self.workqueue.move_to_end(next(fit, last), last=False)
+            if scope := next(fit, None):  # where none is left, the next one: those that take long come first
+                self.workqueue.move_to_end(scope, last=False)
             super()._assign_work_unit(node)
 
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
