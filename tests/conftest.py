@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ socket.socket.connect = _loopback_only  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Every worker collects all files, so none of them may import at its head what takes seconds."""
-    before = set(sys.modules)
-    found = yield
-    if heavy := sorted(HEAVY & (sys.modules.keys() - before)):
-        raise pytest.UsageError(f"collecting the tests imports {', '.join(heavy)}: see tests/support/late.py")
-    return found
+    before = HEAVY & sys.modules.keys()
+    report = yield
+    if heavy := sorted(HEAVY & sys.modules.keys() - before):
+        report.outcome, report.longrepr = "failed", f"it imports {', '.join(heavy)} at its head: see support/late.py"
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)
