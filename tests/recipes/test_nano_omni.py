@@ -247,7 +247,7 @@ def test_out_of_a_base_of_its_own_it_learns_to_judge_without_the_shipped_judge(
     short = [replace(stage, size=2) for stage in nano.FROM_NOTHING]
     folder = nano.build("omni", tmp_path, 0, short, 1, path("base"))
     assert (folder / "model.safetensors").is_file()
-    assert nano.FROM_NOTHING[2].steps > JUDGE.steps and nano.FROM_NOTHING[:2] == nano.OMNI[:2]
+    assert nano.FROM_NOTHING[JUDGE].steps > nano.OMNI[JUDGE].steps and nano.FROM_NOTHING[:JUDGE] == nano.OMNI[:JUDGE]
 
 
 @pytest.mark.parametrize("given", [["--base", "missing", "--model", "omni"], ["--base", str(path("base"))]])
