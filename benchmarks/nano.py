@@ -2,6 +2,7 @@
 
     python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
+    python benchmarks/nano.py --trainings runs/sft_nano_second OTHER OTHER     # the mean, and the lowest
     python benchmarks/nano.py --answer-first runs/answer_first     # the ablation of recipes/judge_training/sft
 
 Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
@@ -131,6 +132,22 @@ def uneven(group: Sequence[Case], verdicts: Sequence[Verdict]) -> tuple[list[Cas
     return [c for c, _ in kept], [v for _, v in kept]
 
 
+def run_on_found(bench: Bench, count: int) -> float:
+    """The share of right answers with words behind their end that get the lowest score, in words and as images."""
+    found = []
+    for medium in ("words", "image"):
+        rng = random.Random(f"run on {medium}")
+        asked = [shapes.question(rng, shapes.scene(rng, held_out=True)) for _ in range(count)]
+        examples = [
+            Example(
+                shown(one, medium, rng), [shapes.run_on(rng, one, one.truth)], rubric=Rubric("Is the answer right?")
+            )
+            for one in asked
+        ]
+        found += Judge(Pointwise(prompt_set="nano"), bench.engine, SAMPLING)(examples)
+    return sum(verdict.scores == (1.0,) for verdict in found) / len(found)
+
+
 def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
     """(name, value, target, note) of every figure of the judge."""
     words, pictures = bench("pairwise", "words", count, 2), bench("pairwise", "image", count, 2)
@@ -145,6 +162,12 @@ def measure(bench: Bench, count: int) -> list[tuple[str, float, str, str]]:
         ("nano.single_exact", singles, ">= 0.9", f"half in words, half as pictures; {held}"),
         ("nano.image_listwise_top1", share(top, *listed), ">= 0.85", "four answers, one best; held-out scenes, greedy"),
         ("nano.image_choice_top1", share(top, *chosen), ">= 0.85", "four answers, one best; held-out scenes, greedy"),
+        (
+            "nano.run_on_found",
+            run_on_found(bench, count // 5),
+            "",
+            "right answers with one to three words behind their end",
+        ),
         ("nano.well_formed", 1 - bench.failed / bench.read, ">= 0.99", f"of {bench.read} replies"),
     ]
 
@@ -216,6 +239,30 @@ def figures(options: argparse.Namespace) -> list[tuple[str, float, str, str, str
     ]
 
 
+def trainings(options: argparse.Namespace) -> list[tuple[str, float, str, str, str]]:
+    """The mean and the lowest of several trainings."""
+    found: dict[str, list[float]] = {}
+    targets: dict[str, str] = {}
+    for folder in options.trainings:
+        bench = Bench(folder, options.batch)
+        for name, value, target, _ in measure(bench, options.count):
+            found.setdefault(name.replace("nano.", "nano.trained_"), []).append(value)
+            targets[name.replace("nano.", "nano.trained_")] = target
+        bench.engine.close()
+    targets["nano.trained_image_pair_better"] = ">= 0.93"  # in each training
+    return [
+        (
+            name + end,
+            value,
+            "fraction",
+            targets[name],
+            f"{len(values)} trainings: {', '.join(f'{v:.3f}' for v in values)}",
+        )
+        for name, values in found.items()
+        for end, value in (("", sum(values) / len(values)), ("_min", min(values)))
+    ]
+
+
 def ablation(options: argparse.Namespace) -> list[tuple[str, float, str, str, str]]:
     """The same of the judge that answers first."""
     value = answer_first(options.answer_first, options.count, options.batch)
@@ -229,12 +276,13 @@ def main() -> None:
     args.add_argument("--count", type=int, default=500)
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--model", type=Path, default=path("judge"))
+    args.add_argument("--trainings", type=Path, nargs="+", help="measure these judges instead")
     args.add_argument("--answer-first", type=Path, help="measure this ablation instead")
     args.add_argument("--clips", action="store_true", help="clips too; transformers reads these with torchvision")
     args.add_argument("--dry", action="store_true", help="print, record nothing")
     options = args.parse_args()
     began = time.monotonic()
-    lines = ablation(options) if options.answer_first else figures(options)
+    lines = (trainings if options.trainings else ablation if options.answer_first else figures)(options)
     for name, value, unit, target, note in lines:
         if options.dry:
             print(f"{name} = {value:.4f} {unit} (target {target or 'none'})")

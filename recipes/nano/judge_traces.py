@@ -1,4 +1,4 @@
-"""Training rows of the embedded judge: traces of judgements on scenes in words, and images that are only read aloud.
+"""Training rows of the embedded judge: traces of judgements on scenes in text, and images that are only read aloud.
 
 `rows` has them in the order of training: batches of about equal length, as padding costs time, and in the last quarter
 more candidates that are only just malformed, because these are learned last. One row in five is an image to transcribe
@@ -45,32 +45,54 @@ COUNTS: dict[traces.Form, tuple[int, ...]] = {  # candidates
     "choice": (2, 3, 4, 4),
 }
 JUNK = (0.1, 0.2)  # of the candidates, before and in the last quarter
+SECOND = (0.1, 0.5)  # of the second training: candidates that run on, scenes in letters
 POOL = 16  # batches that are ordered by length together
 
 
-def rows(seed: int | str, steps: int, size: int) -> Iterator[dict[str, Any]]:
-    """`steps` batches of `size` rows, one after the other; each is `trace` or `page`."""
+def rows(seed: int | str, steps: int, size: int, second: bool = False) -> Iterator[dict[str, Any]]:
+    """`steps` batches of `size` rows, one after the other; each is `trace` or `page`.
+
+    The rows of the second training have what a judge learns late: to read an answer to its end, and scenes that do not
+    have the words of the right answer, as images have none.
+    """
+    run_on, coded = SECOND if second else (0.0, 0.0)
     for first in range(0, steps, POOL):
         rng = random.Random(f"{seed} {first}")
         junk = JUNK[first >= 0.75 * steps]
-        made = [page(rng) if rng.random() < 0.2 else trace(rng, junk=junk) for _ in range(POOL * size)]
+        made = [
+            page(rng) if rng.random() < 0.2 else trace(rng, junk=junk, run_on=run_on, coded=coded)
+            for _ in range(POOL * size)
+        ]
         made.sort(key=size_of)
         batches = [made[start : start + size] for start in range(0, len(made), size)]
         rng.shuffle(batches)
         yield from (row for batch in batches[: steps - first] for row in batch)
 
 
-def trace(rng: random.Random, held_out: bool = False, junk: float = JUNK[0], world: World = SHAPES) -> dict[str, Any]:
-    """One judgement of a scene in words, as `flexjudge traces` writes it."""
+def trace(
+    rng: random.Random,
+    held_out: bool = False,
+    junk: float = JUNK[0],
+    world: World = SHAPES,
+    run_on: float = 0.0,
+    coded: float = 0.0,
+) -> dict[str, Any]:
+    """One judgement of a scene in text, as `flexjudge traces` writes it.
+
+    `run_on` is the chance that a candidate has words behind its end, `coded` that the scene is in letters.
+    """
     form = rng.choices(tuple(COUNTS), (0.15, 0.3, 0.35, 0.2))[0]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice(COUNTS[form])
     question = shapes.question(rng, world.scene(rng, held_out), shapes.judged(count))
     replies = shapes.candidates(rng, question, count, form == "choice" and rng.random() < 0.9, junk)
+    if run_on:
+        replies = [shapes.run_on(rng, question, reply) if rng.random() < run_on else reply for reply in replies]
     thought = traces.reasoning(question, replies, form, high)
+    scene = question.scene.in_code() if coded and rng.random() < coded else question.scene.in_words(rng)
     return {
         "format": NAMES[form],
-        "question": f"{question.scene.in_words(rng)}\n{question.text}",
+        "question": f"{scene}\n{question.text}",
         "candidates": replies,
         "criteria": CRITERIA,
         "low": 1,

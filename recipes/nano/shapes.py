@@ -25,6 +25,7 @@ from flexjudge_recipes.nano.world import is_correct as is_correct
 from flexjudge_recipes.nano.world import judged as judged
 from flexjudge_recipes.nano.world import parse as parse
 from flexjudge_recipes.nano.world import question as question
+from flexjudge_recipes.nano.world import run_on as run_on
 from flexjudge_recipes.nano.world import score as score
 from flexjudge_recipes.nano.world import spoken as spoken
 

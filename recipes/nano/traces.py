@@ -10,9 +10,10 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from flexjudge_recipes.nano.world import LETTERS, Question, Scene, best, parse, score, spoken
+from flexjudge_recipes.nano.world import LETTERS, NOISE, Question, Scene, best, parse, score, spoken
 
 Form = Literal["score", "pair", "listwise", "choice"]
+_OWN = ("a", "score", "best")  # words of a thought itself
 
 
 def derivation(asked: Question) -> str:
@@ -65,8 +66,8 @@ def quotes(rng: random.Random, asked: Question, replies: Sequence[str]) -> str:
     """
     said = []
     for letter, reply in zip(LETTERS, replies, strict=False):
-        parts, whole = spoken(asked, reply)
-        for place, words in rng.sample(parts, len(parts)) if whole else ():
+        parts, odd = spoken(asked, reply)
+        for place, words in rng.sample(parts, len(parts)) if odd is None else ():
             said.append(" ".join(["", letter, *[place] * bool(place), *words]))
     return "".join(said)
 
@@ -82,9 +83,10 @@ def _check(asked: Question, reply: str, letter: str) -> str:
     """Every word of the answer, the true word beside it, whether they are the same: "red blue no circle circle yes".
 
     In a description the letter stands before every place, so that the answer to look at is near, and after it how
-    many were right so far. Where an answer leaves the asked form, "unclear" ends it.
+    many were right so far. Where an answer leaves the asked form, "unclear" ends it, after the word that does not fit:
+    to write the next word of an answer is what the judge does all the time, so it reads on to the end.
     """
-    parts, whole = spoken(asked, reply)
+    parts, odd = spoken(asked, reply)
     world, steps = asked.scene.world, list[str]()
     hits = 0
     for (place, words), true in zip(parts, parse(asked, asked.truth) or (), strict=False):
@@ -96,7 +98,10 @@ def _check(asked: Question, reply: str, letter: str) -> str:
         if place and (words == [world.nothing] or len(words) == 2):
             hits += set(same) == {"yes"}
             steps.append(str(hits))
-    return " ".join(steps if whole else [*steps, "unclear"])
+    if odd is None:
+        return " ".join(steps)
+    known = {*world.words, *NOISE, *world.vocabulary("count")[0]}.difference(_OWN)
+    return " ".join([*steps, *[odd] * (odd in known), "unclear"])
 
 
 def _same(said: str, true: str) -> str:

@@ -28,6 +28,8 @@ from typing import Literal
 Kind = Literal["what", "count", "exists", "describe"]
 KINDS: tuple[Kind, ...] = ("what", "count", "exists", "describe")
 LETTERS = "ABCDEFGH"
+NOISE = ("yes", "no", "is", "the", "a", "score", "best", "10", "5", "3", "1", "A")
+"""Words of no scene that malformed answers have."""
 _DESCRIBED = (1, 3, 5, 8, 10)
 
 
@@ -108,6 +110,11 @@ class Scene:
             rng.shuffle(order)
         return " ".join(f"{self.world.places[i]} {self.cells[i]}" for i in order)
 
+    def in_code(self) -> str:
+        """The scene in letters, place after place: as in an image, no word of an answer is in it."""
+        letters = dict(zip((*self.world.firsts, *self.world.seconds), "ghjkmnpqvw", strict=False))
+        return " ".join("".join(letters.get(word, "z") for word in cell.split()) for cell in self.cells)
+
     def count(self, subject: str) -> int:
         """How many cells show `subject`: a first word, a second, both of them, or the world's `thing` for any."""
         there = [cell for cell in self.cells if cell != self.world.nothing]
@@ -176,30 +183,32 @@ def judged(count: int) -> tuple[Kind, ...]:
 
 def parse(asked: Question, reply: str) -> tuple[str, ...] | None:
     """The answer in `reply` as a tuple (what: one content, describe: four), or None if it is not of the asked form."""
-    parts, whole = spoken(asked, reply)
-    return tuple(" ".join(words) for _, words in parts) if whole else None
+    parts, odd = spoken(asked, reply)
+    return tuple(" ".join(words) for _, words in parts) if odd is None else None
 
 
-def spoken(asked: Question, reply: str) -> tuple[list[tuple[str, list[str]]], bool]:
-    """`reply` as far as it is of the asked form: (place, words) of each part, and whether that is all of it.
+def spoken(asked: Question, reply: str) -> tuple[list[tuple[str, list[str]]], str | None]:
+    """`reply` as far as it is of the asked form: (place, words) of each part, and the word at which it leaves the form.
 
-    A description has a part for every place; any other answer has one, without a place.
+    That is None where it does not, and "" where it ends too early. A description has a part for every place; any other
+    answer has one, without a place.
     """
     world, words = asked.scene.world, reply.strip().lower().rstrip(".").strip().split(" ")
     if asked.kind == "what" and words[0] == "a":
         words = words[1:]
     parts: list[tuple[str, list[str]]] = []
     for place in world.places if asked.kind == "describe" else ("",):
-        if place and (not words or words.pop(0) != place):
-            return parts, False
+        if place and words[:1] != [place]:
+            return parts, words[0] if words else ""
+        words = words[1:] if place else words
         parts.append((place, []))
         for known in world.vocabulary(asked.kind):
             if not words or words[0] not in known:
-                return parts, False
+                return parts, words[0] if words else ""
             parts[-1][1].append(words.pop(0))
             if parts[-1][1] == [world.nothing]:
                 break
-    return parts, not words
+    return parts, words[0] if words else None
 
 
 def is_correct(asked: Question, reply: str) -> bool:
@@ -257,6 +266,12 @@ def candidates(
             return replies
 
 
+def run_on(rng: random.Random, asked: Question, reply: str) -> str:
+    """`reply` with one to three words more."""
+    more = rng.choices((*asked.scene.world.words, *NOISE), k=rng.choice((1, 1, 2, 3)))
+    return " ".join([*reply.rstrip(" .").split(), *more])
+
+
 def _wrong(rng: random.Random, asked: Question) -> str:
     if asked.kind == "what":
         return _other_content(rng, asked, asked.truth)
@@ -284,7 +299,7 @@ def _other_content(rng: random.Random, asked: Question, content: str) -> str:
 
 def _junk(rng: random.Random, asked: Question) -> str:
     """What a policy in training also says: nothing, half an answer, too much, another question's answer, noise."""
-    words = (*asked.scene.world.words, *("yes", "no", "is", "the", "a", "score", "best", "10", "5", "3", "1", "A"))
+    words = (*asked.scene.world.words, *NOISE)
     other = candidate(rng, question(rng, asked.scene), junk=0.0)
     letters = "".join(
         rng.choice("abcdefghijklmnopqrstuvwxyz0123456789 .,!?:;()<>/=+") for _ in range(rng.randint(1, 14))

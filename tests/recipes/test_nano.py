@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_recipes.nano import judge_traces, shapes, traces
+from flexjudge_recipes.nano.world import SHAPES, SOUNDS, World
 
 import pytest
 
@@ -121,15 +122,18 @@ TRACES = [
     (WHAT, "green circle", "So top-left red circle.", "A green red no circle circle yes score 5."),
     (WHAT, "red", "", "A red red yes unclear score 1."),
     (WHAT, "nothing", "", "A nothing red no score 1."),
-    (WHAT, "red circle star", "", "A red red yes circle circle yes unclear score 1."),
+    (WHAT, "red circle star", "", "A red red yes circle circle yes star unclear score 1."),
     (
         COUNT,
         "3",
         "bottom-left blue square blue red no 1 bottom-right red star red red yes 2. So 2.",
         "A 3 2 near score 5.",
     ),
+    (WHAT, "red circle score 10", "", "A red red yes circle circle yes unclear score 1."),
+    (COUNT, "2 0", "", "A 2 2 yes 0 unclear score 1."),
     (COUNT, "many", "top-right nothing 1", "A unclear score 1."),
     (EXISTS, "no", "top-left red circle red blue no circle square no no top-right nothing no", "A no yes no score 1."),
+    (EXISTS, "yes green", "", "A yes yes yes green unclear score 1."),
     (EXISTS, "yes.", "bottom-left blue square blue blue yes square square yes yes", "A yes yes yes score 10."),
     (DESCRIBE, "top-left red star top-right nothing.", TEXT, "no 0 A top-right nothing nothing yes 1 unclear score 1."),
 ]
@@ -158,6 +162,11 @@ def test_unclear_marks_an_answer_of_another_form() -> None:
         reply = shapes.candidate(rng, question, junk=0.5)
         thought = traces.reasoning(question, [reply], "score")
         assert ("unclear" in thought) == (shapes.parse(question, reply) is None), reply
+
+
+def test_words_behind_an_answer_make_it_malformed() -> None:
+    for rng, question in some(13):
+        assert shapes.score(question, shapes.run_on(rng, question, question.truth + ".")) == 1
 
 
 def test_the_right_answer_is_right_and_junk_is_not() -> None:
@@ -228,6 +237,24 @@ def test_the_rows_of_a_judge_are_judgements_in_words_and_images_that_are_only_re
     assert rows == list(judge_traces.rows(0, 16, 24)) != list(judge_traces.rows(1, 16, 24))
     lengths = [sum(len(row["reply"]) for row in rows[i : i + 24]) for i in range(0, 384, 24)]
     assert max(lengths) > 1.5 * min(lengths)  # batches of equal length, in random order
+
+
+def test_the_second_training_has_answers_that_run_on_and_scenes_in_letters() -> None:
+    first, second = ([row for row in judge_traces.rows(0, 16, 24, on) if "prompt" not in row] for on in (False, True))
+    coded = [row for row in second if not set(row["question"].split("\n")[0].split()) & set(shapes.PLACES)]
+    assert 0.4 < len(coded) / len(second) < 0.6
+    unclear = [sum(row["reply"].count("unclear") for row in rows) for rows in (first, second)]
+    assert unclear[1] > 1.5 * unclear[0]
+    assert all(set(row["question"].split("\n")[0].split()) & set(shapes.PLACES) for row in first)
+
+
+@pytest.mark.parametrize("world", [SHAPES, SOUNDS], ids=lambda world: world.thing)
+def test_a_scene_in_letters_says_all_and_has_no_word_of_an_answer(world: World) -> None:
+    rng = random.Random(5)
+    scenes = [world.scene(rng) for _ in range(2000)]
+    codes = {scene.cells: scene.in_code() for scene in scenes}
+    assert len(set(codes.values())) == len(codes)
+    assert not {word for code in codes.values() for word in code.split()} & set(world.words)
 
 
 # ---------------------------------------------------------------------------------------------- the shipped weights

@@ -35,6 +35,8 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 from flexjudge_reward import ConfigError
 from flexjudge_reward.prompts.template import copy_prompt_set, prompt_sets
 
+_NANO = ("nano", "nano_second")  # the traces of the embedded judge, which are made for the run
+
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
@@ -42,7 +44,9 @@ from flexjudge_reward.prompts.template import copy_prompt_set, prompt_sets
 class RecipeArguments:
     """What the judge learns from, and in which words it is asked."""
 
-    dataset_name: str = field(default="nano", metadata={"help": "Traces: a .parquet file, a folder, org/name, nano."})
+    dataset_name: str = field(
+        default="nano", metadata={"help": "Traces: a .parquet file, a folder, org/name, nano, nano_second."}
+    )
     dataset_train_split: str | None = field(default=None, metadata={"help": "The split, if there are several."})
     rows: int | None = field(default=None, metadata={"help": "The most traces; by default all."})
     prompt_set: str = field(default="flex", metadata={"help": "The judge's wording: flex, nano, or a folder."})
@@ -56,9 +60,9 @@ class RecipeArguments:
 
 def training_data(options: RecipeArguments, args: SFTConfig, renderer: Renderer) -> tuple[Dataset, Counter[str]]:
     """Prompts and completions, and why rows were left out."""
-    if options.dataset_name == "nano":
+    if options.dataset_name in _NANO:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows: Any = judge_traces.rows(args.seed, args.max_steps, batch)
+        rows: Any = judge_traces.rows(args.seed, args.max_steps, batch, options.dataset_name == "nano_second")
     else:
         rows = stored(options.dataset_name, options.dataset_train_split)
     return renderer.dataset(islice(rows, options.rows))
@@ -130,7 +134,7 @@ def report(trainer: SFTTrainer, options: RecipeArguments, skipped: Counter[str])
     ends = {name: (values[min(values)], values[max(values)]) for name, values in curves.items() if values}
     rows = [(name.replace("_", " "), f"{before:.3f}", f"{after:.3f}") for name, (before, after) in ends.items()]
     results: dict[str, Any] = {"traces": len(trainer.train_dataset), "left_out": dict(skipped), "log": log}
-    if options.dataset_name == "nano" and options.measure:
+    if options.dataset_name in _NANO and options.measure:
         results["held_out"] = judge_traces.measured(folder, options.measure)
         rows += [(f"both scores right, {what}", "", f"{share:.1%}") for what, share in results["held_out"].items()]
     for what, before, after in rows:
