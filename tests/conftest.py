@@ -28,6 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share two cores
 
 gc.set_threshold(20_000, 20, 20)  # a tenth of all time went into it
 
+
+def forget_settings() -> None:
+    """Removes what the user has set, and what `flexjudge serve` sets for its workers."""
+    for name in [name for name in os.environ if name.startswith("FLEXJUDGE_")]:
+        del os.environ[name]
+
+
+forget_settings()
 _numbers = itertools.count()
 _FORKING = tuple(f"test_{name}.py" for name in ("readme", "trl_trainers", "cli", "diffusion_dpo", "program", "ranks"))
 _HEAVY = re.compile(r'\b(?:late|needs)\("(?:torch|transformers|trl|datasets|flexjudge_recipes)\b')
@@ -84,11 +92,11 @@ def _is_heavy(root: Path, scope: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No FLEXJUDGE_* setting from outside, and a cache of the test's own, in a folder that few of them make."""
-    for name in [name for name in os.environ if name.startswith("FLEXJUDGE_")]:
-        monkeypatch.delenv(name)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own, in a folder that few of them make; no setting of a command is left for the next."""
     monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(_HOME.name, f"cache-{next(_numbers)}"))
+    yield
+    forget_settings()
 
 
 @pytest.fixture(scope="module", autouse=True)
