@@ -45,7 +45,7 @@ COUNTS: dict[traces.Form, tuple[int, ...]] = {  # candidates
     "choice": (2, 3, 4, 4),
 }
 JUNK = (0.1, 0.2)  # of the candidates, before and in the last quarter
-SECOND = (0.1, 0.5)  # of the second training: candidates that run on, scenes in letters
+RUN_ON, IN_CODE = 0.1, 0.5  # of the second training: candidates that run on, scenes in letters
 POOL = 16  # batches that are ordered by length together
 
 
@@ -55,14 +55,10 @@ def rows(seed: int | str, steps: int, size: int, second: bool = False) -> Iterat
     The rows of the second training have what a judge learns late: to read an answer to its end, and scenes that do not
     have the words of the right answer, as images have none.
     """
-    run_on, coded = SECOND if second else (0.0, 0.0)
     for first in range(0, steps, POOL):
         rng = random.Random(f"{seed} {first}")
         junk = JUNK[first >= 0.75 * steps]
-        made = [
-            page(rng) if rng.random() < 0.2 else trace(rng, junk=junk, run_on=run_on, coded=coded)
-            for _ in range(POOL * size)
-        ]
+        made = [page(rng) if rng.random() < 0.2 else trace(rng, junk=junk, second=second) for _ in range(POOL * size)]
         made.sort(key=size_of)
         batches = [made[start : start + size] for start in range(0, len(made), size)]
         rng.shuffle(batches)
@@ -74,22 +70,18 @@ def trace(
     held_out: bool = False,
     junk: float = JUNK[0],
     world: World = SHAPES,
-    run_on: float = 0.0,
-    coded: float = 0.0,
+    second: bool = False,
 ) -> dict[str, Any]:
-    """One judgement of a scene in text, as `flexjudge traces` writes it.
-
-    `run_on` is the chance that a candidate has words behind its end, `coded` that the scene is in letters.
-    """
+    """One judgement of a scene in words, as `flexjudge traces` writes it; or one of the second training."""
     form = rng.choices(tuple(COUNTS), (0.15, 0.3, 0.35, 0.2))[0]
     high = 5 if form != "choice" and rng.random() < 0.3 else 10
     count = rng.choice(COUNTS[form])
     question = shapes.question(rng, world.scene(rng, held_out), shapes.judged(count))
     replies = shapes.candidates(rng, question, count, form == "choice" and rng.random() < 0.9, junk)
-    if run_on:
-        replies = [shapes.run_on(rng, question, reply) if rng.random() < run_on else reply for reply in replies]
-    thought = traces.reasoning(question, replies, form, high)
-    scene = question.scene.in_code() if coded and rng.random() < coded else question.scene.in_words(rng)
+    if second:
+        replies = [shapes.run_on(rng, question, reply) if rng.random() < RUN_ON else reply for reply in replies]
+    thought = traces.reasoning(question, replies, form, high, names_odd=second)
+    scene = question.scene.in_code() if second and rng.random() < IN_CODE else question.scene.in_words(rng)
     return {
         "format": NAMES[form],
         "question": f"{scene}\n{question.text}",

@@ -48,12 +48,16 @@ def _compared(cell: str, asked: Question) -> list[str]:
     return [f"{found} {word} {_yes(found == word)}" for found, word in same]
 
 
-def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 10) -> str:
-    """The thought of a judge: the derivation, then each candidate checked against it, lettered from A."""
+def reasoning(asked: Question, replies: Sequence[str], form: Form, high: int = 10, names_odd: bool = False) -> str:
+    """The thought of a judge: the derivation, then each candidate checked against it, lettered from A.
+
+    With `names_odd` it has the word at which an answer leaves the asked form: to write the next word of an answer is
+    what the judge does all the time, so it reads on to the end. The second training has it.
+    """
     steps = [derivation(asked)]
     for index, reply in enumerate(replies):
         letter = LETTERS[index]
-        steps.append(f" {letter} {_check(asked, reply, letter)} score {score(asked, reply, high)}")
+        steps.append(f" {letter} {_check(asked, reply, letter, names_odd)} score {score(asked, reply, high)}")
         if form == "choice":
             steps.append(f" best {LETTERS[best(asked, replies[: index + 1])]}")
     return "".join(steps) + "."
@@ -79,12 +83,11 @@ def verdict(asked: Question, replies: Sequence[str], form: Form, high: int = 10)
     return "".join(f"<answer>{score(asked, reply, high)}</answer>" for reply in replies)
 
 
-def _check(asked: Question, reply: str, letter: str) -> str:
+def _check(asked: Question, reply: str, letter: str, names_odd: bool) -> str:
     """Every word of the answer, the true word beside it, whether they are the same: "red blue no circle circle yes".
 
     In a description the letter stands before every place, so that the answer to look at is near, and after it how
-    many were right so far. Where an answer leaves the asked form, "unclear" ends it, after the word that does not fit:
-    to write the next word of an answer is what the judge does all the time, so it reads on to the end.
+    many were right so far. Where an answer leaves the asked form, "unclear" ends it.
     """
     parts, odd = spoken(asked, reply)
     world, steps = asked.scene.world, list[str]()
@@ -101,7 +104,7 @@ def _check(asked: Question, reply: str, letter: str) -> str:
     if odd is None:
         return " ".join(steps)
     known = {*world.words, *NOISE, *world.vocabulary("count")[0]}.difference(_OWN)
-    return " ".join([*steps, *[odd] * (odd in known), "unclear"])
+    return " ".join([*steps, *[odd] * (names_odd and odd in known), "unclear"])
 
 
 def _same(said: str, true: str) -> str:

@@ -122,18 +122,15 @@ TRACES = [
     (WHAT, "green circle", "So top-left red circle.", "A green red no circle circle yes score 5."),
     (WHAT, "red", "", "A red red yes unclear score 1."),
     (WHAT, "nothing", "", "A nothing red no score 1."),
-    (WHAT, "red circle star", "", "A red red yes circle circle yes star unclear score 1."),
+    (WHAT, "red circle star", "", "A red red yes circle circle yes unclear score 1."),
     (
         COUNT,
         "3",
         "bottom-left blue square blue red no 1 bottom-right red star red red yes 2. So 2.",
         "A 3 2 near score 5.",
     ),
-    (WHAT, "red circle score 10", "", "A red red yes circle circle yes unclear score 1."),
-    (COUNT, "2 0", "", "A 2 2 yes 0 unclear score 1."),
     (COUNT, "many", "top-right nothing 1", "A unclear score 1."),
     (EXISTS, "no", "top-left red circle red blue no circle square no no top-right nothing no", "A no yes no score 1."),
-    (EXISTS, "yes green", "", "A yes yes yes green unclear score 1."),
     (EXISTS, "yes.", "bottom-left blue square blue blue yes square square yes yes", "A yes yes yes score 10."),
     (DESCRIBE, "top-left red star top-right nothing.", TEXT, "no 0 A top-right nothing nothing yes 1 unclear score 1."),
 ]
@@ -146,6 +143,26 @@ def test_a_trace_compares_word_by_word(question: shapes.Question, reply: str, wo
     thought = traces.reasoning(question, [reply], "score")
     assert thought.startswith("top-left red circle") and thought.endswith(checked)
     assert worked in thought
+
+
+@pytest.mark.parametrize(
+    ("question", "reply", "checked"),
+    [
+        pytest.param(
+            WHAT, "red circle star", "A red red yes circle circle yes star unclear score 1.", id="a word more"
+        ),
+        pytest.param(
+            WHAT, "red circle score 10", "A red red yes circle circle yes unclear score 1.", id="word of a thought"
+        ),
+        pytest.param(WHAT, "red", "A red red yes unclear score 1.", id="ends early"),
+        pytest.param(WHAT, "green circle", "A green red no circle circle yes score 5.", id="of the asked form"),
+        pytest.param(COUNT, "2 0", "A 2 2 yes 0 unclear score 1.", id="a number more"),
+        pytest.param(COUNT, "<answer>", "A unclear score 1.", id="a tag is not written"),
+        pytest.param(EXISTS, "yes green", "A yes yes yes green unclear score 1.", id="another question's word"),
+    ],
+)
+def test_a_trace_of_the_second_training_names_the_odd_word(question: shapes.Question, reply: str, checked: str) -> None:
+    assert traces.reasoning(question, [reply], "score", names_odd=True).endswith(checked)
 
 
 def test_quotes_repeat_the_answers_of_the_prompt_and_nothing_else() -> None:
