@@ -5,6 +5,7 @@
         --model_name_or_path build/nano/base                         # the judge from it
     python recipes/judge_training/nano.py --model omni               # nano-omni: base, ears, judge
     python recipes/judge_training/nano.py --model omni --base build/nano/base   # the same, out of a base of your own
+    python recipes/judge_training/nano.py --width 320 --device cuda  # a base of 8 million parameters, on a GPU
     python recipes/judge_training/nano.py --install                  # copies what was made into the package
 
 The base transcribes scenes, quotes answers and answers questions (`recipes/nano/pages.py`), from images, videos and
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_recipes.judge_training import omni_model
-from flexjudge_recipes.judge_training.nano_model import make_model, make_tokenizer, save, vision_features
+from flexjudge_recipes.judge_training.nano_model import WIDTH, make_model, make_tokenizer, save, vision_features
 from flexjudge_recipes.judge_training.nano_samples import Maker, Sample, Stage, batches
 from flexjudge_recipes.judge_training.sft.data import Renderer
 from flexjudge_recipes.nano.world import SHAPES, SOUNDS
@@ -64,6 +65,7 @@ _EVERY = 100  # steps between two checkpoints
 def forward(model: Any, make: Maker, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits and targets of all completion tokens, and the sample each belongs to."""
     language, visual, ear = _parts(model)
+    device = model.device
     length = max(len(sample.ids) for sample in samples)
     ids = torch.zeros(len(samples), length, dtype=torch.long)
     at = torch.zeros(3, len(samples), length, dtype=torch.long)
@@ -72,12 +74,12 @@ def forward(model: Any, make: Maker, samples: list[Sample]) -> tuple[torch.Tenso
         ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
         at[:, row, : len(sample.ids)] = torch.from_numpy(make.positions(sample))
         target[row, sample.start - 1 : len(sample.ids) - 1] = ids[row, sample.start : len(sample.ids)]
+    ids, at, target = ids.to(device), at.to(device), target.to(device)
     embedded = language.embed_tokens(ids)
     if shown := [sample.patches for sample in samples if sample.patches is not None]:
-        seen = vision_features(visual, torch.from_numpy(np.concatenate(shown)))
-        embedded = embedded.masked_scatter(
-            torch.isin(ids, torch.tensor(sorted(make.vision)))[..., None], seen.to(embedded.dtype)
-        )
+        seen = vision_features(visual, torch.from_numpy(np.concatenate(shown)).to(device))
+        here = torch.isin(ids, torch.tensor(sorted(make.vision), device=device))
+        embedded = embedded.masked_scatter(here[..., None], seen.to(embedded.dtype))
     if played := [sample.recording for sample in samples if sample.recording is not None]:
         heard = omni_model.audio_features(ear, np.stack(played))
         embedded = embedded.masked_scatter((ids == make.audio)[..., None], heard)
@@ -134,7 +136,7 @@ def train(model: Any, make: Maker, stage: Stage, saved: Path, seed: int, steps: 
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     first, spent = 0, 0.0
     if saved.exists():
-        state = torch.load(saved, weights_only=True)
+        state = torch.load(saved, weights_only=True, map_location=model.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, spent = state["step"], state["seconds"]
@@ -172,22 +174,36 @@ def claim(out: Path, **settings: object) -> None:
     noted.write_text(json.dumps(settings) + "\n")
 
 
-def build(kind: str, out: Path, seed: int, stages: Iterable[Stage], steps: int, base: Path | None = None) -> Path:
-    """Makes or continues the model `kind` in `out`, omni out of `base` (None: the shipped one); its folder."""
+def build(
+    kind: str,
+    out: Path,
+    seed: int,
+    stages: Iterable[Stage],
+    steps: int,
+    base: Path | None = None,
+    width: int = WIDTH,
+    device: str = "cpu",
+) -> Path:
+    """Makes or continues the model `kind` in `out`, omni out of `base` (None: the shipped one); its folder.
+
+    A wider model learns at a lower rate, by the square root of its width.
+    """
     omni = kind == "omni"
     saved = out / "tokenizer.json"
     if not saved.exists():  # a run that continues keeps the ids that it has learned
         (omni_model.omni_tokenizer() if omni else make_tokenizer()).save(str(saved))
     tokenizer = Tokenizer.from_file(str(saved))
     torch.manual_seed(seed)
-    model = omni_model.make_thinker(tokenizer) if omni else make_model(tokenizer)
+    model = omni_model.make_thinker(tokenizer) if omni else make_model(tokenizer, width)
     renderer = None
     if omni:
         model.load_state_dict(omni_model.grown(model, tokenizer, base or path("base")))
         processor = omni_model.make_processor(tokenizer)
         renderer = Renderer(Chat(processor.tokenizer, processor.chat_template), "nano", 2048, "<|im_end|>")
+    model.to(device)
     make, seconds = Maker(tokenizer, renderer), 0.0
     for stage in stages:
+        stage = replace(stage, peak=stage.peak * (WIDTH / width) ** 0.5)
         if stage.judgements and base is None:
             omni_model.add_judging(model, tokenizer)
         seconds += train(model, make, stage, out / f"{stage.name}.pt", seed, min(steps, stage.steps))
@@ -204,6 +220,8 @@ def main() -> None:
     args.add_argument("--model", choices=sorted(STAGES), default="base", help="what is made (default: base)")
     args.add_argument("--base", type=Path, help="of omni: the folder of a base (default: the shipped one)")
     args.add_argument("--out", type=Path, help="default: build/nano, or build/omni")
+    args.add_argument("--width", type=int, default=WIDTH, help="of the base's language model, in 32s")
+    args.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--install", action="store_true", help="copy it into flexjudge_reward/nano")
@@ -213,12 +231,15 @@ def main() -> None:
         raise ConfigError(f"threads and steps are at least 1, found {options.threads}, {options.steps}")
     if options.base and (options.model != "omni" or not (options.base / "model.safetensors").is_file()):
         raise ConfigError(f"--base is a folder with model.safetensors, for --model omni; found {options.base}")
+    if options.width < 32 or options.width % 32 or (options.width != WIDTH and options.model != "base"):
+        raise ConfigError(f"--width is a multiple of 32, and of the base only; found {options.width}")
     torch.set_num_threads(options.threads)
     out = options.out or Path("build", "omni" if options.model == "omni" else "nano")
     grown = {"base": str(options.base.resolve())} if options.base else {}
+    grown |= {} if options.width == WIDTH else {"width": options.width}
     claim(out, model=options.model, seed=options.seed, steps=options.steps, **grown)
     stages = FROM_NOTHING if options.base else STAGES[options.model]
-    folder = build(options.model, out, options.seed, stages, options.steps, options.base)
+    folder = build(options.model, out, options.seed, stages, options.steps, options.base, options.width, options.device)
     if options.install:
         shutil.copytree(folder, path(options.model), dirs_exist_ok=True)
 

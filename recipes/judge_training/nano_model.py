@@ -133,14 +133,14 @@ def save_processor(folder: Path, tokenizer: Tokenizer) -> None:
 # -------------------------------------------------------------------------------------------------------- model
 
 
-def make_model(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """About two million parameters."""
+def make_model(tokenizer: Tokenizer, width: int = WIDTH) -> Qwen2_5_VLForConditionalGeneration:
+    """About two million parameters; with twice the width eight."""
     token = tokenizer.token_to_id
     ids = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
     ids |= {"vision_end": "<|vision_end|>"}
     config = Qwen2_5_VLConfig(
-        text_config=text_config(tokenizer),
-        vision_config=VISION | {"tokens_per_second": 1},
+        text_config=text_config(tokenizer, width),
+        vision_config=VISION | {"tokens_per_second": 1, "out_hidden_size": width},
         **{f"{name}_token_id": token(value) for name, value in ids.items()},
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
@@ -149,15 +149,15 @@ def make_model(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def text_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def text_config(tokenizer: Tokenizer, width: int = WIDTH) -> dict[str, Any]:
     """The language model; heads of 32, which every attention kernel of the engines knows."""
     return {
         "vocab_size": 64 * math.ceil(tokenizer.get_vocab_size() / 64),
-        "hidden_size": WIDTH,
-        "intermediate_size": 448,
+        "hidden_size": width,
+        "intermediate_size": width * 14 // 5,
         "num_hidden_layers": 5,
-        "num_attention_heads": WIDTH // 32,
-        "num_key_value_heads": WIDTH // 32,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 32,
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
         "bos_token_id": None,
@@ -190,7 +190,7 @@ def vision_features(visual: Any, patches: torch.Tensor) -> torch.Tensor:
     """
     n, size, heads = patches.shape[0], patches.shape[1], visual.config.num_heads
     hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
-    y, x = (torch.tensor(list(side)) for side in zip(*_patch_order(), strict=True))
+    y, x = (torch.tensor(list(side), device=hidden.device) for side in zip(*_patch_order(), strict=True))
     cos, sin = (part[None, :, None, :] for part in visual.rotary_pos_emb(hidden, torch.stack([y, x], -1)))
     for block in visual.blocks:
         q, k, v = (part.view(n, size, heads, -1) for part in _qkv(block.attn, block.norm1(hidden)))

@@ -154,7 +154,7 @@ def audio_features(tower: Any, recordings: np.ndarray) -> torch.Tensor:
     silence = np.zeros((len(recordings), 400))  # the processor pads every recording, which its last frames hear
     padded = np.concatenate([recordings / 32768, silence], 1).astype(np.float32)
     mels = torch.from_numpy(_EXTRACTOR._torch_extract_fbank_features(padded))[:, :, :frames]
-    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
+    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels.to(tower.conv1.weight.device))))).transpose(1, 2)
     n, size, width = hidden.shape
     hidden = hidden + tower.positional_embedding.positional_embedding[:size]
     heads = tower.config.encoder_attention_heads

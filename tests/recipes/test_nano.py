@@ -315,6 +315,21 @@ def test_the_training_computes_the_vision_features_of_the_plain_model() -> None:
     assert torch.allclose(fast, plain, atol=1e-4)
 
 
+def test_a_wider_model_fits_the_tokenizer_of_the_shipped_one() -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path("base") / "tokenizer.json"))
+    model: Any = nano_model.make_model(tokenizer, 64)
+    patches = torch.from_numpy(nano_model.to_patches([shapes.draw(SCENE, random.Random(3))]))
+    assert nano_model.vision_features(model.model.visual, patches).shape == (1, 4, 64)
+    assert model.lm_head.weight.shape == (model.config.text_config.vocab_size, 64)
+
+
+@pytest.mark.parametrize("flags", [["--width", "100"], ["--width", "0"], ["--width", "320", "--model", "omni"]])
+def test_a_width_that_no_model_has_is_an_error(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["nano.py", *flags])
+    with pytest.raises(ConfigError, match="--width is a multiple of 32"):
+        nano.main()
+
+
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     for _ in range(2):
         nano.claim(tmp_path / "new", model="omni", seed=0, steps=9)
