@@ -3,7 +3,9 @@
     python benchmarks/figures.py            the table of figures against their targets
     from figures import record              in a benchmark: append one
 
-`record` notes the command that was run, the commit and the hardware, so that each figure can be made again.
+`record` notes the command that was run, the commit and the hardware, so that each figure can be made again. On a
+machine that has a copy of the files and no repository, FIGURES_FILE says where the lines go and FIGURES_COMMIT which
+commit was copied.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -40,8 +43,9 @@ def record(name: str, value: float, *, unit: str, target: str, note: str = "", c
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "note": note,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
+    results = Path(os.environ.get("FIGURES_FILE") or RESULTS)
+    results.parent.mkdir(exist_ok=True)
+    with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{name} = {line['value']} {unit} (target {target or 'none'})", flush=True)
 
@@ -55,7 +59,11 @@ def running_command() -> str:
 
 
 def commit() -> str:
-    """The short id of HEAD, with "+" where the working tree differs from it."""
+    """The short id of HEAD, with "+" where the working tree differs from it; FIGURES_COMMIT where that is set."""
+    if given := os.environ.get("FIGURES_COMMIT"):
+        return given
+    if shutil.which("git") is None:
+        return ""
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
