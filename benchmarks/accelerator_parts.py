@@ -328,7 +328,7 @@ def plan(options: argparse.Namespace) -> None:
     batches = {kind: examples(kind, size) for kind in size.batches}
     for name, asked in {"long_prompt": long_, **batches}.items():
         used, reserved, what = taken(judge, asked, held)
-        note = f"{what}, replies of {size.reply}; reserved {reserved / GIB:.2f} GiB; the plan's workspace is 1 GiB"
+        note = f"{what}, replies of {size.reply}; reserved {reserved / GIB:.2f} GiB; planned {WORKSPACE / GIB:.1f} GiB"
         figure(f"plan_{name}_gib", used / GIB, "GiB beside the weights", note)
     if total:
         figure_least_share(judge, long_, weights + WORKSPACE, total)

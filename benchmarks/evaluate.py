@@ -27,7 +27,7 @@ from flexjudge_recipes.nano import shapes
 
 from figures import record
 
-from flexjudge_reward.offline.evaluate.doctor import Thresholds, doctor
+from flexjudge_reward.offline.evaluate.doctor import doctor
 from support import benchmark_cases, doctor_cases
 
 WORLD = Path(__file__).resolve().parent.parent / "flexjudge_reward/offline/evaluate/benchmarks/nano_world.jsonl"
@@ -70,13 +70,12 @@ def right_recommendations(count: int = 60) -> float:
             for name, case in doctor_cases.CASES.items()
         }
         nano = doctor_cases.nano()
-        for name, rows, most, outcome in (
-            ("nano inside", doctor_cases.inside(count), Thresholds(max_unread=1), "go"),
-            ("nano inside, to the end", doctor_cases.inside(count), Thresholds(), "no-go"),
-            ("nano outside", doctor_cases.outside(count), Thresholds(max_unread=1), "no-go"),
+        for name, rows, outcome in (
+            ("nano inside", doctor_cases.inside(count), "go"),
+            ("nano outside", doctor_cases.outside(count), "no-go"),
         ):
             source = doctor_cases.write(path / "rows.jsonl", rows)
-            found = doctor(source, nano, formats=("pointwise", "pairwise"), thresholds=most)
+            found = doctor(source, nano, formats=("pointwise", "pairwise"))
             print(name, found, sep="\n", end="\n\n", flush=True)
             right[name] = found.outcome == outcome
     print(right)

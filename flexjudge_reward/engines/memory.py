@@ -12,8 +12,11 @@ from pathlib import Path
 from flexjudge_reward.engines.model import Source
 from flexjudge_reward.errors import ConfigError
 
-WORKSPACE = 1 << 30
-"""Bytes on the GPU beside the weights, at least: activations, and pages for one long prompt."""
+WORKSPACE = 3 << 29
+"""Bytes on the GPU beside the weights, at least: activations, and pages for one long prompt.
+
+A judge of 7B takes 1.2 GiB for 4,249 tokens with transformers (`benchmarks/accelerator.py plan`).
+"""
 _SPARE = 0.9  # of the free host memory; the rest is for data loaders and checkpoints
 _GIB = 2**30
 
