@@ -310,7 +310,7 @@ PLAN = MemoryPlan(15 * GIB, 1, 100 * GIB, 80 * GIB, 60 * GIB, 0.3)
         pytest.param({}, "", id="fits"),
         pytest.param({"gpu_total": 0, "gpu_free": 0}, "", id="no_gpu"),
         pytest.param({"judges": 8}, "120.0 GiB (8 x 15.0 GiB), and only 100.0 GiB are free", id="host_memory"),
-        pytest.param({"share": 0.15}, "is 12.0 GiB of 80.0 GiB: set gpu_memory_utilization to 0.20", id="small_share"),
+        pytest.param({"share": 0.15}, "is 12.0 GiB of 80.0 GiB: set gpu_memory_utilization to 0.21", id="small_share"),
         pytest.param(
             {"gpu_free": 20 * GIB}, "share is 24.0 GiB of the GPU, and the trainer leaves 20.0 GiB", id="full"
         ),
