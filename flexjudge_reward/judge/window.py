@@ -32,7 +32,7 @@ _AHEAD = 2  # times these rows may be judged before a slower one that is written
 
 
 def judge_side_by_side(
-    judge: Judge, examples: Sequence[Example], labels: Sequence[Mapping[str, object]], again: bool = False
+    judge: Judge, examples: Sequence[Example], labels: Sequence[Mapping[str, object]] | None = None, again: bool = False
 ) -> list[GroupResult]:
     """As `judge_groups`; for a judge on a server in batches side by side, where there are media to be read.
 
@@ -42,6 +42,7 @@ def judge_side_by_side(
     Raises ConfigError before anything is asked, and EngineError if the judge answers nothing. Where it answers nothing
     any more, what is left of the examples fails.
     """
+    labels = labels or [{}] * len(examples)
     for index, example in enumerate(examples):
         try:
             check_format(judge.format, example)

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flexjudge_reward.errors import ConfigError
-from flexjudge_reward.judge.groups import GroupResult, judge_groups
+from flexjudge_reward.judge.groups import GroupResult
 from flexjudge_reward.judge.judge import Judge
 from flexjudge_reward.judge.rewards import Outcome
+from flexjudge_reward.judge.window import judge_side_by_side
 from flexjudge_reward.types import ContentLike, Example, Failure, Verdict
 
 
@@ -52,14 +53,14 @@ def best_of_n(
 
 
 def rerank(examples: Sequence[Example], judge: Judge, seed: int = 0) -> list[Ranking]:
-    """One ranking per example, all judged in one batch.
+    """One ranking per example. A judge on a server is asked about the first while the media of later ones are read.
 
     Raises ConfigError: no examples, or one with fewer than two candidates; EngineError: the judge can answer nothing.
     """
     for index, example in enumerate(examples):
         if (count := len(example.candidates)) < 2:
             raise ConfigError(f"example {index}: ranking needs at least two candidates, found {count}")
-    results = judge_groups(judge, examples)
+    results = judge_side_by_side(judge, examples)
     return [ranked(example, result, seed) for example, result in zip(examples, results, strict=True)]
 
 

@@ -31,6 +31,7 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.errors import SeveralModels
 from flexjudge_reward.judge.window import in_order, judge_side_by_side
+from flexjudge_reward.offline.rerank import rerank
 from flexjudge_reward.offline.score import rerank_file, score_file
 from support.images import noise
 from support.judging import Served, scores
@@ -141,6 +142,12 @@ def test_side_by_side_they_get_the_results_of_one_batch(format: Format) -> None:
     examples, engine = groups(format, 150), Served()
     found = judge_side_by_side(Judge(format, engine), examples, [{}] * 150, True)
     assert found == judge_groups(Judge(format, ScriptedEngine(scores)), examples, again=True) and engine.most > 1
+
+
+def test_best_of_n_is_judged_side_by_side_too() -> None:
+    examples, engine = groups(Listwise(), 150), Served()
+    found = rerank(examples, Judge(Listwise(), engine))
+    assert found == rerank(examples, Judge(Listwise(), ScriptedEngine(scores))) and engine.most > 1
 
 
 @pytest.mark.parametrize(("error", "from_row"), [(EngineError("gone"), 0), (SeveralModels("two"), 60)])
