@@ -36,7 +36,7 @@ test: .venv/test.ok ## the whole suite: a real vLLM engine and server, real trai
 	$(PY) -m coverage report --include='$(DECIDES)' --fail-under=100
 
 test-fast: .venv/test.ok ## what a contributor runs: the units and the contracts, in about a minute
-	$(PYTHON_M) $(PYTEST) tests/contract tests/unit
+	$(PYTHON_M) $(PYTEST) --dist worksteal tests/contract tests/unit
 
 test-trainers: .venv/test.ok $(foreach one,swift orlhf verl axolotl llama_factory verifiers slime,$(TRAINERS)/$(one).ok) ## the adapters in real trainers
 	$(PY) benchmarks/trainers.py
