@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flexjudge_reward import (
     Engine,
     EngineError,
@@ -23,6 +21,7 @@ from flexjudge_reward import (
     Untrusted,
     VLLMEngine,
 )
+from flexjudge_reward.judge.machine import has_gpu_engine
 
 Question = Sequence[str | Media]
 """A question's images and its text."""
@@ -30,8 +29,8 @@ TEMPERATURES = (0.8, 1.2)  # as in Flex-Judge, appendix B.4.2
 
 
 def policy_engine(model: str, revision: str | None, memory_share: float) -> Engine:
-    """What samples the policy: vLLM with that share of the GPU's memory, or transformers where there is no GPU."""
-    if not torch.cuda.is_available():
+    """What samples the policy: vLLM with that share of the GPU's memory; transformers without a GPU or without vLLM."""
+    if not has_gpu_engine():
         return TransformersEngine(model, revision=revision)
     # Room for one image and no video: what vLLM sets aside for videos is as large as a model.
     limits = {"images_per_prompt": 1, "videos_per_prompt": 0}

@@ -27,6 +27,7 @@ from flexjudge_reward import (
     Request,
     Sampling,
     ScriptedEngine,
+    TransformersEngine,
 )
 from support.jsonl import read
 from support.late import late, needs
@@ -223,10 +224,15 @@ def test_a_question_with_fewer_than_two_answers_is_no_row(tmp_path: Path) -> Non
 
 
 def test_the_policy_has_the_gpu_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(sampling, "has_gpu_engine", lambda: True)
     engine: Any = sampling.policy_engine("a/b", None, 0.8)
     assert (engine.model, engine.gpu_memory_utilization) == ("a/b", 0.8)
     assert engine.limits == {"image": 1, "video": 0, "audio": 4}
+
+
+def test_a_gpu_without_vllm_samples_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # vLLM is hidden from the tests
+    assert isinstance(sampling.policy_engine("a/b", None, 0.8), TransformersEngine)
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
