@@ -5,7 +5,7 @@
         --model_name_or_path build/nano/base                         # the judge from it
     python recipes/judge_training/nano.py --model omni               # nano-omni: base, ears, judge
     python recipes/judge_training/nano.py --model omni --base build/nano/base   # the same, out of a base of your own
-    python recipes/judge_training/nano.py --width 320 --device cuda  # a base of 8 million parameters, on a GPU
+    python recipes/judge_training/nano.py --width 320 --device cuda  # a base of seven million parameters, on a GPU
     python recipes/judge_training/nano.py --install                  # copies what was made into the package
 
 The base transcribes scenes, quotes answers and answers questions (`recipes/nano/pages.py`), from images, videos and

@@ -134,7 +134,7 @@ def save_processor(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def make_model(tokenizer: Tokenizer, width: int = WIDTH) -> Qwen2_5_VLForConditionalGeneration:
-    """About two million parameters; with twice the width eight."""
+    """About two million parameters; with twice the width seven."""
     token = tokenizer.token_to_id
     ids = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
     ids |= {"vision_end": "<|vision_end|>"}
