@@ -3,6 +3,7 @@
     python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
     python benchmarks/nano.py --trainings runs/sft_nano_second OTHER OTHER     # the mean, and the lowest
+    python benchmarks/nano.py --trainings A B C --name wide         # the same of another kind, under names of its own
     python benchmarks/nano.py --answer-first runs/answer_first     # the ablation of recipes/judge_training/sft
 
 Every example goes through the public `Judge` on `TransformersEngine`, so a figure counts the whole way from example to
@@ -252,7 +253,7 @@ def trainings(options: argparse.Namespace) -> list[tuple[str, float, str, str, s
     targets["nano.image_pair_better"] = ">= 0.93"  # in each training
     return [
         (
-            name.replace("nano.", "nano.trained_") + end,
+            name.replace("nano.", f"nano.{options.name}_") + end,
             value,
             "fraction",
             targets[name],
@@ -277,6 +278,7 @@ def main() -> None:
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--model", type=Path, default=path("judge"))
     args.add_argument("--trainings", type=Path, nargs="+", help="measure these judges instead")
+    args.add_argument("--name", default="trained", help="of the figures of --trainings: nano.NAME_...")
     args.add_argument("--answer-first", type=Path, help="measure this ablation instead")
     args.add_argument("--clips", action="store_true", help="clips too; transformers reads these with torchvision")
     args.add_argument("--dry", action="store_true", help="print, record nothing")
