@@ -24,6 +24,7 @@ from flexjudge_reward.types import Example, Failure
 
 T = TypeVar("T")
 R = TypeVar("R")
+Judged = Callable[[Sequence[Example], Sequence[Mapping[str, object]]], Sequence[R]]
 
 _THREADS = 32
 _READERS = 4  # batches that are read at once, or as many as there are processors: one may wait for a slow decoder
@@ -34,10 +35,7 @@ _AHEAD = 2  # times these rows may be judged before a slower one that is written
 def judge_side_by_side(
     judge: Judge, examples: Sequence[Example], labels: Sequence[Mapping[str, object]] | None = None, again: bool = False
 ) -> list[GroupResult]:
-    """As `judge_groups`; for a judge on a server in batches side by side, where there are media to be read.
-
-    Texts need no reading, and one batch of them takes a third less of the processor. Media of one batch are read in
-    several threads.
+    """As `judge_groups`, in batches side by side as `side_by_side` says.
 
     Raises ConfigError before anything is asked, and EngineError if the judge answers nothing. Where it answers nothing
     any more, what is left of the examples fails.
@@ -48,16 +46,9 @@ def judge_side_by_side(
             check_format(judge.format, example)
         except ConfigError as error:
             raise ConfigError(f"example {index}: {error}") from error
-
-    if len(examples) <= _batch_size(judge) or not any(example.media for example in examples):
-        return judge_groups(judge, examples, labels, again)
-
-    def judged(batch: list[tuple[Example, Mapping[str, object]]]) -> list[GroupResult]:
-        return judge_groups(judge, [example for example, _ in batch], [label for _, label in batch], again)
-
-    rows, results = zip(examples, labels, strict=True), list[GroupResult]()
+    results: list[GroupResult] = []
     try:
-        for _, found in in_order(rows, judged, judge, len(examples), lambda row: row[0]):
+        for found in side_by_side(judge, examples, labels, partial(judge_groups, judge, again=again)):
             results += found
     except SeveralModels:
         raise
@@ -67,6 +58,26 @@ def judge_side_by_side(
         failure = Failure("engine", str(error))
         results += [GroupResult.failed(example, failure) for example in examples[len(results) :]]
     return results
+
+
+def side_by_side(
+    judge: Judge, examples: Sequence[Example], labels: Sequence[Mapping[str, object]], work: Judged[R]
+) -> Iterator[Sequence[R]]:
+    """What `work` makes of the examples and their labels, in order: of all at once, or of one batch after the other.
+
+    There are batches, side by side, if a judge on a server has media that are to be read. Texts need no reading, and
+    one batch of them takes a third less of the processor. Media of one batch are read in several threads.
+    """
+    if len(examples) <= _batch_size(judge) or not any(example.media for example in examples):
+        yield work(examples, labels)
+        return
+
+    def judged(batch: list[tuple[Example, Mapping[str, object]]]) -> Sequence[R]:
+        return work([example for example, _ in batch], [label for _, label in batch])
+
+    rows = zip(examples, labels, strict=True)
+    for _, found in in_order(rows, judged, judge, len(examples), lambda row: row[0]):
+        yield found
 
 
 def in_order(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from flexjudge_reward.engines.base import Engine
@@ -29,6 +30,7 @@ from flexjudge_reward.formats.votes import MajorityVote
 from flexjudge_reward.judge.cascade import Cascade
 from flexjudge_reward.judge.groups import check_fits, judge_groups
 from flexjudge_reward.judge.judge import Judge
+from flexjudge_reward.judge.window import side_by_side
 from flexjudge_reward.offline.evaluate.metrics import Judged, Judgement
 from flexjudge_reward.offline.evaluate.rows import Labelled
 from flexjudge_reward.types import Failure, Verdict
@@ -50,7 +52,7 @@ def plain_judge(judge: Judge) -> tuple[Judge, int]:
 
 
 def judged(judge: Judge, rows: Sequence[Labelled], votes: int = 1, seed: int = 0) -> list[Judged]:
-    """Every row judged `votes` times in both orders, all in one batch per vote; unanswered rows are judged twice.
+    """Every row judged `votes` times in both orders, vote by vote; unanswered rows are judged twice.
 
     A row that stays unanswered while the model answers a harmless request has a timeout or transport failure.
 
@@ -119,10 +121,11 @@ def _draw(
     examples = [row.example.with_candidates([row.example.candidates[i] for i in order]) for row, order in shown]
     marks: list[Mapping[str, object]] = [{"id": row.id, "order": list(order)} for row, order in shown]
     if alone:
-        results = iter([_of_each(result.outcomes, result.verdicts) for result in judge_groups(judge, examples, marks)])
+        found = side_by_side(judge, examples, marks, partial(judge_groups, judge))
+        results = iter([_of_each(result.outcomes, result.verdicts) for batch in found for result in batch])
     else:
-        verdicts = zip(judge(examples, marks), shown, strict=True)
-        results = iter([_of_group(verdict, order) for verdict, (_, order) in verdicts])
+        verdicts = [verdict for batch in side_by_side(judge, examples, marks, judge) for verdict in batch]
+        results = iter([_of_group(verdict, order) for verdict, (_, order) in zip(verdicts, shown, strict=True)])
     return [tuple(next(results) for _ in own) for own in orders]
 
 

@@ -31,6 +31,9 @@ from flexjudge_reward import (
 )
 from flexjudge_reward.errors import SeveralModels
 from flexjudge_reward.judge.window import in_order, judge_side_by_side
+from flexjudge_reward.offline.evaluate.benchmark import Part
+from flexjudge_reward.offline.evaluate.judging import judged
+from flexjudge_reward.offline.evaluate.rows import Labelled
 from flexjudge_reward.offline.rerank import rerank
 from flexjudge_reward.offline.score import rerank_file, score_file
 from support.images import noise
@@ -151,6 +154,14 @@ def test_best_of_n_is_judged_side_by_side_too() -> None:
     examples, engine = groups(Listwise(), 150), Served()
     found = rerank(examples, Judge(Listwise(), engine))
     assert found == rerank(examples, Judge(Listwise(), ScriptedEngine(scores))) and engine.most > 1
+
+
+@pytest.mark.parametrize("format", [Pointwise(), Listwise()], ids=Format.described)
+def test_rows_of_a_benchmark_are_judged_side_by_side_too(format: Format) -> None:
+    made, engine = groups(Listwise(), 75), Served()
+    rows = [Labelled(n, str(n), Part({}, {}, {}), (1.0, 0.0), {}, one) for n, one in enumerate(made)]
+    found = judged(Judge(format, engine), rows)
+    assert found == judged(Judge(format, ScriptedEngine(scores)), rows) and engine.most > 1
 
 
 @pytest.mark.parametrize(("error", "from_row"), [(EngineError("gone"), 0), (SeveralModels("two"), 60)])
