@@ -13,9 +13,10 @@ pyarrow and every node can read it. The output is a folder of .parquet files, wh
 Each judge of the pool is a process of its own: a client of a server, or an engine with a GPU of its own.
 
 Promised: Ray Data's checkpoint writes every row once, also after the driver, a judge or a node was killed: the same
-command continues, and judges again only what was not written, which a cache gives back. Another run's output is
-refused. What is missing is said before a model loads: Ray, CPUs, GPUs, files, columns. With `keep_order` the files of
-an unbroken run, sorted by name, have the order of the input; `file_row` sorts the rows of any run.
+command continues, and judges again only what was not written, which a cache gives back. What a task of a failed run
+writes late is removed before the output is complete. Another run's output is refused. What is missing is said before a
+model loads: Ray, CPUs, GPUs, files, columns. With `keep_order` the files of an unbroken run, sorted by name, have the
+order of the input; `file_row` sorts the rows of any run.
 """
 
 from __future__ import annotations
@@ -144,10 +145,12 @@ def _run(job: ScoreJob | PairJob, output: str | Path, pool: RayPool) -> None:
         judges = _judges(ray, job.judge, str(identity.get("engine")), pool)
         _look_at_the_first(job, files)
         place.begin(_fingerprint(job, identity, files))
-        with _settings(ray, place, pool), _own_errors(ray):
-            _judged(ray, job, files.dataset(ray), judges, pool).write_parquet(
-                place.path, filesystem=place.filesystem, partition_cols=job.partition or None
-            )
+        settled = False
+        while not settled:
+            before, run = place.written(), f"{time.time_ns():016x}"  # files of a later run come later by their names
+            with _settings(ray, place, pool), _own_errors(ray):
+                _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, run)
+            settled = place.settled(before, run)
         place.finish()
 
 
@@ -255,6 +258,17 @@ def _judged(ray: Any, job: ScoreJob | PairJob, source: Any, judges: _Judges, poo
         batch_format="pyarrow",
         num_cpus=_CPUS_OF_A_JUDGE,
         num_gpus=judges.gpus,
+    )
+
+
+def _write(judged: Any, job: ScoreJob | PairJob, place: OutputFolder, run: str) -> None:
+    from ray.data.datasource import FilenameProvider
+
+    judged.write_parquet(
+        place.path,
+        filesystem=place.filesystem,
+        partition_cols=job.partition or None,
+        filename_provider=FilenameProvider(run, "parquet"),
     )
 
 

@@ -1,7 +1,8 @@
 """The files of a job on Ray: those that it reads, and the folder that it writes, on any file system of pyarrow.
 
 Promised: a folder is the output of one run. Another run, a complete one and other files are refused, and a checkpoint
-counts only with the output that it is of. `_run.json` says which run that is; it appears whole.
+counts only with the output that it is of. `_run.json` says which run that is; it appears whole. Once it says that the
+run is complete, each file has a checkpoint, and each checkpoint has its files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.offline.output import owned
+
+_PENDING = ".pending"  # what Ray adds to the name of a checkpoint whose files are not complete
 
 
 def filesystem_of(place: str | Path) -> tuple[Any, str]:
@@ -146,6 +149,35 @@ class OutputFolder:
                 f"{self.path!r} belongs to an unfinished run of other rows or settings: finish that one, remove the"
                 " folder to begin again, or give another output"
             )
+
+    def written(self) -> set[str]:
+        """The tasks whose files are complete, by the names of their checkpoints."""
+        return {name for name in self._checkpoints() if not name.endswith(_PENDING)}
+
+    def settled(self, before: set[str], run: str) -> bool:
+        """Whether each row is written once, by the tasks `before` this run or one of its own, whose names begin so.
+
+        A task of a run that failed may write its file after the next one has begun, which judges its rows again. Such
+        files are removed, and so are checkpoints whose files are gone. If a row may lack now, the run has to be
+        repeated. Not seen: a task that outlives the next run, too.
+        """
+        files: dict[str, list[str]] = {}
+        for one in _listed(self.filesystem, self.path):
+            if one.path.endswith(".parquet"):
+                files.setdefault(one.base_name.rpartition("-")[0], []).append(one.path)  # TASK-0.parquet
+        written = self.written()
+        ours = {task for task in written & files.keys() if task in before or task.startswith(run)}
+        for task in files.keys() - ours:
+            for path in files[task]:
+                self.filesystem.delete_file(path)
+        checkpoints = self._checkpoints()
+        for task in written - ours:
+            self.filesystem.delete_file(checkpoints[task])
+        return written == ours
+
+    def _checkpoints(self) -> dict[str, str]:
+        found = _listed(self.filesystem, self.checkpoint)
+        return {one.base_name.removesuffix(".parquet"): one.path for one in found}
 
     def finish(self) -> None:
         """Notes that the run is complete; only then is the checkpoint removed."""

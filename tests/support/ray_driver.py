@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+
+import pyarrow
+from pyarrow import parquet
 
 from flexjudge_reward import (
     ConfigError,
@@ -24,7 +28,7 @@ from flexjudge_reward import (
     score_on_ray,
 )
 from flexjudge_reward.data.rows import BadRow, RowOptions
-from flexjudge_reward.offline.blocks import BlockRows
+from flexjudge_reward.offline.blocks import FILE_ROW, BlockRows
 from support.ray_jobs import reply
 
 FOLDER = Path(sys.argv[1])
@@ -39,6 +43,14 @@ def breaking(request: Request) -> str:
     if question == "what is in 25?" and not repaired:
         raise EngineError("the judge is gone")
     return reply(request)
+
+
+def plant() -> None:
+    """What a late task of the broken run leaves: a file whose checkpoint was removed, and one the other way round."""
+    written = next((FOLDER / "pairs").rglob("*.parquet"))
+    shutil.copy(written, written.with_name("late_0_000000-0.parquet"))
+    row = pyarrow.table({FILE_ROW: ["1.parquet:000000019"]})
+    parquet.write_table(row, FOLDER / "pairs.checkpoint" / "lost_0_000000.parquet")
 
 
 def main() -> None:
@@ -66,6 +78,8 @@ def main() -> None:
             )
         except EngineError as error:
             found[name] = str(error)
+        if name == "stopped":
+            plant()
         (FOLDER / "repaired").touch()
     try:
         score_on_ray(FOLDER / "texts", judge, FOLDER / "never", RayPool(judges=100))
