@@ -2,7 +2,7 @@
 
     python benchmarks/nano.py                              # about two minutes on one core, all figures recorded
     python benchmarks/nano.py --count 50 --dry             # a quick look, nothing recorded
-    python benchmarks/nano.py --trainings runs/sft_nano_second OTHER OTHER     # the mean, and the lowest
+    python benchmarks/nano.py --trainings runs/sft_nano_second OTHER OTHER --count 2000     # the mean, and the lowest
     python benchmarks/nano.py --trainings A B C --name wide         # the same of another kind, under names of its own
     python benchmarks/nano.py --answer-first runs/answer_first     # the ablation of recipes/judge_training/sft
 
@@ -257,7 +257,7 @@ def trainings(options: argparse.Namespace) -> list[tuple[str, float, str, str, s
             value,
             "fraction",
             targets[name],
-            f"{len(values)} trainings: {', '.join(f'{v:.3f}' for v in values)}",
+            f"{len(values)} trainings: {', '.join(f'{v:.3f}' for v in values)}; pairs of {options.count} examples",
         )
         for name, values in found.items()
         for end, value in (("", sum(values) / len(values)), ("_min", min(values)))
