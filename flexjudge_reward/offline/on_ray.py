@@ -51,6 +51,7 @@ _FIRST = 64  # rows that are looked at before anything is judged
 _CPUS_OF_A_JUDGE = 0.5  # it waits for its model or server
 _CPUS_BESIDE = 2.0  # to read and write; and for the rows of a checkpoint, without which a resumed run waits for ever
 _JUDGES = 2  # that need no GPU, by default
+_PASSES = 3  # over a source: each but the first judges what a late task of a failed run made uncertain
 _GIB = 1 << 30
 _SMALLER = "Ray would wait for ever: take fewer judges, or add nodes"
 _NOT_HERE = ("split", "config_name", "limit", "shuffle_seed")
@@ -145,13 +146,13 @@ def _run(job: ScoreJob | PairJob, output: str | Path, pool: RayPool) -> None:
         judges = _judges(ray, job.judge, str(identity.get("engine")), pool)
         _look_at_the_first(job, files)
         place.begin(_fingerprint(job, identity, files))
-        settled = False
-        while not settled:
+        for _ in range(_PASSES):
             before, run = place.written(), f"{time.time_ns():016x}"  # files of a later run come later by their names
             with _settings(ray, place, pool), _own_errors(ray):
                 _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, run)
-            settled = place.settled(before, run)
-        place.finish()
+            if place.settled(before, run):
+                return place.finish()
+        raise EngineError(f"tasks of a failed run still write to {output}: end them, and run the same command again")
 
 
 def _ray() -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from flexjudge_reward.errors import ConfigError
 from flexjudge_reward.offline.output import owned
 
+_TASK_FILE = re.compile(r"(.+_[0-9]{6,})-[0-9]+\.parquet")
 _PENDING = ".pending"  # what Ray adds to the name of a checkpoint whose files are not complete
 
 
@@ -163,8 +165,8 @@ class OutputFolder:
         """
         files: dict[str, list[str]] = {}
         for one in _listed(self.filesystem, self.path):
-            if one.path.endswith(".parquet"):
-                files.setdefault(one.base_name.rpartition("-")[0], []).append(one.path)  # TASK-0.parquet
+            if named := _TASK_FILE.fullmatch(one.base_name):  # what else is there is the user's
+                files.setdefault(named[1], []).append(one.path)
         written = self.written()
         ours = {task for task in written & files.keys() if task in before or task.startswith(run)}
         for task in files.keys() - ours:

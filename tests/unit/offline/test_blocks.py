@@ -232,14 +232,14 @@ def test_an_output_belongs_to_one_run(tmp_path: Path) -> None:
         place.begin("a run")
 
 
-LATE = {  # files and checkpoints, and those that stay: two tasks before this run, `r_0` and `r_1` of it
+LATE = {  # files and checkpoints, and those that stay: two tasks before this run, two of it
     "nothing": ([], [], [], True),
-    "a_file_whose_checkpoint_was_removed": (["q_7"], [], [], True),
-    "a_file_that_is_not_complete": (["q_7"], ["q_7.pending"], ["q_7.pending"], True),
-    "a_file_in_two_partitions": (["q_7", "kept=true/q_7"], [], [], True),
-    "a_task_that_was_complete_after_this_run_began": (["q_7"], ["q_7"], [], False),
-    "a_checkpoint_without_files": ([], ["q_7"], [], False),
-    "one_that_is_not_complete": ([], ["q_7.pending"], ["q_7.pending"], True),
+    "a_file_whose_checkpoint_was_removed": (["q_000007"], [], [], True),
+    "a_file_that_is_not_complete": (["q_000007"], ["q_000007.pending"], ["q_000007.pending"], True),
+    "a_file_in_two_partitions": (["q_000007", "kept=true/q_000007"], [], [], True),
+    "a_task_that_was_complete_after_this_run_began": (["q_000007"], ["q_000007"], [], False),
+    "a_checkpoint_without_files": ([], ["q_000007"], [], False),
+    "one_that_is_not_complete": ([], ["q_000007.pending"], ["q_000007.pending"], True),
 }
 
 
@@ -247,20 +247,21 @@ LATE = {  # files and checkpoints, and those that stay: two tasks before this ru
 def test_what_a_late_task_leaves_is_no_part_of_the_output(
     tmp_path: Path, files: list[str], checkpoints: list[str], left: list[str], settled: bool
 ) -> None:
-    place, before, own = OutputFolder.of(tmp_path / "out"), ["p_0", "p_1"], ["r_0", "kept=true/r_1"]
+    place, before, own = OutputFolder.of(tmp_path / "out"), ["p_000000", "p_000001"], ["r_000000", "kept=true/r_000001"]
     place.begin("a run")
+    (tmp_path / "out" / "notes-1.parquet").touch()  # the user's own
     for name in [*before, *own, *files]:
         path = tmp_path / "out" / f"{name}-0.parquet"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    for name in [*before, "r_0", "r_1", *checkpoints]:
+    for name in [*before, "r_000000", "r_000001", *checkpoints]:
         path = tmp_path / "out.checkpoint" / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert place.settled(set(before), "r") is settled
     found = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")]
-    assert sorted(found) == sorted(f"{name}-0.parquet" for name in [*before, *own])
-    assert {path.stem for path in (tmp_path / "out.checkpoint").iterdir()} == {*before, "r_0", "r_1", *left}
+    assert sorted(found) == sorted(["notes-1.parquet", *(f"{name}-0.parquet" for name in [*before, *own])])
+    assert {path.stem for path in (tmp_path / "out.checkpoint").iterdir()} == {*before, "r_000000", "r_000001", *left}
     assert place.settled(set(before), "r")
 
 
