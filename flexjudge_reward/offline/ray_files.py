@@ -161,7 +161,7 @@ class OutputFolder:
 
         A task of a run that failed may write its file after the next one has begun, which judges its rows again. Such
         files are removed, and so are checkpoints whose files are gone. If a row may lack now, the run has to be
-        repeated. Not seen: a task that outlives the next run, too.
+        repeated. Not seen: a task that outlives the next run too, or is complete during a run that fails as well.
         """
         files: dict[str, list[str]] = {}
         for one in _listed(self.filesystem, self.path):
