@@ -145,13 +145,14 @@ def _run(job: ScoreJob | PairJob, output: str | Path, pool: RayPool) -> None:
     with place.owned(), _connected(ray, pool):
         judges = _judges(ray, job.judge, str(identity.get("engine")), pool)
         _look_at_the_first(job, files)
-        place.begin(_fingerprint(job, identity, files))
+        continued = place.begin(_fingerprint(job, identity, files))
         for _ in range(_PASSES):
-            before, run = place.written(), f"{time.time_ns():016x}"  # files of a later run come later by their names
             with _settings(ray, place, pool), _own_errors(ray):
-                _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, run)
-            if place.settled(before, run):
+                judged = _judged(ray, job, files.dataset(ray), judges, pool)
+                judged.write_parquet(place.path, filesystem=place.filesystem, partition_cols=job.partition or None)
+            if place.settled(continued):
                 return place.finish()
+            continued = True
         raise EngineError(f"tasks of a failed run still write to {output}: end them, and run the same command again")
 
 
@@ -259,17 +260,6 @@ def _judged(ray: Any, job: ScoreJob | PairJob, source: Any, judges: _Judges, poo
         batch_format="pyarrow",
         num_cpus=_CPUS_OF_A_JUDGE,
         num_gpus=judges.gpus,
-    )
-
-
-def _write(judged: Any, job: ScoreJob | PairJob, place: OutputFolder, run: str) -> None:
-    from ray.data.datasource import FilenameProvider
-
-    judged.write_parquet(
-        place.path,
-        filesystem=place.filesystem,
-        partition_cols=job.partition or None,
-        filename_provider=FilenameProvider(run, "parquet"),
     )
 
 

@@ -2,7 +2,7 @@
 
 Promised: a folder is the output of one run. Another run, a complete one and other files are refused, and a checkpoint
 counts only with the output that it is of. `_run.json` says which run that is; it appears whole. Once it says that the
-run is complete, each file has a checkpoint, and each checkpoint has its files.
+run is complete, each file has a checkpoint, each checkpoint has its files, and a row is in one of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flexjudge_reward.errors import ConfigError
+from flexjudge_reward.offline.blocks import FILE_ROW
 from flexjudge_reward.offline.output import owned
 
 _TASK_FILE = re.compile(r"(.+_[0-9]{6,})-[0-9]+\.parquet")
@@ -134,8 +135,8 @@ class OutputFolder:
         if same and source.is_folder and f"{self.path}/".startswith(f"{source.folder}/"):
             raise ConfigError(f"the output {self.path!r} is in the source: give another place")
 
-    def begin(self, run: str) -> None:
-        """Raises ConfigError: another run's output, or a complete one."""
+    def begin(self, run: str) -> bool:
+        """Whether it continues a run. Raises ConfigError: another run's output, or a complete one."""
         files = _listed(self.filesystem, self.path)
         state = self._state() if any(one.path == self._file for one in files) else None
         if state is None:
@@ -151,35 +152,53 @@ class OutputFolder:
                 f"{self.path!r} belongs to an unfinished run of other rows or settings: finish that one, remove the"
                 " folder to begin again, or give another output"
             )
+        return state is not None
 
-    def written(self) -> set[str]:
-        """The tasks whose files are complete, by the names of their checkpoints."""
-        return {name for name in self._checkpoints() if not name.endswith(_PENDING)}
+    def settled(self, continued: bool) -> bool:
+        """Whether each row is written once; if not, the run has to be repeated for the rows that lack now.
 
-    def settled(self, before: set[str], run: str) -> bool:
-        """Whether each row is written once, by the tasks `before` this run or one of its own, whose names begin so.
-
-        A task of a run that failed may write its file after the next one has begun, which judges its rows again. Such
-        files are removed, and so are checkpoints whose files are gone. If a row may lack now, the run has to be
-        repeated. Not seen: a task that outlives the next run too, or is complete during a run that fails as well.
+        A task of a run that failed may write its file after the next one has begun, which judges its rows again. So
+        files without a checkpoint are removed, checkpoints without files, and the tasks that have a row of another.
+        Nothing failed before a run that is not `continued`, and its rows are not read. Not seen: a task that outlives
+        the last run.
         """
         files: dict[str, list[str]] = {}
         for one in _listed(self.filesystem, self.path):
             if named := _TASK_FILE.fullmatch(one.base_name):  # what else is there is the user's
                 files.setdefault(named[1], []).append(one.path)
-        written = self.written()
-        ours = {task for task in written & files.keys() if task in before or task.startswith(run)}
-        for task in files.keys() - ours:
+        checkpoints = _listed(self.filesystem, self.checkpoint)
+        written = {one.base_name.removesuffix(".parquet"): one.path for one in checkpoints}
+        written = {task: path for task, path in written.items() if not task.endswith(_PENDING)}
+        kept = written.keys() & files.keys()
+        if continued:
+            kept -= self._repeated({task: written[task] for task in sorted(kept)})
+        for task in files.keys() - kept:
             for path in files[task]:
                 self.filesystem.delete_file(path)
-        checkpoints = self._checkpoints()
-        for task in written - ours:
-            self.filesystem.delete_file(checkpoints[task])
-        return written == ours
+        for task in written.keys() - kept:
+            self.filesystem.delete_file(written[task])
+        return written.keys() == kept
 
-    def _checkpoints(self) -> dict[str, str]:
-        found = _listed(self.filesystem, self.checkpoint)
-        return {one.base_name.removesuffix(".parquet"): one.path for one in found}
+    def _repeated(self, checkpoints: dict[str, str]) -> set[str]:
+        """The tasks that have a row of an earlier one."""
+        import pyarrow
+        from pyarrow import compute, parquet
+
+        rows = {}
+        for task, path in checkpoints.items():
+            with self.filesystem.open_input_file(path) as file:
+                ids = parquet.ParquetFile(file).read([FILE_ROW])[FILE_ROW]
+            rows[task] = ids.cast(pyarrow.string()).unique()
+        counted = compute.value_counts(pyarrow.chunked_array(list(rows.values()), pyarrow.string()))
+        twice = counted.field("values").filter(compute.greater(counted.field("counts"), 1))
+        repeated, seen = set[str](), set[str]()
+        for task, ids in rows.items() if len(twice) else ():
+            found = set(ids.filter(compute.is_in(ids, twice)).to_pylist())
+            if found & seen:
+                repeated.add(task)
+            else:
+                seen |= found
+        return repeated
 
     def finish(self) -> None:
         """Notes that the run is complete; only then is the checkpoint removed."""

@@ -46,9 +46,12 @@ def breaking(request: Request) -> str:
 
 
 def plant() -> None:
-    """What a late task of the broken run leaves: a file whose checkpoint was removed, and one the other way round."""
-    written = next((FOLDER / "pairs").rglob("*.parquet"))
-    shutil.copy(written, written.with_name("late_0_000000-0.parquet"))
+    """What late tasks of broken runs leave: a file without its checkpoint, the other way round, and a task twice."""
+    for written in list((FOLDER / "pairs").rglob("*.parquet")):
+        shutil.copy(written, written.with_name(f"late_{written.name}"))
+        shutil.copy(written, written.with_name(f"twice_{written.name}"))
+    for checkpoint in list((FOLDER / "pairs.checkpoint").iterdir()):
+        shutil.copy(checkpoint, checkpoint.with_name(f"twice_{checkpoint.name}"))
     row = pyarrow.table({FILE_ROW: ["1.parquet:000000019"]})
     parquet.write_table(row, FOLDER / "pairs.checkpoint" / "lost_0_000000.parquet")
 

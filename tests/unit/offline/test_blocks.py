@@ -232,37 +232,53 @@ def test_an_output_belongs_to_one_run(tmp_path: Path) -> None:
         place.begin("a run")
 
 
-LATE = {  # files and checkpoints, and those that stay: two tasks before this run, two of it
-    "nothing": ([], [], [], True),
-    "a_file_whose_checkpoint_was_removed": (["q_000007"], [], [], True),
-    "a_file_that_is_not_complete": (["q_000007"], ["q_000007.pending"], ["q_000007.pending"], True),
-    "a_file_in_two_partitions": (["q_000007", "kept=true/q_000007"], [], [], True),
-    "a_task_that_was_complete_after_this_run_began": (["q_000007"], ["q_000007"], [], False),
-    "a_checkpoint_without_files": ([], ["q_000007"], [], False),
-    "one_that_is_not_complete": ([], ["q_000007.pending"], ["q_000007.pending"], True),
+LATE = {  # files, and checkpoints with their rows, beside two tasks of two rows; and whether no row has to be repeated
+    "nothing": ([], {}, True),
+    "a_file_whose_checkpoint_was_removed": (["q_000007"], {}, True),
+    "a_file_that_is_not_complete": (["q_000007"], {"q_000007.pending": ["1"]}, True),
+    "a_file_in_two_partitions": (["q_000007", "kept=true/q_000007"], {}, True),
+    "a_checkpoint_without_files": ([], {"q_000007": ["5"]}, False),
+    "one_that_is_not_complete": ([], {"q_000007.pending": ["5"]}, True),
+    "a_task_with_rows_of_another": (["q_000007"], {"q_000007": ["1", "2"]}, False),
+    "with_one_row_of_another_in_two_partitions": (["q_000007", "kept=true/q_000007"], {"q_000007": ["5", "3"]}, False),
+    "two_with_rows_of_others": (["q_000007", "r_000007"], {"q_000007": ["1", "2"], "r_000007": ["3", "4"]}, False),
+    "two_with_a_row_of_the_first": (["q_000007", "r_000007"], {"q_000007": ["1"], "r_000007": ["1"]}, False),
 }
 
 
-@pytest.mark.parametrize(("files", "checkpoints", "left", "settled"), LATE.values(), ids=LATE)
+@pytest.mark.parametrize(("files", "checkpoints", "settled"), LATE.values(), ids=LATE)
 def test_what_a_late_task_leaves_is_no_part_of_the_output(
-    tmp_path: Path, files: list[str], checkpoints: list[str], left: list[str], settled: bool
+    tmp_path: Path, files: list[str], checkpoints: dict[str, list[str]], settled: bool
 ) -> None:
-    place, before, own = OutputFolder.of(tmp_path / "out"), ["p_000000", "p_000001"], ["r_000000", "kept=true/r_000001"]
-    place.begin("a run")
+    place, own = OutputFolder.of(tmp_path / "out"), ["p_000000", "kept=true/p_000000", "p_000001"]
+    assert not place.begin("a run") and place.begin("a run")
     (tmp_path / "out" / "notes-1.parquet").touch()  # the user's own
-    for name in [*before, *own, *files]:
+    (tmp_path / "out.checkpoint").mkdir()
+    for name in [*own, *files]:
         path = tmp_path / "out" / f"{name}-0.parquet"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    for name in [*before, "r_000000", "r_000001", *checkpoints]:
-        path = tmp_path / "out.checkpoint" / f"{name}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    assert place.settled(set(before), "r") is settled
+    for name, rows in {"p_000000": ["1", "2", "2"], "p_000001": ["3", "4"], **checkpoints}.items():
+        parquet.write_table(pa.table({FILE_ROW: rows}), tmp_path / "out.checkpoint" / f"{name}.parquet")
+    assert place.settled(continued=True) is settled
     found = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")]
-    assert sorted(found) == sorted(["notes-1.parquet", *(f"{name}-0.parquet" for name in [*before, *own])])
-    assert {path.stem for path in (tmp_path / "out.checkpoint").iterdir()} == {*before, "r_000000", "r_000001", *left}
-    assert place.settled(set(before), "r")
+    assert sorted(found) == sorted(["notes-1.parquet", *(f"{name}-0.parquet" for name in own)])
+    left = {path.stem for path in (tmp_path / "out.checkpoint").iterdir()}
+    assert left == {"p_000000", "p_000001", *(name for name in checkpoints if name.endswith("pending"))}
+    assert place.settled(continued=True)
+
+
+def test_a_task_that_is_removed_leaves_its_rows_to_others(tmp_path: Path) -> None:
+    place = OutputFolder.of(tmp_path / "out")
+    place.begin("a run")
+    (tmp_path / "out.checkpoint").mkdir()
+    for number in range(5):  # each has a row of the one before; of the odd ones that row is written by no other then
+        (tmp_path / "out" / f"t_{number:06}-0.parquet").touch()
+        ids = pa.table({FILE_ROW: [str(number), str(number + 1)]})
+        parquet.write_table(ids, tmp_path / "out.checkpoint" / f"t_{number:06}.parquet")
+    assert not place.settled(continued=True)
+    left = sorted(path.stem for path in (tmp_path / "out.checkpoint").iterdir())
+    assert left == ["t_000000", "t_000002", "t_000004"]
 
 
 # ---------------------------------------------------------------- what is refused before Ray starts
