@@ -19,7 +19,7 @@ from flexjudge_reward.engines.client import Wire
 if TYPE_CHECKING:
     import aiohttp
 
-LARGE = 2**20  # bytes; larger bodies are sent in parts
+LARGE = 2**17  # bytes; larger bodies are sent in parts
 _PART = 2**18
 _LONGEST_ANSWER = 2**24  # bytes
 
