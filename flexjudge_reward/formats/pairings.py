@@ -13,7 +13,6 @@ ring of neighbours equals `all` with that budget, and comparing everybody with o
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import random
@@ -135,15 +134,16 @@ def _balanced_subset(pairs: Sequence[Pairing], budget: int) -> list[Pairing]:
     """`budget` of the pairs, chosen so that every member is compared about equally often."""
     count: Counter[int] = Counter()
     # The rarest member first, by its rarest rival: a plain cut of the list would leave members out.
-    left = [(0, 0, place) for place in range(len(pairs))]  # a heap; what it says of a pair may be out of date, too low
+    left = {(0, 0): list(range(len(pairs)))}  # by how often the two were chosen when that was last seen: it grows only
     chosen: list[Pairing] = []
     while len(chosen) < budget:
-        first, second = pairs[left[0][-1]]
-        low, high = sorted((count[first], count[second]))
-        if (low, high) != left[0][:-1]:
-            heapq.heapreplace(left, (low, high, left[0][-1]))
-            continue
-        heapq.heappop(left)
-        chosen.append((first, second))
-        count.update((first, second))
+        rarest = min(left)
+        for place in sorted(left.pop(rarest)):  # in one order throughout, which leaves fewer members over
+            first, second = pairs[place]
+            low, high = sorted((count[first], count[second]))
+            if (low, high) != rarest:
+                left.setdefault((low, high), []).append(place)
+            elif len(chosen) < budget:
+                chosen.append(pairs[place])
+                count.update(pairs[place])
     return chosen
