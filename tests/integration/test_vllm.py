@@ -49,8 +49,10 @@ def nano_vllm() -> Iterator[VLLMEngine]:
     """The embedded judge on a real in-process vLLM; at the end its process must be gone."""
     real.prepare()
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
+        # On a CPU the memory for prompts is whole GiB, each of which takes 5 s of processor time to be filled.
+        patch.setattr("vllm.platforms.cpu.GiB_bytes", 2**27, raising=False)
         engine.generate([Request(Prompt((Message("user", ("What is top-left?",)),)), Sampling(max_tokens=4))])
     assert len(real.engine_processes()) == 1
     yield engine
