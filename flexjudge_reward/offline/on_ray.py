@@ -145,14 +145,12 @@ def _run(job: ScoreJob | PairJob, output: str | Path, pool: RayPool) -> None:
     with place.owned(), _connected(ray, pool):
         judges = _judges(ray, job.judge, str(identity.get("engine")), pool)
         _look_at_the_first(job, files)
-        continued = place.begin(_fingerprint(job, identity, files))
+        name = place.begin(_fingerprint(job, identity, files))
         for _ in range(_PASSES):
             with _settings(ray, place, pool), _own_errors(ray):
-                judged = _judged(ray, job, files.dataset(ray), judges, pool)
-                judged.write_parquet(place.path, filesystem=place.filesystem, partition_cols=job.partition or None)
-            if place.settled(continued):
+                _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, name)
+            if place.settled(name):
                 return place.finish()
-            continued = True
         raise EngineError(f"tasks of a failed run still write to {output}: end them, and run the same command again")
 
 
@@ -260,6 +258,17 @@ def _judged(ray: Any, job: ScoreJob | PairJob, source: Any, judges: _Judges, poo
         batch_format="pyarrow",
         num_cpus=_CPUS_OF_A_JUDGE,
         num_gpus=judges.gpus,
+    )
+
+
+def _write(judged: Any, job: ScoreJob | PairJob, place: OutputFolder, name: str) -> None:
+    from ray.data.datasource import FilenameProvider
+
+    judged.write_parquet(
+        place.path,
+        filesystem=place.filesystem,
+        partition_cols=job.partition or None,
+        filename_provider=FilenameProvider(name, "parquet"),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -135,8 +136,8 @@ class OutputFolder:
         if same and source.is_folder and f"{self.path}/".startswith(f"{source.folder}/"):
             raise ConfigError(f"the output {self.path!r} is in the source: give another place")
 
-    def begin(self, run: str) -> bool:
-        """Whether it continues a run. Raises ConfigError: another run's output, or a complete one."""
+    def begin(self, run: str) -> str:
+        """What the names of the run's files begin with. Raises ConfigError: another run's output, or a complete one."""
         files = _listed(self.filesystem, self.path)
         state = self._state() if any(one.path == self._file for one in files) else None
         if state is None:
@@ -144,7 +145,8 @@ class OutputFolder:
                 raise ConfigError(f"{self.path!r} has other files in it: give a new or empty folder as output")
             self._forget()  # of an output that was removed: its rows would count as written
             self.filesystem.create_dir(self.path, recursive=True)
-            self._write({"run": run, "complete": False})
+            state = {"run": run, "name": f"{time.time_ns():016x}", "complete": False}
+            self._write(state)
         elif state.get("complete"):
             raise ConfigError(f"{self.path!r} is complete: give another output, or remove it to judge again")
         elif state.get("run") != run:
@@ -152,14 +154,14 @@ class OutputFolder:
                 f"{self.path!r} belongs to an unfinished run of other rows or settings: finish that one, remove the"
                 " folder to begin again, or give another output"
             )
-        return state is not None
+        return str(state.get("name", ""))
 
-    def settled(self, continued: bool) -> bool:
+    def settled(self, name: str) -> bool:
         """Whether each row is written once; if not, the run has to be repeated for the rows that lack now.
 
         A task of a run that failed may write its file after the next one has begun, which judges its rows again. So
-        files without a checkpoint are removed, checkpoints without files, and the tasks that have a row of another.
-        Nothing failed before a run that is not `continued`, and its rows are not read. Not seen: a task that outlives
+        files without a checkpoint are removed, checkpoints without files, the tasks of an output that was removed,
+        whose names do not begin with `name`, and the tasks that have a row of another. Not seen: a task that outlives
         the last run.
         """
         files: dict[str, list[str]] = {}
@@ -169,8 +171,8 @@ class OutputFolder:
         checkpoints = _listed(self.filesystem, self.checkpoint)
         written = {one.base_name.removesuffix(".parquet"): one.path for one in checkpoints}
         written = {task: path for task, path in written.items() if not task.endswith(_PENDING)}
-        kept = written.keys() & files.keys()
-        if continued:
+        kept = {task for task in written.keys() & files.keys() if task.startswith(name)}
+        if len({task.rpartition("_")[0] for task in kept}) > 1:  # else one run has written all, each row once
             kept -= self._repeated({task: written[task] for task in sorted(kept)})
         for task in files.keys() - kept:
             for path in files[task]:

@@ -51,7 +51,7 @@ def nano_vllm() -> Iterator[VLLMEngine]:
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
-        # On a CPU the memory for prompts is whole GiB, each of which takes 5 s of processor time to be filled.
+        # On a CPU the memory for prompts is a whole number of GiB, and each takes 5 s of processor time to fill.
         patch.setattr("vllm.platforms.cpu.GiB_bytes", 2**27, raising=False)
         engine.generate([Request(Prompt((Message("user", ("What is top-left?",)),)), Sampling(max_tokens=4))])
     assert len(real.engine_processes()) == 1

@@ -48,10 +48,10 @@ def breaking(request: Request) -> str:
 def plant() -> None:
     """What late tasks of broken runs leave: a file without its checkpoint, the other way round, and a task twice."""
     for written in list((FOLDER / "pairs").rglob("*.parquet")):
-        shutil.copy(written, written.with_name(f"late_{written.name}"))
-        shutil.copy(written, written.with_name(f"twice_{written.name}"))
+        shutil.copy(written, written.with_name(written.name.replace("_", "_late", 1)))
+        shutil.copy(written, written.with_name(written.name.replace("_", "_twice", 1)))
     for checkpoint in list((FOLDER / "pairs.checkpoint").iterdir()):
-        shutil.copy(checkpoint, checkpoint.with_name(f"twice_{checkpoint.name}"))
+        shutil.copy(checkpoint, checkpoint.with_name(checkpoint.name.replace("_", "_twice", 1)))
     row = pyarrow.table({FILE_ROW: ["1.parquet:000000019"]})
     parquet.write_table(row, FOLDER / "pairs.checkpoint" / "lost_0_000000.parquet")
 

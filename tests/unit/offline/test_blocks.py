@@ -234,15 +234,24 @@ def test_an_output_belongs_to_one_run(tmp_path: Path) -> None:
 
 LATE = {  # files, and checkpoints with their rows, beside two tasks of two rows; and whether no row has to be repeated
     "nothing": ([], {}, True),
-    "a_file_whose_checkpoint_was_removed": (["q_000007"], {}, True),
-    "a_file_that_is_not_complete": (["q_000007"], {"q_000007.pending": ["1"]}, True),
-    "a_file_in_two_partitions": (["q_000007", "kept=true/q_000007"], {}, True),
-    "a_checkpoint_without_files": ([], {"q_000007": ["5"]}, False),
-    "one_that_is_not_complete": ([], {"q_000007.pending": ["5"]}, True),
-    "a_task_with_rows_of_another": (["q_000007"], {"q_000007": ["1", "2"]}, False),
-    "with_one_row_of_another_in_two_partitions": (["q_000007", "kept=true/q_000007"], {"q_000007": ["5", "3"]}, False),
-    "two_with_rows_of_others": (["q_000007", "r_000007"], {"q_000007": ["1", "2"], "r_000007": ["3", "4"]}, False),
-    "two_with_a_row_of_the_first": (["q_000007", "r_000007"], {"q_000007": ["1"], "r_000007": ["1"]}, False),
+    "a_file_whose_checkpoint_was_removed": (["RUN_q_000007"], {}, True),
+    "a_file_that_is_not_complete": (["RUN_q_000007"], {"RUN_q_000007.pending": ["1"]}, True),
+    "a_file_in_two_partitions": (["RUN_q_000007", "kept=true/RUN_q_000007"], {}, True),
+    "a_checkpoint_without_files": ([], {"RUN_q_000007": ["5"]}, False),
+    "one_that_is_not_complete": ([], {"RUN_q_000007.pending": ["5"]}, True),
+    "a_task_with_rows_of_another": (["RUN_q_000007"], {"RUN_q_000007": ["1", "2"]}, False),
+    "with_one_in_two_partitions": (["RUN_q_000007", "kept=true/RUN_q_000007"], {"RUN_q_000007": ["5", "3"]}, False),
+    "two_with_rows_of_others": (
+        ["RUN_q_000007", "RUN_r_000007"],
+        {"RUN_q_000007": ["1", "2"], "RUN_r_000007": ["3", "4"]},
+        False,
+    ),
+    "two_with_a_row_of_the_first": (
+        ["RUN_q_000007", "RUN_r_000007"],
+        {"RUN_q_000007": ["1"], "RUN_r_000007": ["1"]},
+        False,
+    ),
+    "a_task_of_an_output_that_was_removed": (["0_p_000000"], {"0_p_000000": ["1", "2"]}, False),
 }
 
 
@@ -250,35 +259,37 @@ LATE = {  # files, and checkpoints with their rows, beside two tasks of two rows
 def test_what_a_late_task_leaves_is_no_part_of_the_output(
     tmp_path: Path, files: list[str], checkpoints: dict[str, list[str]], settled: bool
 ) -> None:
-    place, own = OutputFolder.of(tmp_path / "out"), ["p_000000", "kept=true/p_000000", "p_000001"]
-    assert not place.begin("a run") and place.begin("a run")
+    place, own = OutputFolder.of(tmp_path / "out"), ["RUN_p_000000", "kept=true/RUN_p_000000", "RUN_p_000001"]
+    run = place.begin("a run")
+    assert place.begin("a run") == run
     (tmp_path / "out" / "notes-1.parquet").touch()  # the user's own
     (tmp_path / "out.checkpoint").mkdir()
     for name in [*own, *files]:
-        path = tmp_path / "out" / f"{name}-0.parquet"
+        path = tmp_path / "out" / f"{name}-0.parquet".replace("RUN", run)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    for name, rows in {"p_000000": ["1", "2", "2"], "p_000001": ["3", "4"], **checkpoints}.items():
-        parquet.write_table(pa.table({FILE_ROW: rows}), tmp_path / "out.checkpoint" / f"{name}.parquet")
-    assert place.settled(continued=True) is settled
+    for name, rows in {"RUN_p_000000": ["1", "2", "2"], "RUN_p_000001": ["3", "4"], **checkpoints}.items():
+        path = tmp_path / "out.checkpoint" / f"{name}.parquet".replace("RUN", run)
+        parquet.write_table(pa.table({FILE_ROW: rows}), path)
+    assert place.settled(run) is settled
     found = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")]
-    assert sorted(found) == sorted(["notes-1.parquet", *(f"{name}-0.parquet" for name in own)])
-    left = {path.stem for path in (tmp_path / "out.checkpoint").iterdir()}
-    assert left == {"p_000000", "p_000001", *(name for name in checkpoints if name.endswith("pending"))}
-    assert place.settled(continued=True)
+    assert sorted(found) == sorted(["notes-1.parquet", *(f"{name}-0.parquet".replace("RUN", run) for name in own)])
+    left = {path.stem.replace(run, "RUN") for path in (tmp_path / "out.checkpoint").iterdir()}
+    assert left == {"RUN_p_000000", "RUN_p_000001", *(name for name in checkpoints if name.endswith("pending"))}
+    assert place.settled(run)
 
 
 def test_a_task_that_is_removed_leaves_its_rows_to_others(tmp_path: Path) -> None:
     place = OutputFolder.of(tmp_path / "out")
-    place.begin("a run")
+    run = place.begin("a run")
     (tmp_path / "out.checkpoint").mkdir()
-    for number in range(5):  # each has a row of the one before; of the odd ones that row is written by no other then
-        (tmp_path / "out" / f"t_{number:06}-0.parquet").touch()
+    for number in range(5):  # each has a row of the one before; where that one is removed, the row is written once
+        (tmp_path / "out" / f"{run}_{number}_000000-0.parquet").touch()
         ids = pa.table({FILE_ROW: [str(number), str(number + 1)]})
-        parquet.write_table(ids, tmp_path / "out.checkpoint" / f"t_{number:06}.parquet")
-    assert not place.settled(continued=True)
+        parquet.write_table(ids, tmp_path / "out.checkpoint" / f"{run}_{number}_000000.parquet")
+    assert not place.settled(run)
     left = sorted(path.stem for path in (tmp_path / "out.checkpoint").iterdir())
-    assert left == ["t_000000", "t_000002", "t_000004"]
+    assert left == [f"{run}_{number}_000000" for number in (0, 2, 4)]
 
 
 # ---------------------------------------------------------------- what is refused before Ray starts
