@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import os
 import random
 import signal
@@ -47,12 +49,11 @@ needs("torch", "vllm")
 @pytest.fixture(scope="module")
 def nano_vllm() -> Iterator[VLLMEngine]:
     """The embedded judge on a real in-process vLLM; at the end its process must be gone."""
-    real.prepare()
     engine = VLLMEngine("nano", dtype="float32", enforce_eager=True)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # vLLM and what it imports use deprecated parts of torch
-        # On a CPU the memory for prompts is a whole number of GiB, and each takes 5 s of processor time to fill.
-        patch.setattr("vllm.platforms.cpu.GiB_bytes", 2**27, raising=False)
+        patch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)  # in GiB, and it would count
+        patch.setattr("vllm.LLM", functools.partial(importlib.import_module("vllm").LLM, **cpu_vllm.LIGHT))
         engine.generate([Request(Prompt((Message("user", ("What is top-left?",)),)), Sampling(max_tokens=4))])
     assert len(real.engine_processes()) == 1
     yield engine
@@ -64,7 +65,6 @@ def nano_vllm() -> Iterator[VLLMEngine]:
 @pytest.fixture(scope="module")
 def nano_colocated() -> Iterator[ColocatedEngine]:
     """The embedded judge on a vLLM server that can sleep, as beside a policy; at the end its process must be gone."""
-    real.prepare()
     options = ("--dtype", "float32", "--enforce-eager", "--served-model-name", "nano")
     engine = ColocatedEngine("nano", server=(sys.executable, "-W", "ignore", cpu_vllm.__file__), options=options)
     engine.generate([judgement(0, "words", 1)])

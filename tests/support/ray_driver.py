@@ -74,11 +74,10 @@ def main() -> None:
     ordered = RayPool(block_rows=32, keep_order=True)
     found["ranked"] = rerank_on_ray(FOLDER / "texts", judge, FOLDER / "ranked", ordered).as_dict()
     broken = Judge(Pointwise(), ScriptedEngine(breaking))
-    for name in ("stopped", "continued"):
+    for name, judges in (("stopped", 2), ("continued", 1)):
         try:
-            found[name] = annotate_on_ray(
-                FOLDER / "images", broken, FOLDER / "pairs", RayPool(block_rows=4), margin=1.0
-            )
+            pool = RayPool(block_rows=4, judges=judges)
+            found[name] = annotate_on_ray(FOLDER / "images", broken, FOLDER / "pairs", pool, margin=1.0)
         except EngineError as error:
             found[name] = str(error)
         if name == "stopped":
