@@ -16,7 +16,7 @@ from flexjudge_reward.formats.base import Format
 from flexjudge_reward.formats.reply import read_reply, reasoning
 from flexjudge_reward.media.base import KINDS, Media
 from flexjudge_reward.prompts.quoting import fence
-from flexjudge_reward.prompts.template import Template, fill
+from flexjudge_reward.prompts.template import Template, append, fill
 from flexjudge_reward.rubric import Rubric, Scale
 from flexjudge_reward.types import Example, Failure, Generation, Message, Part, Prompt, Untrusted, Verdict
 
@@ -28,7 +28,8 @@ class Labels:
     """Names the images and videos of a prompt by their order, since a server may show them all before the text."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.counts = text, dict[str, int]()
+        self.text = text
+        self.counts: dict[str, int] = {}
 
     def of(self, owner: str) -> Callable[[Media], str]:
         """Names the media of one part of the prompt."""
@@ -41,6 +42,16 @@ class Labels:
             return "".join(map(str, fill(self.text, values)))
 
         return label
+
+
+class _Place(Untrusted):
+    """Where in the user's message a content goes, by its index."""
+
+    index: int
+
+    def __init__(self, index: int) -> None:
+        super().__init__("")
+        object.__setattr__(self, "index", index)
 
 
 class OneCall(Format):
@@ -62,27 +73,23 @@ class OneCall(Format):
     def render(self, example: Example) -> list[Prompt]:
         """One prompt. Raises ConfigError for a rubric with checks, which only a checklist runs."""
         rubric = example.rubric or self.rubric
-        if any(item.check for item in rubric.items):
+        if [item for item in rubric.items if item.check]:
             raise ConfigError(f"the rubric has a criterion with a check: format='checklist' runs it, {self.name!r} not")
         return [self._prompt(example, rubric.criteria, len(example.candidates))]
 
     def _prompt(self, example: Example, criteria: str, asked: int) -> Prompt:
         """The prompt with these criteria; `asked` is what {count} says."""
-        scale, count = self._rubric_scale(example), len(example.candidates)
+        scale, count, reference = self._rubric_scale(example), len(example.candidates), example.reference
         # An example's own rubric is data, such as a row's.
         own: str | Untrusted = Untrusted(criteria) if example.rubric else criteria
-        system, closing = _frame(self.template, scale, own, count, asked)
+        system, layout, owners = _frame(self.template, scale, own, count, asked, reference is not None)
+        contents = (example.question, *(() if reference is None else (reference,)), *example.candidates)
         label = Labels(self.template.media)
-        user = list(fill(self.template.question, {"question": fence(example.question, label.of("the question"))}))
-        if example.reference is not None:
-            reference = fence(example.reference, label.of("the reference answer"))
-            user += fill(self.template.reference, {"reference": reference})
-        for index, candidate in enumerate(example.candidates):
-            number, letter = str(index + 1), LETTERS[index % len(LETTERS)]
-            name = letter if "{letter}" in self.template.candidate else number
-            shown = fence(candidate, label.of("the answer" if count == 1 else f"answer {name}"))
-            user += fill(self.template.candidate, {"number": number, "letter": letter, "candidate": shown})
-        return Prompt((system, Message("user", (*user, *closing))))
+        fenced = [fence(content, label.of(owner)) for content, owner in zip(contents, owners, strict=True)]
+        user: list[Part] = []
+        for piece in layout:
+            append(user, fenced[piece.index] if isinstance(piece, _Place) else (piece,))
+        return Prompt((system, Message("user", tuple(user))))
 
     def read(self, example: Example, generations: Sequence[Generation]) -> Verdict:
         """The verdict of the one reply."""
@@ -101,15 +108,23 @@ class OneCall(Format):
         expected, scale = len(example.candidates), self.scale(example)
         if len(answers) != expected:
             return Failure("wrong_count", f"expected {expected} scores, one per candidate, found {len(answers)}")
-        fault = next(filter(None, (_fault(answer, scale) for answer in answers)), None)
-        return fault or tuple(float(answer) for answer in answers)
+        scores: list[float] = []
+        for answer in answers:
+            score = _number(answer, scale)
+            if isinstance(score, Failure):
+                return score
+            scores.append(score)
+        return tuple(scores)
 
 
 @lru_cache(maxsize=256)
 def _frame(
-    template: Template, scale: Scale, criteria: str | Untrusted, count: int, asked: int
-) -> tuple[Message, tuple[Part, ...]]:
-    """The system message and the closing text, which most prompts of a run share: the same objects for equal ones."""
+    template: Template, scale: Scale, criteria: str | Untrusted, count: int, asked: int, referred: bool
+) -> tuple[Message, tuple[Part, ...], tuple[str, ...]]:
+    """What most prompts of a run share: the system message, the user's with places, and whose each place is.
+
+    The places are those of the question, the reference answer if there is one, and the candidates.
+    """
     values: dict[str, str | tuple[Part, ...]] = {
         "low": f"{scale.low:g}",
         "high": f"{scale.high:g}",
@@ -117,15 +132,26 @@ def _frame(
         "count": str(asked),
         "letters": ", ".join(LETTERS[:count]),
     }
-    return Message("system", fill(template.system, values)), fill(template.closing, values)
+    user, owners = [*fill(template.question, {"question": (_Place(0),)})], ["the question"]
+    if referred:
+        append(user, fill(template.reference, {"reference": (_Place(1),)}))
+        owners.append("the reference answer")
+    for index in range(count):
+        number, letter = str(index + 1), LETTERS[index % len(LETTERS)]
+        name = letter if "{letter}" in template.candidate else number
+        place = (_Place(len(owners)),)
+        append(user, fill(template.candidate, {"number": number, "letter": letter, "candidate": place}))
+        owners.append("the answer" if count == 1 else f"answer {name}")
+    append(user, fill(template.closing, values))
+    return Message("system", fill(template.system, values)), tuple(user), tuple(owners)
 
 
-def _fault(answer: str, scale: Scale) -> Failure | None:
-    """Why an answer is no score on the scale."""
-    match = _NUMBER.fullmatch(answer)
-    if match is None or not (scale.decimals or float(answer).is_integer()):  # 8.0 is a whole number, too
+def _number(answer: str, scale: Scale) -> float | Failure:
+    """The number in an answer tag; or why it is no score on the scale."""
+    value = float(answer) if _NUMBER.fullmatch(answer) else None
+    if value is None or not (scale.decimals or value.is_integer()):  # 8.0 is a whole number, too
         expected = "a number" if scale.decimals else "a whole number"
         return Failure("malformed", f"expected {expected} of plain digits, found {answer!r}")
-    if not scale.low <= float(answer) <= scale.high:
+    if not scale.low <= value <= scale.high:
         return Failure("out_of_range", f"expected {scale.low:g} to {scale.high:g}, found {answer}")
-    return None
+    return value

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -114,12 +114,20 @@ class Template:
 
 
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
-    """`text` with each placeholder replaced once: by a text, or by several parts of a message."""
+    """`text` with each placeholder replaced once: by a text, or by several parts of a message. No text is empty."""
     parts: list[Part] = []
     for is_name, piece in _pieces(text):
         value = values[piece] if is_name else piece
-        parts += (value,) if isinstance(value, str) else value
-    return tuple([part for part in parts if part or not isinstance(part, str)])
+        append(parts, value if isinstance(value, tuple) else (value,) if value else ())
+    return tuple(parts)
+
+
+def append(parts: list[Part], more: Sequence[Part]) -> None:
+    """Adds `more` to the parts of a message. Texts that meet become one: a cache key counts part by part."""
+    if parts and more and isinstance(last := parts[-1], str) and isinstance(first := more[0], str):
+        parts[-1] = last + first
+        more = more[1:]
+    parts += more
 
 
 @lru_cache(maxsize=1024)

@@ -33,7 +33,7 @@ from flexjudge_reward.types import Generation, Request, TokenLogprob
 
 MAX_BYTES = 2 << 30
 _LONG = 256  # bytes of a value
-_parse = json.JSONDecoder().decode
+_parse = json.JSONDecoder().raw_decode  # as `encode` writes it, without white space around it
 REQUESTS_PER_CALL = 4096  # a very large batch that fails late keeps what was finished
 
 
@@ -201,7 +201,10 @@ def decode(value: bytes) -> Generation | None:
             value = unpacking.decompress(value, MAX_VALUE)
             if not unpacking.eof:
                 return None
-        entries = _parse(value.decode("utf-8", "surrogatepass"))
+        text = value.decode("utf-8", "surrogatepass")
+        entries, end = _parse(text)
+        if end != len(text):
+            return None
         logprobs = entries["logprobs"]
         return Generation(
             text=str(entries["text"]),

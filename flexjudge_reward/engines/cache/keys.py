@@ -78,7 +78,7 @@ def keys_of(
             tail = f'],"quoting":{VERSION},"sampling":{sampling},"schema":"{SCHEMA}"'
             samplings[id(request.sampling)] = tail
         frame = frame or _encoded(f"{head}{_trusted(request)}{tail}}}")
-        shown = stills(request.prompt) if _shows_videos(request.prompt) else None
+        shown = stills(request.prompt) if request.prompt.media and _shows_videos(request.prompt) else None
         videos = "" if shown is None else f',"videos":"{STILLS if shown else "videos"}"'
         document = _encoded(f"{head}{','.join(parts)}{tail}{videos}}}")
         keys.append(Key(hashlib.sha256(document).digest(), document, model, frame, shown))
