@@ -46,6 +46,7 @@ from flexjudge_reward import (
     Prompt,
     Request,
     Untrusted,
+    Verdict,
 )
 from flexjudge_reward.engines.cache.keys import keys_of
 
@@ -304,6 +305,8 @@ def warm(folder: Path, rows: int = 20_000, rounds: int = 5) -> tuple[float, floa
         Example(f"Question {number}: {'What is right here? ' * 8}", [f"answer {number}"]) for number in range(rows)
     ]
     for number in range(rounds + 1):
+        # Else the garbage collector visits those of the round before, which takes a seventh of the time.
+        verdicts: list[Verdict] = []
         start = time.process_time()
         verdicts = [verdict for at in range(0, rows, 1000) for verdict in judge(examples[at : at + 1000])]
         rates.append(rows / (time.process_time() - start))

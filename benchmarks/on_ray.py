@@ -10,7 +10,8 @@ Needs `pip install 'flexjudge-reward[ray]'`. Both run on a Ray of this machine; 
 
 `kills`: in each of the ten runs, a judge is killed at a random moment, and later the driver; then the same command
 continues. `ray.kill_differences` counts rows that differ from an unbroken run, that are missing or there twice, and
-rows that were judged again although they were written.
+rows that were judged again although they were written. `ray.kill_share_again` is the share of the rows that were judged
+when the driver was killed and were judged again, since they were not written yet.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def kills(scratch: Path, count: int | None) -> None:
     expected, draw = content(scratch / "whole"), random.Random(0)
     length = sum(map(len, expected.values()))
     assert length == KILL_ROWS
-    wrong, again = Counter[str](), 0
+    wrong, again, before = Counter[str](), 0, 0
     for number in range(count or KILLS):
         folder = scratch / f"run-{number}"
         first, second = sorted(draw.uniform(0.02, 0.95) for _ in range(2))
@@ -178,12 +179,14 @@ def kills(scratch: Path, count: int | None) -> None:
         other = sum(found.get(place) != rows for place, rows in expected.items()) + len(found.keys() - expected.keys())
         repeated = sum(place in written and place in later for place in expected)
         again += sum(place in judged and place in later for place in expected)
+        before += len(judged)
         wrong += Counter(twice=twice, other=other, repeated=repeated)
         print(
             f"run {number}: killed at {first:.0%} and {second:.0%}; {len(written)} written, {dict(wrong)}", flush=True
         )
-    note = f"{count or KILLS} runs of {KILL_ROWS} rows; {again} rows were in flight at a kill and judged again"
+    note = f"{count or KILLS} runs of {KILL_ROWS} rows; {before} were judged when the driver was killed, {again} again"
     record("ray.kill_differences", sum(wrong.values()), unit="rows", target="<= 0", note=note)
+    record("ray.kill_share_again", again / before, unit="share of rows judged before", target="<= 0.2", note=note)
 
 
 def killed(folder: Path, run: subprocess.Popen[bytes], first: float, second: float) -> None:

@@ -148,7 +148,7 @@ def _run(job: ScoreJob | PairJob, output: str | Path, pool: RayPool) -> None:
         name = place.begin(_fingerprint(job, identity, files))
         for _ in range(_PASSES):
             with _settings(ray, place, pool), _own_errors(ray):
-                _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, name)
+                _write(_judged(ray, job, files.dataset(ray), judges, pool), job, place, name, judges.size)
             if place.settled(name):
                 return place.finish()
         raise EngineError(f"tasks of a failed run still write to {output}: end them, and run the same command again")
@@ -261,14 +261,18 @@ def _judged(ray: Any, job: ScoreJob | PairJob, source: Any, judges: _Judges, poo
     )
 
 
-def _write(judged: Any, job: ScoreJob | PairJob, place: OutputFolder, name: str) -> None:
+def _write(judged: Any, job: ScoreJob | PairJob, place: OutputFolder, name: str, most: int) -> None:
+    """Writes each block when it is judged, `most` at a time."""
     from ray.data.datasource import FilenameProvider
 
+    # No CPU is reserved: where few are left, Ray gives them to what reads, and would write nothing before the end.
     judged.write_parquet(
         place.path,
         filesystem=place.filesystem,
         partition_cols=job.partition or None,
         filename_provider=FilenameProvider(name, "parquet"),
+        ray_remote_args={"num_cpus": 0},
+        concurrency=most,
     )
 
 
