@@ -186,7 +186,9 @@ def kills(scratch: Path, count: int | None) -> None:
         )
     note = f"{count or KILLS} runs of {KILL_ROWS} rows; {before} were judged when the driver was killed, {again} again"
     record("ray.kill_differences", sum(wrong.values()), unit="rows", target="<= 0", note=note)
-    record("ray.kill_share_again", again / before, unit="share of rows judged before", target="<= 0.2", note=note)
+    record(
+        "ray.kill_share_again", again / max(1, before), unit="share of rows judged before", target="<= 0.2", note=note
+    )
 
 
 def killed(folder: Path, run: subprocess.Popen[bytes], first: float, second: float) -> None:

@@ -101,8 +101,6 @@ class Example:
     reference: Content | None
     rubric: Rubric | None
     """Overrides the format's rubric for this example."""
-    media: tuple[Media, ...] = field(init=False, repr=False, compare=False)
-    """Every media item, in prompt order: question, reference, candidates."""
 
     def __init__(
         self,
@@ -118,12 +116,16 @@ class Example:
         put(self, "candidates", tuple(content(c, f"candidate {i}") for i, c in enumerate(candidates)))
         put(self, "reference", None if reference is None else content(reference, "the reference"))
         put(self, "rubric", rubric)
-        contents = (self.question, self.reference or (), *self.candidates)
-        put(self, "media", tuple([part for parts in contents for part in parts if isinstance(part, Media)]))
 
     def with_candidates(self, candidates: Sequence[ContentLike]) -> Example:
         """The same question with other candidates."""
         return Example(self.question, candidates, self.reference, self.rubric)
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """Every media item, in prompt order: question, reference, candidates."""
+        contents = (self.question, self.reference or (), *self.candidates)
+        return tuple([part for parts in contents for part in parts if isinstance(part, Media)])
 
     def digest(self, salt: object = "", by_source: bool = False) -> str:
         """SHA-256 over the content, in hex: equal examples have equal digests, in every process.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,14 +45,11 @@ class Labels:
         return label
 
 
+@dataclass(frozen=True)
 class _Place(Untrusted):
     """Where in the user's message a content goes, by its index."""
 
     index: int
-
-    def __init__(self, index: int) -> None:
-        super().__init__("")
-        object.__setattr__(self, "index", index)
 
 
 class OneCall(Format):
@@ -132,14 +130,14 @@ def _frame(
         "count": str(asked),
         "letters": ", ".join(LETTERS[:count]),
     }
-    user, owners = [*fill(template.question, {"question": (_Place(0),)})], ["the question"]
+    user, owners = [*fill(template.question, {"question": (_Place("", 0),)})], ["the question"]
     if referred:
-        append(user, fill(template.reference, {"reference": (_Place(1),)}))
+        append(user, fill(template.reference, {"reference": (_Place("", 1),)}))
         owners.append("the reference answer")
     for index in range(count):
         number, letter = str(index + 1), LETTERS[index % len(LETTERS)]
         name = letter if "{letter}" in template.candidate else number
-        place = (_Place(len(owners)),)
+        place = (_Place("", len(owners)),)
         append(user, fill(template.candidate, {"number": number, "letter": letter, "candidate": place}))
         owners.append("the answer" if count == 1 else f"answer {name}")
     append(user, fill(template.closing, values))

@@ -28,6 +28,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ from flexjudge_reward.offline.ray_files import OutputFolder, SourceFiles, writte
 _log = logging.getLogger("flexjudge_reward")
 _FIRST = 64  # rows that are looked at before anything is judged
 _CPUS_OF_A_JUDGE = 0.5  # it waits for its model or server
-_CPUS_BESIDE = 2.0  # to read and write; and for the rows of a checkpoint, without which a resumed run waits for ever
+_CPUS_BESIDE = 2.0  # to read; and for the rows of a checkpoint, without which a resumed run waits for ever
 _JUDGES = 2  # that need no GPU, by default
 _PASSES = 3  # over a source: each but the first judges what a late task of a failed run made uncertain
 _GIB = 1 << 30
@@ -345,6 +346,8 @@ def _settings(ray: Any, place: OutputFolder, pool: RayPool) -> Iterator[None]:
     context.execution_options.preserve_order = pool.keep_order
     context.max_errored_blocks = 0  # a block that fails ends the run: none is left out
     try:
-        yield
+        with warnings.catch_warnings():  # of the last blocks, for which there are more judges and writers than work
+            warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
+            yield
     finally:
         context.checkpoint_config, context.execution_options.preserve_order, context.max_errored_blocks = before

@@ -25,6 +25,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from flexjudge_reward.media.base import Media
+from flexjudge_reward.prompts.template import append
 from flexjudge_reward.types import Content, Message, Part, Untrusted
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -83,14 +84,15 @@ def fence(parts: Content, label: Callable[[Media], str] = lambda media: "") -> t
         label: what is written before a media item.
     """
     ticks = fence_line(parts)
-    inner: list[Part] = [f"{ticks}\n"]
+    fenced: list[Part] = [f"{ticks}\n"]
     for part in parts:
         if isinstance(part, str):
-            inner.append(Untrusted(encodable(part)))
+            fenced.append(Untrusted(encodable(part)))
         else:
-            inner += [shown] if (shown := label(part)) else []
-            inner.append(part)
-    return (*inner, f"\n{ticks}")
+            append(fenced, (shown,) if (shown := label(part)) else ())
+            fenced.append(part)
+    append(fenced, (f"\n{ticks}",))
+    return tuple(fenced)
 
 
 def fence_line(parts: Iterable[str | Media]) -> str:

@@ -114,7 +114,7 @@ class Template:
 
 
 def fill(text: str, values: Mapping[str, str | tuple[Part, ...]]) -> tuple[Part, ...]:
-    """`text` with each placeholder replaced once: by a text, or by several parts of a message. No text is empty."""
+    """`text` with each placeholder replaced once: by a text, which may be empty, or by several parts of a message."""
     parts: list[Part] = []
     for is_name, piece in _pieces(text):
         value = values[piece] if is_name else piece

@@ -28,7 +28,10 @@ def _forked(method: str | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    multiprocessing.get_context = _forked
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():  # else CUDA decides
+        multiprocessing.get_context = _forked
     sys.argv.remove("--enable-sleep-mode")
     for name, value in LIGHT.items():
         sys.argv += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]

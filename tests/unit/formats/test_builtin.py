@@ -216,3 +216,18 @@ def test_a_group_shares_the_beginning_of_its_prompts() -> None:
     first, second = (Pointwise().render(Example("the question", [answer]))[0] for answer in ("one", "two"))
     assert first.messages[0] == second.messages[0]
     assert first.messages[1].parts[:3] == second.messages[1].parts[:3]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(Example("q", ["a"]), id="texts"),
+        pytest.param(Example(["q", Media.image(b""), "more"], ["a", "b"], "r"), id="image_between_texts"),
+        pytest.param(Example([Media.image(b""), "q"], [[Media.image(b"")], []]), id="image_first_alone_and_nothing"),
+    ],
+)
+def test_no_two_trusted_texts_of_a_prompt_meet(example: Example) -> None:
+    (prompt,) = Listwise().render(example) if len(example.candidates) > 1 else Pointwise().render(example)
+    for message in prompt.messages:
+        kinds = [type(part) is str for part in message.parts]
+        assert not any(one and other for one, other in itertools.pairwise(kinds)), message
