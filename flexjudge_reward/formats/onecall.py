@@ -71,7 +71,7 @@ class OneCall(Format):
     def render(self, example: Example) -> list[Prompt]:
         """One prompt. Raises ConfigError for a rubric with checks, which only a checklist runs."""
         rubric = example.rubric or self.rubric
-        if [item for item in rubric.items if item.check]:
+        if any(item.check for item in rubric.items):
             raise ConfigError(f"the rubric has a criterion with a check: format='checklist' runs it, {self.name!r} not")
         return [self._prompt(example, rubric.criteria, len(example.candidates))]
 
